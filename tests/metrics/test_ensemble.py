@@ -1,0 +1,101 @@
+"""Ensemble scores against naive sums over pairs and calibrated Gaussian ensembles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lola_ds.metrics import (
+    fair_crps,
+    finite_ensemble_factor,
+    rmse,
+    skill,
+    spread,
+    spread_skill_ratio,
+)
+
+
+def naive(u: np.ndarray, v: np.ndarray) -> tuple[float, float, float]:
+    """Spread, skill and fair CRPS of one field, cell by cell and pair by pair."""
+    M = len(v)
+    variance, error, crps = 0.0, 0.0, 0.0
+    for cell in np.ndindex(*u.shape):
+        x = v[(slice(None), *cell)]
+        mean = sum(x) / M
+        variance += sum((a - mean) ** 2 for a in x) / (M - 1)
+        error += (u[cell] - mean) ** 2
+        pairs = sum(abs(a - b) for a, b in itertools.product(x, x))
+        crps += sum(abs(a - u[cell]) for a in x) / M - pairs / (2 * M * (M - 1))
+    return (variance / u.size) ** 0.5, (error / u.size) ** 0.5, crps / u.size
+
+
+@given(members=st.integers(2, 7), spatial=st.integers(1, 3), seed=st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_scores_match_naive_sums(members: int, spatial: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (2, *rng.integers(1, 5, size=spatial))
+    u, v = rng.normal(size=shape), rng.normal(size=(members, *shape))
+    tu, tv = torch.tensor(u), torch.tensor(v)
+    results = spread(tv, spatial), skill(tu, tv, spatial), fair_crps(tu, tv, spatial)
+    ratio = spread_skill_ratio(tu, tv, spatial)
+    for i in range(2):
+        s, k, c = naive(u[i], v[:, i])
+        assert [float(r[i]) for r in results] == pytest.approx((s, k, c), rel=1e-9, abs=1e-12)
+        assert float(ratio[i]) == pytest.approx(math.sqrt((members + 1) / members) * s / k)
+
+
+@pytest.mark.parametrize("members", [2, 3, 8, 32])
+def test_a_calibrated_ensemble_has_ratio_one(members: int) -> None:
+    generator = torch.Generator().manual_seed(members)
+    centre = torch.randn(400, 400, generator=generator)
+    u = centre + 0.7 * torch.randn(400, 400, generator=generator)
+    v = centre + 0.7 * torch.randn(members, 400, 400, generator=generator)
+    assert float(spread_skill_ratio(u, v, 2)) == pytest.approx(1, abs=0.01)
+    assert float(spread(v, 2)) == pytest.approx(0.7, rel=0.01)
+
+
+@pytest.mark.parametrize("members", [2, 5, 20])
+def test_fair_crps_of_a_calibrated_gaussian_does_not_depend_on_the_members(members: int) -> None:
+    """E CRPS(N(0, s²), y ~ N(0, s²)) = s/√π."""
+    generator = torch.Generator().manual_seed(members)
+    u = 2 * torch.randn(500, 500, generator=generator)
+    v = 2 * torch.randn(members, 500, 500, generator=generator)
+    assert float(fair_crps(u, v, 2)) == pytest.approx(2 / math.sqrt(math.pi), rel=0.01)
+
+
+def test_fair_crps_prefers_the_true_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(300, 300, generator=generator)
+    v = torch.randn(8, 300, 300, generator=generator)
+    best = float(fair_crps(u, v, 2))
+    assert best < float(fair_crps(u, 0.6 * v, 2))
+    assert best < float(fair_crps(u, 1.5 * v, 2))
+
+
+def test_identical_members_reduce_to_deterministic_scores() -> None:
+    u, x = torch.randn(2, 3, 8, 8)
+    v = x.expand(4, 3, 8, 8)
+    assert float(spread(v, 2).max()) == 0
+    assert torch.allclose(skill(u, v, 2), rmse(u, x, 2))
+    mae = (u - x).abs().mean(dim=(-2, -1)).double()
+    assert torch.allclose(fair_crps(u, v, 2), mae, rtol=1e-5)
+
+
+def test_a_single_member_is_refused() -> None:
+    u, v = torch.zeros(4, 4), torch.zeros(1, 4, 4)
+    for score in (spread_skill_ratio, fair_crps):
+        with pytest.raises(ValueError, match="at least 2 members"):
+            score(u, v, 2)
+    with pytest.raises(ValueError, match="at least 2 members"):
+        spread(v, 2)
+
+
+def test_the_correction_tends_to_one() -> None:
+    assert finite_ensemble_factor(1) == pytest.approx(math.sqrt(2))
+    assert finite_ensemble_factor(10**6) == pytest.approx(1, abs=1e-6)
