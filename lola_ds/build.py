@@ -1,0 +1,402 @@
+"""From configuration to objects: the only place where names in YAML become classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TASKS, fill_deepspeed, load_config, save_config, split_batch
+from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches
+from .emulate.emulator import Emulator
+from .fields import Standardize
+from .models import make_autoencoder, make_denoiser, make_surrogate
+from .objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
+from .train.checkpoint import (
+    CheckpointReader,
+    CheckpointStore,
+    explain_mismatch,
+    load_weights,
+    restore_ema,
+    restore_optimizer,
+)
+from .train.ema import Ema
+from .train.engine import Ranks, make_engine
+from .train.export import PREFIX, find_checkpoint, model_weights
+from .train.fragments import local_fragments, torch_optimizer
+from .train.loop import Plan, Trainer
+from .train.optim import make_optimizer, make_schedule
+from .train.tracking import Tracker
+
+WEIGHTS = "model.safetensors"
+AUTOENCODER = "autoencoder"
+
+
+# Data
+
+
+def open_split(config: dict[str, Any], split: str) -> ShardDataset:
+    """The windows of one split: `data/<physics>/<split>` of every physics of the dataset.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: the shards are of another kind, or have other channels, than the task needs.
+    """
+    root, dataset = Path(config["data"]), config["dataset"]
+    folders = [root / physics / split for physics in dataset["physics"]]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} does not exist; data={root} must hold <physics>/<split> as "
+                "`lola-ds shard` and `lola-ds encode` write them"
+            )
+    pixels = config["task"] == "autoencoder"
+    windows = ShardDataset(
+        folders,
+        length=1 if pixels else config["trajectory"]["length"],
+        stride=1 if pixels else config["trajectory"]["stride"],
+        restrict=config["train"]["restrict"] if split == "train" else None,
+    )
+    _check_kind(config, windows)
+    return windows
+
+
+def _check_kind(config: dict[str, Any], windows: ShardDataset) -> None:
+    latents = config["ae_run"] is not None
+    if (windows.kind == "latents") != latents:
+        fix = (
+            "give latent shards (`lola-ds encode`)"
+            if latents
+            else "add ae_run=… (the autoencoder's run), or give shards of fields"
+        )
+        raise ValueError(f"data={config['data']} holds {windows.kind}; {fix}")
+    channels, fields = windows.shape[0], config["dataset"]["fields"]
+    if not latents and channels != len(fields):
+        raise ValueError(
+            f"data={config['data']} has {channels} channels ({', '.join(windows.fields)}), "
+            f"dataset.fields has {len(fields)}; choose the dataset= the shards were made from"
+        )
+
+
+def make_prepare(config: dict[str, Any]) -> Callable[[Batch], Batch]:
+    """The step from shard values to network inputs: transform and standardise, logarithms of labels."""
+    standardize = make_standardize(config["dataset"]) if config["ae_run"] is None else None
+    logs = label_logs(config["dataset"])
+
+    def prepare(batch: Batch) -> Batch:
+        x = batch.x if standardize is None else standardize.to(batch.x.device)(batch.x)
+        return replace(batch, x=x, label=log_label(batch.label, logs))
+
+    return prepare
+
+
+def make_standardize(dataset: dict[str, Any]) -> Standardize:
+    """The dataset's transform and standardisation."""
+    stats = dataset["stats"]
+    return Standardize(stats["mean"], stats["std"], dataset["transform"])
+
+
+def label_logs(dataset: dict[str, Any]) -> list[int]:
+    """The positions in the label of the scalars whose logarithm the networks see.
+
+    Raises:
+        ValueError: `dataset.log_scalars` names a scalar that `dataset.scalars` does not.
+    """
+    for name in dataset["log_scalars"]:
+        if name not in dataset["scalars"]:
+            raise ValueError(
+                f"dataset.log_scalars names {name}, which is not in "
+                f"dataset.scalars={dataset['scalars']}"
+            )
+    return [dataset["scalars"].index(name) for name in dataset["log_scalars"]]
+
+
+def log_label(label: Tensor, logs: Sequence[int]) -> Tensor:
+    """Replaces entries `logs` of a label (..., D) by their natural logarithm."""
+    if not logs:
+        return label
+    label = label.clone()
+    label[..., logs] = label[..., logs].log()
+    return label
+
+
+# Models
+
+
+def complete_network(config: dict[str, Any], windows: ShardDataset) -> dict[str, Any]:
+    """The configuration with what the data decides: channels, axes, label size, periodicity."""
+    group = TASKS[config["task"]]
+    axes, labels = len(windows.shape) - 1, len(windows[0]["label"])
+    network = {"periodic": config["dataset"]["periodic"], **config[group]}
+    if group == "ae":
+        network |= {"pix_channels": windows.shape[0], "spatial": axes}
+    else:
+        network |= {"channels": windows.shape[0], "spatial": axes + 1, "label_features": labels}
+    unused = set(TASKS.values()) - {group}
+    return {key: value for key, value in config.items() if key not in unused} | {group: network}
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """The network of a completed configuration.
+
+    Raises:
+        ValueError: an unknown or missing key of the network's group.
+    """
+    group = TASKS[config["task"]]
+    network = {key: value for key, value in config[group].items() if key != "loss"}
+    make = {"ae": make_autoencoder, "surrogate": make_surrogate, "denoiser": make_denoiser}[group]
+    try:
+        return make(**network)
+    except TypeError as error:
+        raise ValueError(f"{group}: {error}") from error
+
+
+def build_objective(config: dict[str, Any], model: nn.Module) -> nn.Module:
+    """What is minimised: the model and its loss."""
+    precision = config["precision"]
+    if config["task"] == "autoencoder":
+        return AutoencoderObjective(model, **config["ae"]["loss"], precision=precision)
+    context = config["trajectory"]["context"]
+    if config["task"] == "surrogate":
+        return SurrogateObjective(model, **context, precision=precision)
+    return DiffusionObjective(model, **context, **config["denoiser"]["loss"], precision=precision)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """Loads a trained network for inference: eval mode, float32.
+
+    Arguments:
+        path: a converted folder (`model.safetensors`, `config.yaml`) or a run folder, whose newest
+            checkpoint's averaged weights (EMA) are taken.
+        device: where to put it.
+
+    Returns:
+        An `Autoencoder`, `Surrogate` or `Denoiser`.
+
+    Raises:
+        FileNotFoundError: the folder holds neither.
+        ValueError: the weights do not fit the configuration beside them.
+    """
+    path = Path(path)
+    config = load_config(path / "config.yaml")
+    model = build_model(config)
+    if (path / WEIGHTS).is_file():
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path / WEIGHTS)
+        except Exception as error:
+            raise ValueError(f"{path / WEIGHTS} cannot be read: {error}") from error
+    else:
+        state = model_weights(find_checkpoint(path), ema=True)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    explain_mismatch(str(path), {n: tuple(t.shape) for n, t in state.items()}, expected)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def load_emulator(path: str | Path, device: str | torch.device = "cpu") -> Emulator:
+    """Loads an emulator with its autoencoder and field statistics: physical units in and out.
+
+    Arguments:
+        path: a converted folder; emulators of latents hold their autoencoder in `autoencoder/`.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+        ValueError: the folder holds an autoencoder only.
+    """
+    path = Path(path)
+    config = load_config(path / "config.yaml")
+    if config["task"] == "autoencoder":
+        raise ValueError(f"{path} is an autoencoder, not an emulator; use load_model")
+    autoencoder = None
+    if config["ae_run"] is not None:
+        autoencoder = load_model(autoencoder_folder(path, config), device)
+    return Emulator(
+        load_model(path, device),
+        autoencoder=autoencoder,
+        standardize=make_standardize(config["dataset"]),
+        trajectory=config["trajectory"],
+        label_log=label_logs(config["dataset"]),
+        device=device,
+    )
+
+
+def autoencoder_folder(path: Path, config: dict[str, Any]) -> Path:
+    """The autoencoder of an emulator: in its own folder, else the run it was trained with.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    for folder in (path / AUTOENCODER, Path(config["ae_run"])):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"the autoencoder of {path} is neither in {path / AUTOENCODER} nor at {config['ae_run']}"
+    )
+
+
+# Training
+
+
+def build_training(config: dict[str, Any], ranks: Ranks) -> Trainer:
+    """Everything a run needs, at the step where its newest checkpoint left off.
+
+    Arguments:
+        config: the composed configuration as plain dictionaries.
+        ranks: this process among its peers.
+
+    Raises:
+        ValueError: a configuration, data or checkpoint that does not fit.
+        OSError: a missing folder or file.
+    """
+    ds_config = fill_deepspeed(config, ranks.world_size)
+    windows, valid = open_split(config, "train"), open_split(config, "valid")
+    config = complete_network(config, windows)
+    torch.manual_seed(config["seed"])  # the same initial weights on every rank
+    objective = build_objective(config, build_model(config)).to(ranks.device)
+
+    run = Path(config["run"])
+    store = CheckpointStore(
+        run / "checkpoints", config["checkpoint"]["keep"], ranks.rank, ranks.world_size
+    )
+    reader = store.newest()
+    step = reader.state["step"] if reader else 0
+    if reader is not None:
+        load_weights(objective, reader)
+    elif config["fork"]["run"] is not None:
+        _fork(objective, config["fork"])
+    plan = make_plan(config)
+    if step == 0 or step < plan.total_steps:
+        _write_run_folder(run, config, ds_config, ranks)
+
+    optimizer = make_optimizer(
+        (p for p in objective.parameters() if p.requires_grad), config["optim"]
+    )
+    engine = make_engine(objective, optimizer, ds_config)
+    fragments = local_fragments(engine, ranks.rank, ranks.world_size)
+    ema = Ema(fragments, config["ema"]["decay"])
+    loader = _make_loader(config, windows, ranks)
+    if reader is not None:
+        _restore(reader, engine, fragments, ema, loader)
+    return Trainer(
+        engine=engine,
+        ranks=ranks,
+        fragments=fragments,
+        ema=ema,
+        loader=loader,
+        valid=_validation(config, valid, ranks),
+        prepare=make_prepare(config),
+        learning_rate=make_schedule(config["optim"], plan.total_steps),
+        store=store,
+        tracker=_make_tracker(config, plan, step, ranks),
+        plan=plan,
+        step=step,
+    )
+
+
+def make_plan(config: dict[str, Any]) -> Plan:
+    """Lengths and intervals in optimizer steps."""
+    train = config["train"]
+    epoch_steps = train["epoch_size"] // train["batch_size"]
+    return Plan(
+        total_steps=train["epochs"] * epoch_steps,
+        epoch_steps=epoch_steps,
+        batch_size=train["batch_size"],
+        accumulation=train["accumulation"],
+        save_every=config["checkpoint"]["every"] * epoch_steps,
+        log_every=train["log_every"],
+        grad_clip=config["optim"]["grad_clip"],
+        seed=config["seed"],
+    )
+
+
+def _fork(objective: nn.Module, fork: dict[str, Any]) -> None:
+    """Starts from another model's weights; with `strict: false`, from those that fit."""
+    source = load_model(fork["run"]).state_dict()
+    state = {PREFIX + name: tensor for name, tensor in source.items()}
+    target = objective.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in target.items()}
+    if fork["strict"]:
+        explain_mismatch(fork["run"], {n: tuple(t.shape) for n, t in state.items()}, shapes)
+    fitting = {n: t for n, t in state.items() if shapes.get(n) == tuple(t.shape)}
+    if not fitting:
+        raise ValueError(f"fork.run={fork['run']} shares no weights with this model")
+    objective.load_state_dict(target | fitting)
+
+
+def _make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Any:
+    sampler = ElasticSampler(
+        len(windows),
+        global_batch=config["train"]["batch_size"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config["seed"],
+    )
+    return build_loader(
+        windows,
+        sampler,
+        micro_batch=split_batch(config, ranks.world_size),
+        augment=config["dataset"]["augment"] if config["ae_run"] is None else (),
+        workers=config["train"]["workers"],
+        pin_memory=ranks.device.type == "cuda",
+        seed=config["seed"],
+    )
+
+
+def _validation(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> list[Batch]:
+    """The same windows, spread evenly over the split, with the same seeds at every epoch."""
+    count = min(len(windows), config["valid"]["samples"])
+    chosen = torch.linspace(0, len(windows) - 1, count, dtype=torch.float64).round().long().tolist()
+    batches = evaluation_batches(
+        windows,
+        max(1, config["valid"]["batch_size"] // ranks.world_size),
+        ranks.rank,
+        ranks.world_size,
+        windows=chosen,
+        seed=config["seed"],
+    )
+    return list(batches)
+
+
+def _restore(
+    reader: CheckpointReader, engine: Any, fragments: list[Any], ema: Ema, loader: Any
+) -> None:
+    restore_optimizer(torch_optimizer(engine), fragments, reader, reader.state["step"])
+    restore_ema(ema, reader)
+    loader.load_state_dict(reader.state["loader"])
+
+
+def _make_tracker(config: dict[str, Any], plan: Plan, step: int, ranks: Ranks) -> Tracker:
+    total = plan.total_steps * plan.batch_size
+    done = step * plan.batch_size
+    return Tracker(Path(config["run"]), config, total, done, step, enabled=ranks.rank == 0)
+
+
+def _write_run_folder(
+    run: Path, config: dict[str, Any], ds_config: dict[str, Any], ranks: Ranks
+) -> None:
+    if ranks.rank == 0:
+        import json
+
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.yaml")
+        (run / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
+        (run / "environment.txt").write_text(_environment(ranks))
+
+
+def _environment(ranks: Ranks) -> str:
+    import platform
+    from importlib.metadata import version
+
+    packages = ("torch", "deepspeed", "webdataset", "azula", "triton", "lola_ds")
+    lines = [f"python {platform.python_version()}", f"machine {platform.platform()}"]
+    lines += [f"{name} {version(name)}" for name in packages]
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+    lines += [f"device {device}", f"world_size {ranks.world_size}"]
+    return "\n".join(lines) + "\n"

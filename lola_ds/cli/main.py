@@ -1,0 +1,57 @@
+"""The `lola-ds` command: finds the subcommand and hands the words over."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .common import fail, run_command
+
+COMMANDS = {
+    "synthesize": "small PDE solver -> The Well's HDF5",
+    "shard": "The Well's HDF5 -> WebDataset shards with an index",
+    "verify": "check the shards of a split against their index",
+    "train": "train an autoencoder, a surrogate or a diffusion model (or resume)",
+    "encode": "autoencoder over shards -> latent shards",
+    "convert": "checkpoint -> plain weights (safetensors + config)",
+    "eval": "roll out over a split: tables, figures, animation",
+}
+
+_USAGE = """usage: lola-ds COMMAND [--flags] key=value ...
+
+Latent-space neural emulators of physics, trained at scale with DeepSpeed.
+
+commands:
+{commands}
+
+examples:
+  lola-ds synthesize dataset=euler_periodic out=WELL resolution=64 trajectories=32
+  lola-ds shard dataset=euler_periodic source=WELL out=SHARDS
+  lola-ds train task=autoencoder dataset=euler_periodic data=SHARDS run=runs/ae
+  deepspeed --num_gpus 8 --module lola_ds.cli.train task=autoencoder data=SHARDS run=runs/ae
+
+`lola-ds COMMAND --help` explains one command. LOLA_DEBUG=1 shows tracebacks of user errors."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+        print(_USAGE.format(commands=rows))
+        raise SystemExit(0 if words else 2)
+    if words[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return
+    command, *rest = words
+    if command not in COMMANDS:
+        fail(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
+    module = importlib.import_module(f".{command}", __package__)
+    run_command(module.main, rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""`lola-ds train`: one process, or all ranks under `deepspeed --module lola_ds.cli.train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .common import make_parser, parse_arguments, run_command
+
+HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
+
+task=autoencoder learns to compress states; task=surrogate and task=diffusion learn to continue a
+trajectory, in latent space when ae_run= names an autoencoder, else in pixel space.
+
+keys (Hydra overrides; --print-config shows all of them with their values):
+  task=autoencoder|surrogate|diffusion     what is trained
+  run=FOLDER                               where config, metrics and checkpoints go
+  data=SHARDS                              SHARDS/<physics>/<split>
+  dataset=euler_periodic|euler_open|euler_all
+  ae=… surrogate=… denoiser=…              the network
+  ae_run=FOLDER                            the autoencoder of latent emulators
+  deepspeed=zero0|zero1|zero2|zero3        ZeRO stage (ds_configs/*.json)
+  optim.learning_rate=1e-4 precision=bf16|fp32 seed=0
+  train.epochs train.epoch_size train.batch_size train.accumulation
+  trajectory.length trajectory.stride trajectory.context.law
+  fork.run=FOLDER                          start from these weights
+  experiment=NAME                          a preset of configs/experiment/
+
+examples:
+  lola-ds train task=autoencoder dataset=euler_periodic data=SHARDS run=runs/ae
+  deepspeed --num_gpus 2 --module lola_ds.cli.train task=diffusion data=LATENTS \\
+      ae_run=runs/ae run=runs/dm deepspeed=zero2
+  lola-ds train task=surrogate data=SHARDS run=runs/sm --print-config"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes the configuration, trains, and returns when the configured samples are done."""
+    parser = make_parser("train", HELP)
+    parser.add_argument("--print-config", action="store_true", help="show the configuration, exit")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; ignored")
+    args, words = parse_arguments(parser, argv)
+
+    from ..config import compose, fill_deepspeed, to_dict
+
+    config = to_dict(compose(words))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ds_config = fill_deepspeed(config, world_size)
+    if args.print_config:
+        import yaml
+
+        print(yaml.safe_dump({**config, "deepspeed": ds_config}, sort_keys=False), end="")
+        return
+
+    from ..train.engine import join, leave
+
+    ranks = join(config["device"])
+    try:
+        from ..build import build_training
+
+        trainer = build_training(config, ranks)
+        if trainer.step >= trainer.plan.total_steps:
+            trainer.tracker.say(f"{config['run']} is complete ({trainer.step} steps)")
+        trainer.fit()
+        trainer.close()
+    finally:
+        leave()
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

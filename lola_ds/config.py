@@ -1,0 +1,425 @@
+"""The configuration: composed by Hydra, checked against a typed schema, refused when it cannot work.
+
+Groups (`dataset`, `ae`, `surrogate`, `denoiser`, …) and keys carry lola's names. Hydra refuses
+overrides of keys that do not exist; the schema refuses values of the wrong type; `check` refuses
+combinations. Every refusal names the key, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
+"""Each task and the configuration group of its network."""
+
+
+@dataclass
+class Stats:
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+
+
+@dataclass
+class Dataset:
+    name: str = MISSING
+    physics: list[str] = MISSING
+    dimensions: list[str] = MISSING
+    fields: list[str] = MISSING
+    stats: Stats = field(default_factory=Stats)
+    include_filters: list[str] = field(default_factory=list)
+    periodic: bool = False
+    transform: dict[int, str] = field(default_factory=dict)
+    scalars: list[str] = field(default_factory=list)
+    log_scalars: list[str] = field(default_factory=list)
+    augment: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Optim:
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    warmup: int = 0
+    scheduler: str = "cosine"
+    grad_clip: float = 1.0
+
+
+@dataclass
+class Context:
+    law: str = "poisson_truncated"
+    rate: float = 2.0
+    atleast: int = 1
+    forward: float = 1.0
+
+
+@dataclass
+class Trajectory:
+    length: int = 5
+    stride: int = 4
+    context: Context = field(default_factory=Context)
+
+
+@dataclass
+class DeepSpeed:
+    config: str = "zero1.json"
+
+
+@dataclass
+class Train:
+    epochs: int = 100
+    epoch_size: int = 4096
+    batch_size: int = 64
+    accumulation: int = 1
+    workers: int = 2
+    log_every: int = 10
+    restrict: int | None = None
+
+
+@dataclass
+class Valid:
+    samples: int = 256
+    batch_size: int = 64
+
+
+@dataclass
+class Ema:
+    decay: float = 0.999
+
+
+@dataclass
+class Checkpoint:
+    every: int = 1
+    keep: int = 2
+
+
+@dataclass
+class Fork:
+    run: str | None = None
+    strict: bool = True
+
+
+@dataclass
+class Wandb:
+    mode: str = "offline"
+    project: str = "lola_ds"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    """The whole training configuration. The networks' own keys are checked by their factories."""
+
+    task: str = MISSING
+    run: str = MISSING
+    data: str = MISSING
+    ae_run: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "bf16"
+    dataset: Dataset = field(default_factory=Dataset)
+    ae: dict[str, Any] = field(default_factory=dict)
+    surrogate: dict[str, Any] = field(default_factory=dict)
+    denoiser: dict[str, Any] = field(default_factory=dict)
+    optim: Optim = field(default_factory=Optim)
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
+    train: Train = field(default_factory=Train)
+    valid: Valid = field(default_factory=Valid)
+    ema: Ema = field(default_factory=Ema)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    fork: Fork = field(default_factory=Fork)
+    wandb: Wandb = field(default_factory=Wandb)
+
+
+def config_folder(name: str = "configs") -> Path:
+    """The folder of the YAML files (`configs`) or DeepSpeed JSON files (`ds_configs`)."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / name, package / f"_{name}"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the folder {name}/ is missing beside the package {package}")
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Composes `configs/train.yaml` with `overrides` and checks it.
+
+    Raises:
+        ValueError: a key that does not exist, an option that does not exist, a value of the wrong
+            type, a missing value, or a combination that cannot work.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = hydra_compose("train", overrides=list(overrides))
+        config = OmegaConf.merge(OmegaConf.structured(Config), composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error)) from error
+    assert isinstance(config, DictConfig)
+    check(config)
+    return config
+
+
+def compose_group(group: str, name: str) -> dict[str, Any]:
+    """One option of one group as a plain dictionary, such as `compose_group("dataset", "euler_open")`.
+
+    Raises:
+        ValueError: there is no such option; the message lists those that exist.
+    """
+    folder = config_folder() / group
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ValueError(f"{group}={name} does not exist; known: {known}")
+    container = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def to_dict(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dictionaries, lists and scalars."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Reads the `config.yaml` of a run or converted folder.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: the file is not YAML.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: not a run folder or a converted model")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+    assert isinstance(config, DictConfig)
+    return to_dict(config)
+
+
+def save_config(config: dict[str, Any], path: Path) -> None:
+    """Writes a configuration atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    OmegaConf.save(OmegaConf.create(config), temporary)
+    temporary.replace(path)
+
+
+def check(config: DictConfig) -> None:
+    """Refuses values and combinations that cannot work.
+
+    Raises:
+        ValueError: names the key, its value and the fix.
+    """
+    try:
+        plain = to_dict(config)
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error)
+        raise ValueError(f"{key} is not set; add {key}=… to the command") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(_explain(error)) from error
+    _choice(plain, "task", TASKS)
+    _choice(plain, "device", ("auto", "cpu", "cuda"))
+    _choice(plain, "precision", ("bf16", "fp32"))
+    _choice(plain, "optim.optimizer", ("adamw",))
+    _choice(plain, "optim.scheduler", ("cosine", "linear", "constant"))
+    _choice(plain, "trajectory.context.law", ("poisson_truncated", "poisson_mod"))
+    _choice(plain, "wandb.mode", ("offline", "online", "disabled"))
+    for key in (
+        "train.epochs train.epoch_size train.batch_size train.accumulation train.log_every "
+        "valid.samples valid.batch_size checkpoint.every checkpoint.keep "
+        "trajectory.length trajectory.stride"
+    ).split():
+        if _get(plain, key) < 1:
+            raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
+    if plain["train"]["restrict"] is not None and plain["train"]["restrict"] < 1:
+        raise ValueError(f"train.restrict={plain['train']['restrict']} must be at least 1, or null")
+    _check_numbers(plain)
+    train = plain["train"]
+    if train["epoch_size"] % train["batch_size"]:
+        raise ValueError(
+            f"train.epoch_size={train['epoch_size']} is not a multiple of "
+            f"train.batch_size={train['batch_size']}; an epoch is a whole number of steps"
+        )
+    channels = len(plain["dataset"]["fields"])
+    for key in ("mean", "std"):
+        given = len(plain["dataset"]["stats"][key])
+        if given != channels:
+            raise ValueError(
+                f"dataset.stats.{key} has {given} values for {channels} dataset.fields; give one each"
+            )
+    if plain["task"] == "autoencoder" and plain["ae_run"] is not None:
+        raise ValueError(
+            f"ae_run={plain['ae_run']} has no meaning for task=autoencoder; remove it "
+            "(fork.run=… starts from another run's weights)"
+        )
+    if plain["task"] != "autoencoder" and plain["trajectory"]["length"] < 2:
+        raise ValueError(
+            f"trajectory.length={plain['trajectory']['length']} leaves nothing to predict; "
+            f"task={plain['task']} needs at least 2"
+        )
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    """Ranges of the real-valued settings."""
+    optim, ema, context = config["optim"], config["ema"], config["trajectory"]["context"]
+    rules = {
+        "optim.learning_rate": (optim["learning_rate"] > 0, "must be positive"),
+        "optim.grad_clip": (optim["grad_clip"] >= 0, "must be at least 0 (0 switches it off)"),
+        "optim.warmup": (optim["warmup"] >= 0, "must be at least 0 steps"),
+        "optim.weight_decay": (optim["weight_decay"] >= 0, "must be at least 0"),
+        "ema.decay": (0 <= ema["decay"] < 1, "must be in [0, 1)"),
+        "trajectory.context.forward": (0 <= context["forward"] <= 1, "must be in [0, 1]"),
+        "trajectory.context.rate": (context["rate"] > 0, "must be positive"),
+    }
+    for key, (holds, message) in rules.items():
+        if not holds:
+            raise ValueError(f"{key}={_get(config, key)} {message}")
+    if config["trajectory"]["length"] > 1 and not (
+        1 <= context["atleast"] < config["trajectory"]["length"]
+    ):
+        raise ValueError(
+            f"trajectory.context.atleast={context['atleast']} must be between 1 and "
+            f"trajectory.length - 1 = {config['trajectory']['length'] - 1}"
+        )
+
+
+def split_batch(config: dict[str, Any], world_size: int) -> int:
+    """The micro-batch: samples per rank and forward pass.
+
+    Raises:
+        ValueError: `train.batch_size` does not divide by world size × accumulation.
+    """
+    train = config["train"]
+    parts = world_size * train["accumulation"]
+    if train["batch_size"] % parts:
+        raise ValueError(
+            f"train.batch_size={train['batch_size']} does not divide into {world_size} ranks × "
+            f"train.accumulation={train['accumulation']}; choose a multiple of {parts}"
+        )
+    return train["batch_size"] // parts
+
+
+def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """Reads the DeepSpeed JSON and fills its "auto" entries from the configuration.
+
+    Arguments:
+        config: the whole configuration.
+        world_size: the number of ranks.
+
+    Returns:
+        The complete DeepSpeed configuration, without any "auto".
+
+    Raises:
+        ValueError: unreadable JSON, an unknown top-level key, a stage other than 0 to 3, or an
+            entry that contradicts the configuration.
+        FileNotFoundError: no such file.
+    """
+    name = config["deepspeed"]["config"]
+    path = Path(name)
+    if not path.is_absolute() and not path.is_file():
+        path = config_folder("ds_configs") / name
+    if not path.is_file():
+        known = ", ".join(sorted(file.name for file in config_folder("ds_configs").glob("*.json")))
+        raise FileNotFoundError(f"deepspeed.config={name} does not exist; known: {known}")
+    try:
+        filled = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"deepspeed.config={name} is not valid JSON: {error}") from error
+    unknown = sorted(set(filled) - _DEEPSPEED_KEYS)
+    if unknown:
+        raise ValueError(
+            f"deepspeed.config={name} has unknown or unsupported keys: {', '.join(unknown)}; "
+            "DeepSpeed would ignore a mistyped key silently"
+        )
+    stage = filled.get("zero_optimization", {}).get("stage")
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"{name}: zero_optimization.stage={stage} does not exist; choose 0 to 3")
+    values = {
+        "train_batch_size": config["train"]["batch_size"],
+        "train_micro_batch_size_per_gpu": split_batch(config, world_size),
+        "gradient_accumulation_steps": config["train"]["accumulation"],
+        "gradient_clipping": config["optim"]["grad_clip"],
+    }
+    for key, value in values.items():
+        if filled.get(key, "auto") not in ("auto", value):
+            raise ValueError(
+                f"{name}: {key}={filled[key]} contradicts {value} of the Hydra configuration; "
+                'write "auto" there'
+            )
+        filled[key] = value
+    for key in ("bf16", "fp16", "torch_autocast"):
+        if filled.get(key, {}).get("enabled"):
+            raise ValueError(
+                f"{name}: {key}.enabled=true would cast parameters that must stay float32; "
+                "set it to false and use precision=bf16"
+            )
+    return filled
+
+
+# The keys DeepSpeed reads at the top level and this runtime supports. DeepSpeed itself ignores
+# others without a word.
+_DEEPSPEED_KEYS = frozenset(
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps "
+    "gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state "
+    "prescale_gradients gradient_predivide_factor gradient_allreduce_op sparse_gradients "
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16 torch_autocast "
+    "communication_data_type seq_parallel_communication_data_type zero_optimization "
+    "data_types flops_profiler comms_logger aio disable_allgather disable_python_gc log_level "
+    "timers".split()
+)
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _choice(config: dict[str, Any], key: str, known: Sequence[str] | dict[str, str]) -> None:
+    value = _get(config, key)
+    if value not in known:
+        raise ValueError(f"{key}={value} is unknown; choose one of {', '.join(known)}")
+
+
+_NOISE = ("full_key", "object_type", "reference", "Config search", "provider=", "To append", "See http")
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages in one line, with the key and the nearest known one."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_NOISE)]
+    key = getattr(error, "full_key", None)
+    if key and key not in " ".join(lines[:1]):
+        lines.insert(0, f"{key}:")
+    mistyped = re.search(r"Could not override '([^']+)'", lines[0])
+    if mistyped:
+        lines = [f"unknown key '{mistyped[1]}'", _nearest(mistyped[1])]
+    return " ".join(dict.fromkeys(lines))
+
+
+def _nearest(key: str) -> str:
+    known = [k for k in _flatten(OmegaConf.to_container(OmegaConf.structured(Config))) if k]
+    close = difflib.get_close_matches(key, known, n=2)
+    return f"(did you mean {' or '.join(close)}?)" if close else "(--help lists the keys)"
+
+
+def _flatten(tree: object, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    return [k for n, t in tree.items() for k in _flatten(t, f"{prefix}.{n}" if prefix else str(n))]

@@ -1,0 +1,381 @@
+"""Checkpoints: complete or absent, verified on load, independent of ZeRO stage and world size.
+
+A checkpoint is a folder `step_N` with one safetensors file per rank, `state.json` (progress) and
+`manifest.json` (size and XXH3-64 of every file). A rank's file holds its fragments
+(`lola_ds.train.fragments`) as flat float32 runs under `kind/name`, where `kind` is `weight`, `ema`
+or an optimizer state such as `exp_avg`; whoever needs a parameter, or any run of it, reads it from
+the files that hold it. So a run resumes at any stage and world size, and export needs neither
+DeepSpeed nor a process group.
+
+The set is atomic over all ranks: everything is written and flushed to a temporary folder, every
+rank's digest is gathered, and one rename makes the folder visible. `latest` only names the newest
+for people and tools; loading looks at the folders themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import torch.distributed as dist
+import xxhash
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .ema import Ema
+from .fragments import Fragment
+
+_HEADER = "fragments"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A contiguous run of one flattened tensor and the file that holds it."""
+
+    start: int
+    numel: int
+    file: Path
+
+
+class CheckpointReader:
+    """Reads parameters, averages and optimizer states of one checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state: dict[str, Any] = _read_json(folder / "state.json")
+        self.manifest: dict[str, Any] = _read_json(folder / "manifest.json")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._runs: dict[str, list[_Run]] = {}
+        self._files: dict[Path, Any] = {}
+        self.kinds: set[str] = set()
+        for name in sorted(self.manifest["files"]):
+            if name.endswith(".safetensors"):
+                self._index(folder / name)
+
+    def _index(self, path: Path) -> None:
+        try:
+            file = safetensors.safe_open(path, framework="pt")
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        self._files[path] = file
+        header = json.loads(file.metadata()[_HEADER])
+        self.kinds.update(key.partition("/")[0] for key in file.keys())  # noqa: SIM118
+        for name, (shape, start, numel) in header.items():
+            self.shapes[name] = tuple(shape)
+            self._runs.setdefault(name, []).append(_Run(start, numel, path))
+
+    def verify(self, files: Sequence[str] | None = None) -> None:
+        """Compares the files (all by default) with the manifest.
+
+        Raises:
+            CheckpointError: names the file whose size or checksum differs.
+        """
+        for name in self.manifest["files"] if files is None else files:
+            expected = self.manifest["files"][name]
+            path = self.folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing")
+            if digest(path) != expected:
+                raise CheckpointError(f"{path} is damaged: its size or checksum has changed")
+
+    def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> Tensor:
+        """The elements `[start, start + numel)` of a flattened tensor: float32, shape (numel,)."""
+        size = torch.Size(self.shapes[name]).numel()
+        numel = size - start if numel is None else numel
+        out = torch.empty(numel)
+        filled = 0
+        for run in self._runs[name]:
+            low, high = max(start, run.start), min(start + numel, run.start + run.numel)
+            if low < high:
+                part = self._files[run.file].get_slice(f"{kind}/{name}")
+                out[low - start : high - start] = part[low - run.start : high - run.start]
+                filled += high - low
+        if filled != numel:
+            raise CheckpointError(f"{self.folder} holds only {filled} of {numel} values of {name}")
+        return out
+
+    def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of `kind` in its shape, one after another."""
+        for name, shape in self.shapes.items():
+            yield name, self.read(kind, name).view(shape)
+
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The persistent buffers, which the first rank saved."""
+        file = self._files[self.folder / _rank_file(0)]
+        for key in file.keys():  # noqa: SIM118
+            kind, _, name = key.partition("/")
+            if kind == "buffer":
+                yield name, file.get_tensor(key)
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Arguments:
+        folder: `RUN/checkpoints`.
+        keep: how many of the newest to keep.
+        rank: this rank.
+        world_size: the number of ranks. All methods are collective when it is above 1.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, rank: int = 0, world_size: int = 1) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.rank = rank
+        self.world_size = world_size
+
+    def save(
+        self,
+        step: int,
+        module: nn.Module,
+        fragments: Sequence[Fragment],
+        optimizer: torch.optim.Optimizer,
+        ema: Ema,
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Writes `step_N` and removes the oldest. Collective.
+
+        Raises:
+            OSError: on every rank, if any rank could not write; no trace of the attempt remains
+                under the final name.
+        """
+        final = self.folder / f"step_{step:08d}"
+        staging = self.folder / f".{final.name}.partial"
+        self._on_first_rank(lambda: _fresh_folder(staging))
+        path = staging / _rank_file(self.rank)
+        tensors = _rank_tensors(fragments, optimizer, ema)
+        if self.rank == 0:
+            tensors |= {f"buffer/{n}": b.detach().cpu().clone() for n, b in _buffers(module)}
+        header = {f.name: (f.shape, f.start, f.numel) for f in fragments}
+
+        def write() -> dict[str, Any]:
+            save_file(tensors, path, metadata={_HEADER: json.dumps(header)})
+            _flush(path)
+            return digest(path)
+
+        digests = self._gather(write)
+
+        def publish() -> None:
+            files = {_rank_file(rank): value for rank, value in enumerate(digests)}
+            _write_json(staging / "state.json", dict(state))
+            files["state.json"] = digest(staging / "state.json")
+            _write_json(staging / "manifest.json", {"world_size": self.world_size, "files": files})
+            _publish(staging, final)
+            _write_text(self.folder.parent / "latest", f"checkpoints/{final.name}\n")
+            self._prune()
+
+        self._on_first_rank(publish)
+        return final
+
+    def newest(self) -> CheckpointReader | None:
+        """The newest checkpoint that verifies, or None. Collective; ranks share the reading.
+
+        A damaged one is skipped with a message that names the file.
+        """
+        for folder in reversed(list_checkpoints(self.folder)):
+
+            def check(folder: Path = folder) -> CheckpointReader | str:
+                try:
+                    reader = CheckpointReader(folder)
+                    reader.verify(sorted(reader.manifest["files"])[self.rank :: self.world_size])
+                except CheckpointError as error:
+                    return str(error)
+                return reader
+
+            reader = check()
+            faults = [r for r in self._gather(lambda r=reader: r if isinstance(r, str) else "") if r]
+            if isinstance(reader, CheckpointReader) and not faults:
+                return reader
+            if self.rank == 0:
+                print(f"lola-ds: {faults[0]}; falling back to the checkpoint before", flush=True)
+        return None
+
+    def _prune(self) -> None:
+        for old in list_checkpoints(self.folder)[: -self.keep]:
+            doomed = old.with_name(f".{old.name}.old")  # never half a checkpoint under its name
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _gather(self, action: Any) -> list[Any]:
+        """Runs `action` on every rank and returns all results; one failure fails all ranks."""
+        try:
+            outcome: tuple[Any, str] = (action(), "")
+        except Exception as error:
+            outcome = (None, f"rank {self.rank}: {error}")
+        if self.world_size == 1:
+            outcomes = [outcome]
+        else:
+            outcomes = [(None, "")] * self.world_size
+            dist.all_gather_object(outcomes, outcome)
+        faults = [fault for _, fault in outcomes if fault]
+        if faults:
+            raise OSError(f"{self.folder}: the checkpoint could not be written ({faults[0]})")
+        return [value for value, _ in outcomes]
+
+    def _on_first_rank(self, action: Any) -> None:
+        self._gather(action if self.rank == 0 else lambda: None)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+
+
+def load_weights(module: nn.Module, reader: CheckpointReader, kind: str = "weight") -> None:
+    """Copies parameters and buffers into `module`, strictly.
+
+    Raises:
+        CheckpointError: names and shapes differ: the checkpoint is of another architecture.
+    """
+    expected = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
+    explain_mismatch(str(reader.folder), reader.shapes, expected)
+    state = dict(reader.tensors(kind)) | dict(reader.buffers())
+    module.load_state_dict(state, strict=False)
+
+
+def explain_mismatch(
+    source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses weights whose names or shapes differ from the model's.
+
+    Raises:
+        CheckpointError: gives the first difference of each kind.
+    """
+    faults = []
+    if missing := sorted(set(expected) - set(found)):
+        faults.append(f"{len(missing)} parameters are missing, such as {missing[0]}")
+    if extra := sorted(set(found) - set(expected)):
+        faults.append(f"{len(extra)} are unknown, such as {extra[0]}")
+    shared = sorted(set(found) & set(expected))
+    if wrong := [n for n in shared if tuple(found[n]) != tuple(expected[n])]:
+        name = wrong[0]
+        faults.append(
+            f"{len(wrong)} have another shape, such as {name}: {tuple(found[name])} instead of "
+            f"{tuple(expected[name])}"
+        )
+    if faults:
+        raise CheckpointError(
+            f"{source} is of another architecture: {'; '.join(faults)}; "
+            "use another run folder or the configuration it was trained with"
+        )
+
+
+@torch.no_grad()
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    fragments: Sequence[Fragment],
+    reader: CheckpointReader,
+    step: int,
+) -> None:
+    """Sets the optimizer's state of every fragment, and its step count, from a checkpoint."""
+    kinds = sorted(reader.kinds - {"weight", "ema", "buffer"})
+    for flat in {id(f.flat): f.flat for f in fragments}.values():
+        state = optimizer.state[flat]
+        state["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else "cpu")
+        for kind in kinds:
+            state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+    for fragment in fragments:
+        for kind in kinds:
+            value = reader.read(kind, fragment.name, fragment.start, fragment.numel)
+            fragment.view(optimizer.state[fragment.flat][kind]).copy_(value)
+
+
+@torch.no_grad()
+def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
+    """Sets this rank's part of the average from a checkpoint."""
+    for fragment in ema.fragments:
+        value = reader.read("ema", fragment.name, fragment.start, fragment.numel)
+        ema.values[fragment.name].copy_(value)
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and XXH3-64 of a file."""
+    hasher = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return {"bytes": path.stat().st_size, "xxh3": hasher.hexdigest()}
+
+
+def _rank_tensors(
+    fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer, ema: Ema
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for f in fragments:
+        tensors[f"weight/{f.name}"] = f.master
+        tensors[f"ema/{f.name}"] = ema.values[f.name]
+        for kind, value in optimizer.state[f.flat].items():
+            if isinstance(value, Tensor) and value.numel() == f.flat.numel() and kind != "step":
+                tensors[f"{kind}/{f.name}"] = f.view(value)
+    return {key: value.float().cpu().clone() for key, value in tensors.items()}
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    saved = module.state_dict(keep_vars=True)
+    return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replaces a small file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    _flush(temporary)
+    temporary.replace(path)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _fresh_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
+def _publish(staging: Path, final: Path) -> None:
+    """Makes the finished folder visible in one rename; a damaged namesake steps aside first."""
+    _flush(staging)
+    if final.exists():
+        aside = final.with_name(f".{final.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+        staging.rename(final)
+        shutil.rmtree(aside)
+    else:
+        staging.rename(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    """Forces a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

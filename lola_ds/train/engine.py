@@ -1,0 +1,106 @@
+"""The DeepSpeed engine and the process group it runs in.
+
+Parameters, gradients and optimizer states stay float32; bf16 is a matter of the modules'
+arithmetic (autocast), which every ZeRO stage then treats alike.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+
+def join(device: str = "auto") -> Ranks:
+    """Joins the process group of the launcher, or makes one of a single process.
+
+    Arguments:
+        device: `cpu`, `cuda`, or `auto` (a GPU when there is one).
+
+    Raises:
+        ValueError: `cuda` was asked for and there is no GPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda but no GPU is visible; use device=auto or device=cpu")
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if "RANK" not in os.environ:
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": _free_port()}
+        os.environ.update({key: str(value) for key, value in alone.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    _deepspeed().init_distributed(
+        dist_backend="nccl" if where.type == "cuda" else "gloo", verbose=False
+    )
+    return Ranks(dist.get_rank(), local_rank, dist.get_world_size(), where)
+
+
+def leave() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def make_engine(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]
+) -> Any:
+    """Wraps an objective whose parameters already hold their starting values.
+
+    Arguments:
+        objective: a module with `forward(batch) -> (loss, scalars)`, on its device.
+        optimizer: over the objective's trainable parameters.
+        ds_config: a complete DeepSpeed configuration.
+    """
+    engine, *_ = _deepspeed().initialize(model=objective, optimizer=optimizer, config=ds_config)
+    return engine
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, in place."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def build_extensions() -> None:
+    """Builds what DeepSpeed would otherwise build on its first start."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    _deepspeed()
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        ShareMemCommBuilder().load(verbose=False)
+
+
+def _deepspeed() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside DeepSpeed's own imports
+        import deepspeed
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

@@ -1,0 +1,55 @@
+"""From a checkpoint to plain weights: `model.safetensors`, `config.yaml` beside it.
+
+Needs neither DeepSpeed nor a process group nor the model's code: a checkpoint's files say which
+run of which parameter they hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoint import CheckpointReader, list_checkpoints
+
+PREFIX = "model."
+"""What the objective puts before the model's parameter names."""
+
+
+def find_checkpoint(path: Path) -> CheckpointReader:
+    """The checkpoint at `path`, or the newest of the run folder `path`, verified.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged.
+    """
+    if (path / "manifest.json").is_file():
+        folder = path
+    else:
+        folders = list_checkpoints(path / "checkpoints")
+        if not folders:
+            raise FileNotFoundError(
+                f"{path} holds no checkpoint; give a run folder, or one of its checkpoints/step_N"
+            )
+        folder = folders[-1]
+    reader = CheckpointReader(folder)
+    reader.verify()
+    return reader
+
+
+def model_weights(reader: CheckpointReader, ema: bool) -> dict[str, Tensor]:
+    """The model's float32 parameters (or their average) and buffers, without the objective's prefix."""
+    state = dict(reader.tensors("ema" if ema else "weight")) | dict(reader.buffers())
+    return {
+        name.removeprefix(PREFIX): tensor.contiguous()
+        for name, tensor in state.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def export_weights(reader: CheckpointReader, out: Path, ema: bool) -> None:
+    """Writes `out` (a safetensors file) atomically."""
+    temporary = out.with_name(f".{out.name}.partial")
+    save_file(model_weights(reader, ema), temporary, metadata={"format": "pt"})
+    temporary.replace(out)

@@ -1,0 +1,101 @@
+"""Which part of every parameter, and of its optimizer state, this rank owns.
+
+ZeRO lays the float32 master weights out differently at every stage: whole parameters on every
+rank (0), slices of flattened groups (1, 2), slices of each parameter (3). All of them are the same
+thing seen from a parameter: a contiguous run `[start, start + numel)` of its flattened elements,
+held by one rank. A `Fragment` is that view. EMA, checkpoints and export are written against
+fragments and therefore know nothing of stages or world sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """This rank's part of one parameter.
+
+    Attributes:
+        name: the parameter's name in the objective.
+        shape: the whole parameter's shape.
+        start: the first owned element, counted in the flattened parameter.
+        numel: the number of owned elements.
+        flat: the tensor that the optimizer steps; the key of its state.
+        offset: where the fragment begins in `flat`, flattened.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    numel: int
+    flat: Tensor
+    offset: int
+
+    @property
+    def master(self) -> Tensor:
+        """The float32 master weights of the fragment: a view of shape (numel,)."""
+        return self.view(self.flat)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The fragment's part of `tensor`, which is laid out like `flat`: a view of shape (numel,)."""
+        return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
+
+
+def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside a DeepSpeed engine, whatever the stage."""
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+
+
+def local_fragments(engine: Any, rank: int, world_size: int) -> list[Fragment]:
+    """The fragments of the trainable parameters that `rank` owns, in the order of the module.
+
+    At stage 0 every rank holds everything; each then answers for an equal share of every parameter.
+    """
+    stage = engine.zero_optimization_stage()
+    find = {0: _replicated, 1: _grouped, 2: _grouped, 3: _sliced}[stage]
+    named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+    return list(find(engine, named, rank, world_size))
+
+
+def _replicated(
+    engine: Any, named: list[tuple[str, nn.Parameter]], rank: int, world_size: int
+) -> Iterator[Fragment]:
+    for name, parameter in named:
+        size = parameter.numel()
+        share = -(-size // world_size)
+        start = min(size, rank * share)
+        numel = min(size, start + share) - start
+        if numel:
+            yield Fragment(name, tuple(parameter.shape), start, numel, parameter, start)
+
+
+def _grouped(
+    engine: Any, named: list[tuple[str, nn.Parameter]], rank: int, world_size: int
+) -> Iterator[Fragment]:
+    groups = engine.optimizer.single_partition_of_fp32_groups
+    for name, parameter in named:
+        mapping = parameter._hp_mapping  # None: all of this parameter lies on other ranks
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            flat = groups[mapping.param_group_index]
+            yield Fragment(name, tuple(parameter.shape), here.start, here.numel, flat, there.start)
+
+
+def _sliced(
+    engine: Any, named: list[tuple[str, nn.Parameter]], rank: int, world_size: int
+) -> Iterator[Fragment]:
+    zero = engine.optimizer
+    for name, parameter in named:
+        group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+        share = parameter.ds_tensor.ds_numel  # equal on all ranks, padded on the last ones
+        start = min(parameter.ds_numel, rank * share)
+        numel = min(parameter.ds_numel, start + share) - start
+        if numel:
+            flat = zero.fp32_partitioned_groups_flat[group]
+            yield Fragment(name, tuple(parameter.ds_shape), start, numel, flat, offset)

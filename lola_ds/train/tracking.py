@@ -1,0 +1,122 @@
+"""What a run says while it trains: `metrics.jsonl`, a progress bar, and Weights & Biases.
+
+JSONL is the record; the others show it. On resuming, lines past the checkpoint are dropped, since
+their steps are done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Tracker:
+    """Writes metrics of one run. Does nothing on ranks other than the first.
+
+    Arguments:
+        folder: the run folder.
+        config: the resolved configuration.
+        total: samples of the whole training.
+        done: samples consumed before this start.
+        step: the optimizer step this start continues from.
+        enabled: whether this is the first rank.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], total: int, done: int, step: int, enabled: bool
+    ) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        path = folder / "metrics.jsonl"
+        _drop_after(path, step)
+        self._file = path.open("a")
+        self._wandb = _start_wandb(folder, config)
+        self._postfix: dict[str, str] = {}
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=" samples",
+            unit_scale=True,
+            desc=config["task"],
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, samples: int, loss: float) -> None:
+        """Moves the progress bar."""
+        if self.enabled:
+            self._postfix["loss"] = f"{loss:.4f}"
+            self._bar.set_postfix(self._postfix, refresh=False)
+            self._bar.update(samples)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Records one line of numbers at optimizer step `step`."""
+        if not self.enabled:
+            return
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if "valid/loss" in values:
+            self._postfix["valid"] = f"{values['valid/loss']:.4f}"
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def say(self, message: str) -> None:
+        """Prints a line above the progress bar."""
+        if self.enabled:
+            tqdm.write(f"lola-ds: {message}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self.enabled:
+            self._bar.close()
+            self._file.close()
+            if self._wandb is not None:
+                self._wandb.finish(quiet=True)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # the torn last line of a killed run
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    settings = config["wandb"]
+    if settings["mode"] == "disabled":
+        return None
+    import wandb
+
+    identity = folder / "wandb" / "id"
+    identity.parent.mkdir(parents=True, exist_ok=True)
+    if not identity.is_file():
+        identity.write_text(uuid.uuid4().hex[:8])
+    return wandb.init(
+        project=settings["project"],
+        entity=settings["entity"],
+        id=identity.read_text().strip(),
+        name=folder.name,
+        dir=folder,
+        mode=settings["mode"],
+        resume="allow",
+        config=config,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
