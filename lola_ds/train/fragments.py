@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def local_fragments(engine: Any, rank: int, world_size: int) -> list[Fragment]:
 
 
 def _replicated(
-    engine: Any, named: list[tuple[str, nn.Parameter]], rank: int, world_size: int
+    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
 ) -> Iterator[Fragment]:
     for name, parameter in named:
         size = parameter.numel()
@@ -76,7 +76,7 @@ def _replicated(
 
 
 def _grouped(
-    engine: Any, named: list[tuple[str, nn.Parameter]], rank: int, world_size: int
+    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
 ) -> Iterator[Fragment]:
     groups = engine.optimizer.single_partition_of_fp32_groups
     for name, parameter in named:
@@ -88,7 +88,7 @@ def _grouped(
 
 
 def _sliced(
-    engine: Any, named: list[tuple[str, nn.Parameter]], rank: int, world_size: int
+    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
 ) -> Iterator[Fragment]:
     zero = engine.optimizer
     for name, parameter in named:
