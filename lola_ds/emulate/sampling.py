@@ -1,0 +1,119 @@
+r"""Sampling windows from a diffusion model, given the frames that are known.
+
+Samplers are azula's. They form the noise :math:`z = (x_t - \alpha_t \mu) / \sigma_t` by subtraction, which at the lowest
+noise loses three of float32's seven digits; so states are float64 while the network runs in float32, and
+:math:`z` keeps all the digits of the network's output.
+
+Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from azula.denoise import DiracPosterior
+from azula.noise import Schedule
+from azula.sample import DDIMSampler, DDPMSampler, PCSampler, Sampler, zABSampler, zEABSampler
+from torch import Tensor, nn
+
+from lola_ds.models.denoiser import Denoiser
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ab": lambda denoiser, **options: zABSampler(denoiser, order=3, **options),
+    "eab": lambda denoiser, **options: zEABSampler(denoiser, order=3, **options),
+    "ddpm": DDPMSampler,
+    "ddim": DDIMSampler,
+    "pc": PCSampler,
+}
+"""Samplers by name: Adams–Bashforth in sigma/alpha and in its logarithm, both of order 3; ancestral; Euler;
+predictor-corrector. `ddpm` and `pc` draw noise at each step."""
+
+
+class ConditionedDenoiser(nn.Module):
+    """A denoiser of which some values are observed, as azula's samplers call it.
+
+    Arguments:
+        denoiser: the denoiser.
+        mask: True where a value is known, broadcastable to the windows.
+        x_obs: the known values, broadcastable to the windows; read where the mask is True.
+        label: labels, with shape (B, D).
+    """
+
+    schedule: Schedule
+
+    def __init__(
+        self, denoiser: Denoiser, mask: Tensor, x_obs: Tensor, label: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule = denoiser.schedule
+        self.mask, self.x_obs, self.label = mask, x_obs, label
+
+    def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
+        """The mean of p(x | x_t, observations) for windows (B, C, L, *S) at a time ()."""
+        alpha_t, sigma_t = self.schedule(t)
+        clean = torch.sqrt(alpha_t.square() + sigma_t.square()) * self.x_obs
+        q = self.denoiser(torch.where(self.mask, clean, x_t), t, mask=self.mask, label=self.label)
+        return DiracPosterior(mean=torch.where(self.mask, self.x_obs, q.mean))
+
+
+@contextlib.contextmanager
+def _noise_from(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Makes torch's global noise, which azula's samplers draw, come from a generator."""
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(seed))
+        yield
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    mask: Tensor,
+    x_obs: Tensor,
+    label: Tensor | None = None,
+    sampler: str = "ab",
+    steps: int = 16,
+    x_1: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws windows given their known values.
+
+    Arguments:
+        denoiser: the denoiser.
+        mask: True where a value is known, broadcastable to `x_obs`.
+        x_obs: windows, with shape (B, C, L, *S), read where the mask is True.
+        label: labels, with shape (B, D).
+        sampler: the name of a sampler, one of `SAMPLERS`.
+        steps: the number of steps.
+        x_1: windows of noise at time 1, with the shape of `x_obs`; drawn by default.
+        generator: the source of `x_1` and of the sampler's noise, on any device; torch's global
+            one by default.
+
+    Returns:
+        Windows, with the shape and dtype of `x_obs`, equal to it where the mask is True.
+
+    Raises:
+        ValueError: if the sampler is unknown or the number of steps is not positive.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
+    if steps < 1:
+        raise ValueError(f"steps={steps} should be at least 1")
+    device = x_obs.device
+    if x_1 is None:
+        source = device if generator is None else generator.device
+        noise = torch.randn(x_obs.shape, generator=generator, device=source).to(device)
+        _, sigma_1 = denoiser.schedule(torch.ones((), dtype=torch.float64, device=device))
+        x_1 = sigma_1 * noise
+    known = torch.where(mask, x_obs, 0.0).double()
+    conditioned = ConditionedDenoiser(denoiser, mask, known, label)
+    solve = SAMPLERS[sampler](conditioned, steps=steps, silent=True, dtype=torch.float64)
+    with _noise_from(generator, device):
+        x_0 = solve(x_1.double())
+    return torch.where(mask, x_obs, x_0.to(x_obs.dtype))

@@ -1,0 +1,124 @@
+r"""Autoencoders of physical states.
+
+An encoder maps a state :math:`x` to a latent :math:`z`, bounded by a saturation; a decoder maps it back. In training,
+noise of standard deviation `latent_noise` may be added to the latent before decoding, so that the decoder tolerates the
+errors of an emulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lola_ds.models.options import check_options
+from lola_ds.nn.dcae import DCDecoder, DCEncoder
+from lola_ds.nn.random import draw_normal
+
+BOUND = 5.0
+
+SATURATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softclip2": lambda z: z * torch.rsqrt(1 + (z / BOUND).square()),
+    "softclip": lambda z: z / (1 + z.abs() / BOUND),
+    "tanh": lambda z: BOUND * torch.tanh(z / BOUND),
+    "arcsinh": torch.arcsinh,
+    "rmsnorm": lambda z: F.rms_norm(z.movedim(1, -1), z.shape[1:2], eps=1e-5).movedim(-1, 1),
+    "none": lambda z: z,
+}
+"""Bounds of the latent by name; the first three keep it within ±5."""
+
+
+class Autoencoder(nn.Module):
+    """An encoder and a decoder.
+
+    Arguments:
+        encoder: maps (B, C, *S) to (B, C', *S').
+        decoder: maps (B, C', *S') to (B, C, *S).
+        saturation: the bound of the latent, one of `SATURATIONS`.
+        latent_noise: the standard deviation of the noise added in training.
+
+    Raises:
+        ValueError: if the saturation is unknown or the noise negative.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        saturation: str | None = "softclip2",
+        latent_noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        saturation = saturation or "none"
+        if saturation not in SATURATIONS:
+            raise ValueError(
+                f"ae.saturation='{saturation}' is unknown; known: {', '.join(SATURATIONS)}"
+            )
+        if latent_noise < 0:
+            raise ValueError(f"ae.latent_noise={latent_noise} should not be negative")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.saturation = saturation
+        self.latent_noise = latent_noise
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Encodes standardised states (B, C, *S) as latents (B, C', *S')."""
+        return SATURATIONS[self.saturation](self.encoder(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decodes latents (B, C', *S') as standardised states (B, C, *S)."""
+        return self.decoder(z)
+
+    def forward(
+        self, x: Tensor, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encodes and decodes.
+
+        Arguments:
+            x: standardised states, with shape (B, C, *S).
+            generators: one CPU generator for each sample. In training, noise drawn from them is
+                added to the latent before decoding; without them there is none.
+
+        Returns:
+            The reconstruction (B, C, *S) and the noiseless latent (B, C', *S').
+        """
+        z = self.encode(x)
+        if self.training and self.latent_noise and generators is not None:
+            noise = draw_normal(z.shape[1:], generators, z.device)
+            return self.decode(z + self.latent_noise * noise), z
+        return self.decode(z), z
+
+
+def make_autoencoder(
+    *,
+    pix_channels: int,
+    lat_channels: int,
+    arch: str = "dcae",
+    saturation: str | None = "softclip2",
+    latent_noise: float = 0.0,
+    **options: object,
+) -> Autoencoder:
+    """Makes an autoencoder from its configuration.
+
+    Arguments:
+        pix_channels: the number C of fields.
+        lat_channels: the number C' of latent channels.
+        arch: the architecture, `dcae`.
+        saturation: the bound of the latent.
+        latent_noise: the standard deviation of the latent noise in training.
+        options: those of `DCEncoder` and `DCDecoder`.
+
+    Raises:
+        ValueError: if the architecture or an option is unknown.
+    """
+    if arch != "dcae":
+        raise ValueError(f"ae.arch='{arch}' is unknown; known: dcae")
+    options = check_options("ae", options, DCEncoder, {"in_channels", "out_channels"})
+    return Autoencoder(
+        encoder=DCEncoder(pix_channels, lat_channels, **options),
+        decoder=DCDecoder(lat_channels, pix_channels, **options),
+        saturation=saturation,
+        latent_noise=latent_noise,
+    )

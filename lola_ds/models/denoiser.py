@@ -1,0 +1,165 @@
+r"""Denoisers: what diffusion models train.
+
+For the perturbation :math:`x_t = \alpha_t x + \sigma_t z`, a denoiser gives the mean and variance of
+:math:`p(x \mid x_t)`. The network :math:`F` is preconditioned so that its input and its target have unit variance when
+the data does:
+
+.. math::
+    \mu(x_t) = c_\mathrm{skip} \, x_t + c_\mathrm{out} \, F(c_\mathrm{in} \, x_t, c_\mathrm{time}) \, , \qquad
+    \nu_t = \alpha_t^2 + \sigma_t^2
+
+.. math::
+    c_\mathrm{in} = \frac{1}{\sqrt{\nu_t}} \qquad c_\mathrm{out} = \frac{\sigma_t}{\sqrt{\nu_t}} \qquad
+    c_\mathrm{skip} = \frac{\alpha_t}{\nu_t} \qquad c_\mathrm{time} = 10 \log \frac{\sigma_t}{\alpha_t} \qquad
+    \mathbb{V} = \frac{\sigma_t^2}{\nu_t}
+
+Known frames enter clean: there :math:`x_t = \sqrt{\nu_t} \, x`, which :math:`c_\mathrm{in}` undoes.
+
+Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
+
+References:
+    | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+    | https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from azula.noise import Schedule
+from torch import Tensor, nn
+
+from lola_ds.models.schedules import make_schedule
+from lola_ds.models.surrogate import make_network
+from lola_ds.nn.embedding import ScalarEmbedding, VectorEmbedding
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A Gaussian approximation of p(x | x_t).
+
+    Arguments:
+        mean: the mean, with shape (B, C, L, *S).
+        var: the variance, broadcastable to the mean.
+        output: the network's output F, with the shape of the mean. It equals
+            (mean - c_skip x_t) / c_out, without the cancellation of that difference.
+    """
+
+    mean: Tensor
+    var: Tensor
+    output: Tensor
+
+
+class ConditionedNetwork(nn.Module):
+    """A network modulated by a time and a label, conditioned by a mask.
+
+    Arguments:
+        backbone: maps a window, modulated by a vector and conditioned by a mask, to a window.
+        emb_features: the number of modulation features.
+        label_features: the number D of label features; with 0, labels are ignored.
+        masked: whether the mask is given to the network.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        emb_features: int,
+        label_features: int = 0,
+        masked: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.masked = masked
+        self.time_embedding = ScalarEmbedding(emb_features)
+        self.label_embedding = None
+        if label_features:
+            self.label_embedding = VectorEmbedding(label_features, emb_features)
+
+    def forward(
+        self, x: Tensor, time: Tensor, mask: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """Maps a window (B, C, L, *S) at a time (B,) to a window."""
+        mod = self.time_embedding(time)
+        if self.label_embedding is not None:
+            mod = mod + self.label_embedding(label)
+        cond = None
+        if self.masked:
+            cond = torch.zeros_like(x) if mask is None else mask.expand_as(x)
+        return self.backbone(x, mod, cond=cond)
+
+
+class Denoiser(nn.Module):
+    """A preconditioned denoiser; works with azula's samplers.
+
+    Arguments:
+        backbone: the network F, called with a scaled window, a time, a mask and a label.
+        schedule: the noise schedule.
+    """
+
+    def __init__(self, backbone: nn.Module, schedule: Schedule) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.schedule = schedule
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        mask: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Posterior:
+        """Denoises.
+
+        The network runs in float32; scales are applied in the dtype of `x_t`, so that a float64 sampler does
+        not lose the network's digits at low noise.
+
+        Arguments:
+            x_t: noisy windows, with shape (B, C, L, *S), equal to sqrt(alpha² + sigma²) x where the mask is True.
+            t: times, with shape () or (B,).
+            mask: True where a value is known, broadcastable to `x_t`; None for nowhere.
+            label: labels, with shape (B, D).
+
+        Returns:
+            The posterior p(x | x_t).
+        """
+        t = t.to(x_t).expand(len(x_t))
+        alpha_t, sigma_t = (s.view(-1, *[1] * (x_t.ndim - 1)) for s in self.schedule(t))
+        total = alpha_t.square() + sigma_t.square()
+        c_in = torch.rsqrt(total)
+        c_time = 10 * torch.log(sigma_t / alpha_t).flatten()
+        output = self.backbone((c_in * x_t).float(), c_time.float(), mask=mask, label=label)
+        output = output.to(x_t)
+        mean = alpha_t / total * x_t + sigma_t * c_in * output
+        return Posterior(mean=mean, var=sigma_t.square() / total, output=output)
+
+
+def make_denoiser(
+    *,
+    channels: int,
+    schedule: Mapping[str, object],
+    label_features: int = 0,
+    emb_features: int = 256,
+    masked: bool = True,
+    arch: str = "vit",
+    **options: object,
+) -> Denoiser:
+    """Makes a denoiser from its configuration.
+
+    Arguments:
+        channels: the number C of channels of a frame.
+        schedule: the noise schedule's name and options.
+        label_features: the number D of label features.
+        emb_features: the number of features of the embeddings.
+        masked: whether the network is told which frames are known.
+        arch: the architecture, `vit`.
+        options: those of the network; `spatial` counts time as an axis.
+
+    Raises:
+        ValueError: if the architecture, the schedule or an option is unknown.
+    """
+    cond_channels = channels if masked else 0
+    backbone = make_network("denoiser", arch, channels, cond_channels, emb_features, options)
+    network = ConditionedNetwork(backbone, emb_features, label_features, masked)
+    return Denoiser(network, make_schedule(schedule))

@@ -1,0 +1,243 @@
+"""Layers for fields with one to three axes: convolutions, normalisation, patches, precision.
+
+Shapes: B batch, C channels, *S the spatial axes, of which there are N (`spatial`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a method run in the dtype of its arguments, autocast or not.
+
+    The method's first tensor argument tells which device's autocast to disable.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensor = next(arg for arg in args if torch.is_tensor(arg))
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+class FullLinear(nn.Linear):
+    """A linear layer that stays in float32 under autocast."""
+
+    @full_precision
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps features (*, C_in) to float32 features (*, C_out)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
+    """Expands one number, or checks one for each axis.
+
+    Raises:
+        ValueError: naming the option, if the number of values is not the number of axes.
+    """
+    values = (value,) * axes if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(values) != axes:
+        raise ValueError(f"{name}={list(values)} should have one value for each of {axes} axes")
+    return values
+
+
+def periodic_axes(periodic: bool | Sequence[bool], axes: int) -> tuple[bool, ...]:
+    """Expands the `periodic` option to one flag for each axis."""
+    flags = (periodic,) * axes if isinstance(periodic, bool) else tuple(bool(p) for p in periodic)
+    if len(flags) != axes:
+        raise ValueError(f"periodic={list(flags)} should have one flag for each of {axes} axes")
+    return flags
+
+
+def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """Moves patches to channels: (B, C, *S) to (B, C·prod(patch), *S/patch), channel outermost.
+
+    Raises:
+        ValueError: if an axis is not a multiple of the patch.
+    """
+    if all(p == 1 for p in patch):
+        return x
+    B, C, *S = x.shape
+    if len(S) != len(patch) or any(s % p for s, p in zip(S, patch)):
+        raise ValueError(f"a grid of {tuple(S)} points does not split in patches of {tuple(patch)}")
+    N = len(S)
+    split = [n for s, p in zip(S, patch) for n in (s // p, p)]
+    x = x.reshape(B, C, *split)
+    x = x.permute(0, 1, *range(3, 3 + 2 * N, 2), *range(2, 2 + 2 * N, 2))
+    return x.reshape(B, -1, *(s // p for s, p in zip(S, patch)))
+
+
+def unpatchify(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """Undoes `patchify`: (B, C·prod(patch), *S) to (B, C, *S·patch)."""
+    if all(p == 1 for p in patch):
+        return x
+    B, _, *S = x.shape
+    N = len(S)
+    x = x.reshape(B, -1, *patch, *S)
+    x = x.permute(0, 1, *(axis for i in range(N) for axis in (2 + N + i, 2 + i)))
+    return x.reshape(B, -1, *(s * p for s, p in zip(S, patch)))
+
+
+class Patchify(nn.Module):
+    """Space to depth; see `patchify`."""
+
+    def __init__(self, patch: Sequence[int]) -> None:
+        super().__init__()
+        self.patch = tuple(patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) to (B, C·prod(patch), *S/patch)."""
+        return patchify(x, self.patch)
+
+
+class Unpatchify(Patchify):
+    """Depth to space; see `unpatchify`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C·prod(patch), *S) to (B, C, *S·patch)."""
+        return unpatchify(x, self.patch)
+
+
+def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
+    """Pads each spatial axis on both sides by `pad` wrapped points; keeps the memory format."""
+    for axis, p in enumerate(pad, start=2):
+        if p:
+            x = torch.cat((x.narrow(axis, x.shape[axis] - p, p), x, x.narrow(axis, 0, p)), axis)
+    return x
+
+
+class _Convolution:
+    """Mixes per-axis padding (circular where periodic, zeros elsewhere) in torch's convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, *S) to (B, C_out, *S/stride)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = pad_circular(x, self.wrap)
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    """One axis."""
+
+
+class Conv2d(_Convolution, nn.Conv2d):
+    """Two axes."""
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    """Three axes."""
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    spatial: int,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    periodic: bool | Sequence[bool] = False,
+    identity_init: bool = False,
+) -> nn.Module:
+    """Makes a "same" convolution, padded circularly on periodic axes and with zeros on others.
+
+    Arguments:
+        in_channels: the number C_in of input channels.
+        out_channels: the number C_out of output channels.
+        spatial: the number N of axes, 1 to 3.
+        kernel_size: the kernel's odd size, for all axes or each.
+        stride: the stride, for all axes or each.
+        periodic: whether axes are periodic, for all or each.
+        identity_init: whether to start near the identity: 1e-2 times the default weight, plus one at
+            the kernel's centre from input channel o mod C_in to output channel o.
+
+    Raises:
+        ValueError: if torch has no such convolution or a kernel size is even.
+    """
+    if spatial not in (1, 2, 3):
+        raise ValueError(f"spatial={spatial}: convolutions have 1 to 3 axes")
+    kernel = per_axis(kernel_size, spatial, "kernel_size")
+    if any(k % 2 == 0 for k in kernel):
+        raise ValueError(f"kernel_size={list(kernel)} should be odd on every axis")
+    half = tuple(k // 2 for k in kernel)
+    wraps = periodic_axes(periodic, spatial)
+    conv = {1: Conv1d, 2: Conv2d, 3: Conv3d}[spatial](
+        in_channels,
+        out_channels,
+        kernel,
+        stride=per_axis(stride, spatial, "stride"),
+        padding=tuple(0 if w else h for w, h in zip(wraps, half)),
+    )
+    conv.wrap = tuple(h if w else 0 for w, h in zip(wraps, half))
+    if identity_init:
+        _init_identity(conv, half)
+    return conv
+
+
+@torch.no_grad()
+def _init_identity(conv: nn.Module, centre: Sequence[int]) -> None:
+    conv.weight.mul_(1e-2)
+    o = torch.arange(conv.out_channels)
+    conv.weight[(o, o % conv.in_channels, *centre)] += 1
+
+
+class ChannelNorm(nn.Module):
+    r"""Layer normalisation over channels, without affine parameters, computed in float32.
+
+    .. math:: y = \frac{x - \mathbb{E}_c[x]}{\sqrt{\mathbb{V}_c[x] + \epsilon}}
+
+    The variance is the unbiased one, over C - 1, as in the published weights; their state dictionaries hold
+    the small number as a buffer too. Unlike torch's layer normalisation, which divides by C: the two differ by
+    a factor, with :math:`r = 1 - 1/C`,
+
+    .. math:: \frac{1}{\sqrt{\mathbb{V} + \epsilon}} = \frac{\sqrt{r}}{\sqrt{r \mathbb{V} + r \epsilon}} \, .
+
+    Arguments:
+        eps: the number :math:`\epsilon`.
+    """
+
+    eps: Tensor
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.register_buffer("eps", torch.tensor(eps))
+        self.epsilon = eps
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "eps" in state_dict:
+            self.epsilon = float(state_dict[prefix + "eps"])
+
+    @full_precision
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, *S) over C."""
+        y = x.movedim(1, -1)
+        r = 1 - 1 / x.shape[1]
+        weight = y.new_full(y.shape[-1:], math.sqrt(r))
+        y = F.layer_norm(y, y.shape[-1:], weight, eps=r * self.epsilon)
+        return y.movedim(-1, 1)
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """Makes a normalisation without affine parameters: `layer` (over channels) or `group`.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name == "layer":
+        return ChannelNorm()
+    if name == "group":
+        return nn.GroupNorm(min(16, channels), channels, affine=False)
+    raise ValueError(f"norm='{name}' is unknown; known: layer, group")

@@ -1,0 +1,248 @@
+r"""Vision transformer for fields with any number of axes, modulated by a vector.
+
+A block with modulation :math:`a, b, c, d` maps tokens :math:`x` (and the skip input :math:`s`) to
+
+.. math::
+    y & = (1 + a) \, \mathrm{LayerNorm}(x) + b \\
+    y & = \mathrm{FFN}(y + \mathrm{MSA}(y)) \\
+    x' & = \frac{x + c \, y}{\sqrt{1 + c^2}} \, , \qquad x'' = \frac{x' + d \, s}{\sqrt{1 + d^2}} \, .
+
+Shapes: B batch, T tokens, H hidden channels, D modulation features, N axes.
+
+Precision: under autocast, attention and feed-forward layers run in the lower precision; tokens, modulation,
+angles, embeddings, the input and the output projection stay in float32.
+
+References:
+    | Scalable Diffusion Models with Transformers (Peebles et al., 2022)
+    | https://arxiv.org/abs/2212.09748
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lola_ds.nn.attention import (
+    MultiheadSelfAttention,
+    grid_coordinates,
+    init_theta,
+    local_window,
+    rope_angles,
+)
+from lola_ds.nn.embedding import PositionalEmbedding
+from lola_ds.nn.layers import (
+    FullLinear,
+    full_precision,
+    patchify,
+    per_axis,
+    periodic_axes,
+    unpatchify,
+)
+
+
+class AdaZero(nn.Sequential):
+    """Maps a modulation vector to scales and shifts that start small; float32.
+
+    Arguments:
+        features: the number D of features of the vector.
+        outputs: the number of values.
+    """
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, outputs))
+        with torch.no_grad():
+            self[-1].weight.mul_(1e-2)
+
+    @full_precision
+    def forward(self, mod: Tensor) -> Tensor:
+        """(B, D) to (B, outputs)."""
+        return super().forward(mod)
+
+
+class ViTBlock(nn.Module):
+    """A transformer block; see the module's formula.
+
+    Arguments:
+        channels: the number H of hidden channels.
+        mod_features: the number D of modulation features; with 0, the modulation is a parameter.
+        ffn_factor: the expansion of the feed-forward layer.
+        axes: the number N of axes of the grid.
+        rope: whether queries and keys are rotated.
+        dropout: the dropout rate inside the feed-forward layer, or None.
+        attention_heads: the number of heads.
+        qk_norm: whether queries and keys are normalised.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        mod_features: int = 0,
+        ffn_factor: int = 4,
+        axes: int = 2,
+        rope: bool = True,
+        dropout: float | None = None,
+        attention_heads: int = 1,
+        qk_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if mod_features:
+            self.ada_zero: nn.Module | nn.Parameter = AdaZero(mod_features, 4 * channels)
+        else:
+            self.ada_zero = nn.Parameter(1e-2 * torch.randn(4, channels))
+        self.theta = nn.Parameter(init_theta(axes, channels)) if rope else None
+        self.msa = MultiheadSelfAttention(channels, attention_heads, qk_norm)
+        self.ffn = nn.Sequential(
+            nn.Linear(channels, ffn_factor * channels),
+            nn.SiLU(),
+            nn.Dropout(dropout or 0.0),
+            nn.Linear(ffn_factor * channels, channels),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        mod: Tensor | None,
+        coordinates: Tensor,
+        skip: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Transforms tokens.
+
+        Arguments:
+            x: tokens, with shape (B, T, H), float32.
+            mod: modulation vector, with shape (B, D), or None when D = 0.
+            coordinates: the tokens' coordinates, with shape (T, N).
+            skip: the skip input, with shape (B, T, H).
+            mask: the attention mask, with shape (T, T).
+
+        Returns:
+            Tokens, with shape (B, T, H), float32.
+        """
+        a, b, c, d = self._modulation(mod)
+        angles = None
+        if self.theta is not None:
+            angles = rope_angles(coordinates, self.theta, self.msa.heads)
+        y = torch.addcmul(b, 1 + a, F.layer_norm(x, x.shape[-1:], eps=1e-5))
+        y = y + self.msa(y, angles, mask)
+        y = self.ffn(y)
+        x = (x + c * y) * torch.rsqrt(1 + c * c)
+        if skip is not None:
+            x = (x + d * skip) * torch.rsqrt(1 + d * d)
+        return x
+
+    def _modulation(self, mod: Tensor | None) -> Sequence[Tensor]:
+        """The scales and shifts a, b, c, d, each with shape (B, 1, H) or (1, 1, H)."""
+        if isinstance(self.ada_zero, nn.Parameter):
+            return self.ada_zero[:, None, None].unbind(0)
+        return self.ada_zero(mod).unsqueeze(1).chunk(4, dim=-1)
+
+
+class ViT(nn.Module):
+    """Vision transformer on a grid with N axes.
+
+    Arguments:
+        in_channels: the number C_in of input channels.
+        out_channels: the number C_out of output channels.
+        cond_channels: the number of channels of the condition concatenated to the input.
+        mod_features: the number D of modulation features.
+        hid_channels: the number H of hidden channels.
+        hid_blocks: the number of blocks.
+        attention_heads: the number of attention heads.
+        ffn_factor: the expansion of the feed-forward layers.
+        qk_norm: whether queries and keys are normalised.
+        rope: whether queries and keys are rotated.
+        dropout: the dropout rate in feed-forward layers, or None.
+        spatial: the number N of axes.
+        patch_size: the size of input patches, for all axes or each.
+        unpatch_size: the size of output patches; that of input patches by default.
+        window_size: the size of local attention windows, in tokens; None for global attention.
+        periodic: whether windows wrap, for all axes or each.
+        checkpointing: whether blocks are recomputed in the backward pass.
+
+    Raises:
+        ValueError: if an option has the wrong number of axes or heads do not split the channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        cond_channels: int = 0,
+        mod_features: int = 0,
+        hid_channels: int = 1024,
+        hid_blocks: int = 16,
+        attention_heads: int = 16,
+        ffn_factor: int = 4,
+        qk_norm: bool = True,
+        rope: bool = True,
+        dropout: float | None = None,
+        spatial: int = 2,
+        patch_size: int | Sequence[int] = 1,
+        unpatch_size: int | Sequence[int] | None = None,
+        window_size: int | Sequence[int] | None = None,
+        periodic: bool | Sequence[bool] = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch = per_axis(patch_size, spatial, "patch_size")
+        self.unpatch = self.patch
+        if unpatch_size is not None:
+            self.unpatch = per_axis(unpatch_size, spatial, "unpatch_size")
+        self.window = None
+        if window_size is not None:
+            self.window = per_axis(window_size, spatial, "window_size")
+        self.periodic = periodic_axes(periodic, spatial)
+        self.checkpointing = checkpointing
+
+        in_features = math.prod(self.patch) * (in_channels + cond_channels)
+        self.in_proj = FullLinear(in_features, hid_channels)
+        self.out_proj = FullLinear(hid_channels, math.prod(self.unpatch) * out_channels)
+        self.positional_embedding = PositionalEmbedding(spatial, hid_channels)
+        self.blocks = nn.ModuleList(
+            ViTBlock(
+                hid_channels,
+                mod_features=mod_features,
+                ffn_factor=ffn_factor,
+                axes=spatial,
+                rope=rope,
+                dropout=dropout,
+                attention_heads=attention_heads,
+                qk_norm=qk_norm,
+            )
+            for _ in range(hid_blocks)
+        )
+
+    def forward(self, x: Tensor, mod: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Transforms fields.
+
+        Arguments:
+            x: fields, with shape (B, C_in, *S).
+            mod: modulation vector, with shape (B, D).
+            cond: the condition, with shape (B, C_cond, *S).
+
+        Returns:
+            Fields, float32, with shape (B, C_out, *S·unpatch/patch).
+        """
+        if cond is not None:
+            x = torch.cat((x, cond.to(x.dtype)), dim=1)
+        x = patchify(x, self.patch)
+        shape = tuple(x.shape[2:])
+        coordinates = grid_coordinates(shape, x.device)
+        mask = None
+        if self.window is not None:
+            mask = local_window(shape, self.window, self.periodic, x.device)
+
+        skip = self.in_proj(x.flatten(2).transpose(1, 2))
+        x = skip + self.positional_embedding(coordinates)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, mod, coordinates, skip, mask, use_reentrant=False)
+            else:
+                x = block(x, mod, coordinates, skip, mask)
+        x = self.out_proj(x).transpose(1, 2).unflatten(2, shape)
+        return unpatchify(x, self.unpatch)

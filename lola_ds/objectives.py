@@ -1,0 +1,288 @@
+r"""Training objectives: what turns a batch into a scalar loss.
+
+Each objective is a module that holds a model and maps a `Batch` to ``(loss, scalars)``. Losses are computed sample by
+sample and averaged with the batch's weights, :math:`\ell = \frac{1}{B} \sum_i w_i \, \ell_i`, so that padding counts for
+nothing. All randomness but dropout comes from each sample's own seed.
+
+Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
+
+Precision: with ``bf16`` the network runs under autocast; parameters, losses and the arithmetic around the network stay in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lola_ds.masks import ContextLaw, draw_context_masks
+from lola_ds.models.autoencoder import Autoencoder
+from lola_ds.models.denoiser import Denoiser
+from lola_ds.models.schedules import TimePrior
+from lola_ds.models.surrogate import Surrogate
+from lola_ds.nn.random import draw_normal, make_generators
+
+VARIANCE_FLOOR = 1e-2
+"""Added to the variance of a field, so that a constant field does not divide by zero."""
+
+Scalars = dict[str, Tensor]
+
+
+class BatchLike(Protocol):
+    """What objectives read of a batch.
+
+    Attributes:
+        x: standardised windows, with shape (B, C, L, *S).
+        label: labels, with shape (B, D).
+        seed: random seeds, with shape (B,), int64.
+        weight: weights of the samples, with shape (B,).
+    """
+
+    x: Tensor
+    label: Tensor
+    seed: Tensor
+    weight: Tensor
+
+
+def mse(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of each sample, with shape (B,)."""
+    return (x - y).square().flatten(1).mean(dim=1)
+
+
+def mae(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error of each sample, with shape (B,)."""
+    return (x - y).abs().flatten(1).mean(dim=1)
+
+
+def _field_vmse(x: Tensor, y: Tensor) -> Tensor:
+    """Squared error over the variance in space of `x` (unbiased), with shape (B, C)."""
+    x, y = x.flatten(2), y.flatten(2)
+    return (x - y).square().mean(dim=2) / (x.var(dim=2) + VARIANCE_FLOOR)
+
+
+def vmse(x: Tensor, y: Tensor) -> Tensor:
+    r"""Variance-scaled error of each sample, with shape (B,).
+
+    .. math:: \frac{1}{C} \sum_c \frac{\langle (x_c - y_c)^2 \rangle}{\mathbb{V}[x_c] + 10^{-2}}
+    """
+    return _field_vmse(x, y).mean(dim=1)
+
+
+def vrmse(x: Tensor, y: Tensor) -> Tensor:
+    """As `vmse`, with the square root of each field's ratio, with shape (B,)."""
+    return _field_vmse(x, y).sqrt().mean(dim=1)
+
+
+def similarity(z: Tensor, weight: Tensor) -> Tensor:
+    """Mean cosine similarity of each latent with the others of the batch.
+
+    Arguments:
+        z: latents, with shape (B, C', *S').
+        weight: the samples' weights; those at zero are no company.
+
+    Returns:
+        Similarities, with shape (B,); zero without company.
+    """
+    z = F.normalize(z.flatten(1), dim=1)
+    present = (weight > 0).to(z)
+    others = present.expand(len(z), -1) - torch.diag(present)
+    return (z @ z.T * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+
+
+RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mse,
+    "mae": mae,
+    "vmse": vmse,
+    "vrmse": vrmse,
+}
+
+
+def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Averages weighted losses over a batch: (B,), (B,) to a scalar."""
+    return (weight * loss).mean()
+
+
+class Objective(nn.Module):
+    """What objectives share: the model and the precision in which its network runs.
+
+    Arguments:
+        model: the model to train.
+        precision: `fp32` or `bf16`.
+
+    Raises:
+        ValueError: if the precision is unknown.
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
+        super().__init__()
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision='{precision}' is unknown; known: fp32, bf16")
+        self.model = model
+        self.precision = precision
+
+    def autocast(self, x: Tensor) -> AbstractContextManager:
+        """The context in which the network runs."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=torch.bfloat16)
+
+
+class AutoencoderObjective(Objective):
+    """Trains an autoencoder to reconstruct states; frames of a window are independent states.
+
+    Arguments:
+        model: the autoencoder.
+        losses: names of losses: mse, mae, vmse, vrmse (of the reconstruction), similarity (of latents).
+        weights: the weight of each loss.
+        precision: `fp32` or `bf16`.
+
+    Raises:
+        ValueError: if a loss is unknown or there are not as many weights as losses.
+    """
+
+    model: Autoencoder
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        losses: Sequence[str] = ("vrmse",),
+        weights: Sequence[float] = (1.0,),
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(model, precision)
+        known = (*RECONSTRUCTION_LOSSES, "similarity")
+        for name in losses:
+            if name not in known:
+                raise ValueError(f"loss.losses: '{name}' is unknown; known: {', '.join(known)}")
+        if not losses or len(losses) != len(weights):
+            raise ValueError(
+                f"loss.losses={list(losses)} and loss.weights={list(weights)} should have the "
+                "same length, at least 1"
+            )
+        self.losses = dict(zip(losses, weights))
+
+    def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
+        """The loss of a batch, a scalar, and each of its terms."""
+        frames = batch.x.shape[2]
+        x = batch.x.transpose(1, 2).flatten(0, 1)
+        weight = batch.weight.repeat_interleave(frames)
+        generators = make_generators(batch.seed.repeat_interleave(frames))
+        _skip_frames(generators, frames)
+        with self.autocast(x):
+            y, z = self.model(x, generators)
+        scalars = {}
+        for name in self.losses:
+            if name == "similarity":
+                term = similarity(z, weight)
+            else:
+                term = RECONSTRUCTION_LOSSES[name](x, y)
+            scalars[name] = weighted_mean(term, weight)
+        loss = torch.stack([w * scalars[name] for name, w in self.losses.items()]).sum()
+        return loss, {name: term.detach() for name, term in scalars.items()}
+
+
+def _skip_frames(generators: Sequence[torch.Generator], frames: int) -> None:
+    """Sets the generators of a window's frames, made from one seed, apart from each other."""
+    if frames > 1:
+        for i, generator in enumerate(generators):
+            torch.rand(i % frames + 1, generator=generator)
+
+
+class SurrogateObjective(Objective):
+    """Trains a surrogate to complete windows, all frames counted alike.
+
+    Arguments:
+        model: the surrogate.
+        masks: the law of context masks.
+        precision: `fp32` or `bf16`.
+        loss: `mse`, `mae`, `vmse` or `vrmse`.
+
+    Raises:
+        ValueError: if the loss is unknown.
+    """
+
+    model: Surrogate
+
+    def __init__(
+        self,
+        model: Surrogate,
+        masks: ContextLaw,
+        precision: str = "fp32",
+        loss: str = "mse",
+    ) -> None:
+        super().__init__(model, precision)
+        if loss not in RECONSTRUCTION_LOSSES:
+            known = ", ".join(RECONSTRUCTION_LOSSES)
+            raise ValueError(f"surrogate.loss='{loss}' is unknown; known: {known}")
+        self.masks = masks
+        self.loss = loss
+
+    def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
+        """The loss of a batch, a scalar, and its name."""
+        x = batch.x
+        mask = draw_masks(self.masks, x, make_generators(batch.seed))
+        with self.autocast(x):
+            y = self.model(x, mask, batch.label)
+        loss = weighted_mean(RECONSTRUCTION_LOSSES[self.loss](x, y), batch.weight)
+        return loss, {self.loss: loss.detach()}
+
+
+class DiffusionObjective(Objective):
+    r"""Trains a denoiser on perturbed windows of which some frames are known.
+
+    .. math:: \ell = \left\langle \frac{(\mu(x_t) - x)^2}{\mathbb{V}} \right\rangle
+        = \left\langle (F - F^*)^2 \right\rangle \, , \qquad F^* = \frac{x - c_\mathrm{skip} x_t}{c_\mathrm{out}}
+
+    The second form is used: the target of the network has a closed form that subtracts nothing close, both where a
+    frame is unknown, :math:`F^* = (\sigma x - \alpha z) / \sqrt{\nu}`, and where it is known and clean,
+    :math:`F^* = \sigma x / (\alpha + \sqrt{\nu})`, with :math:`\nu = \alpha^2 + \sigma^2`.
+
+    Arguments:
+        model: the denoiser.
+        masks: the law of context masks.
+        times: the law of times.
+        precision: `fp32` or `bf16`.
+    """
+
+    model: Denoiser
+
+    def __init__(
+        self,
+        model: Denoiser,
+        masks: ContextLaw,
+        times: TimePrior | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(model, precision)
+        self.masks = masks
+        self.times = times or TimePrior()
+
+    def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
+        """The loss of a batch, a scalar, and its name."""
+        x = batch.x
+        generators = make_generators(batch.seed)
+        mask = draw_masks(self.masks, x, generators)
+        t = torch.tensor([self.times.draw(g) for g in generators], device=x.device)
+        noise = draw_normal(x.shape[1:], generators, x.device)
+
+        alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in self.model.schedule(t))
+        scale = torch.sqrt(alpha.square() + sigma.square())
+        x_t = torch.where(mask, scale * x, alpha * x + sigma * noise)
+        target = torch.where(
+            mask, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale
+        )
+        with self.autocast(x):
+            q = self.model(x_t, t, mask=mask, label=batch.label)
+        loss = weighted_mean(mse(q.output, target), batch.weight)
+        return loss, {"denoising": loss.detach()}
+
+
+def draw_masks(law: ContextLaw, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws context masks of windows `x` (B, C, L, *S), with shape (B, 1, L, 1, ...)."""
+    mask = draw_context_masks(law, x.shape[2], generators).to(x.device)
+    return mask.view(len(x), 1, -1, *[1] * (x.ndim - 3))
