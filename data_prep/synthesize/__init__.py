@@ -1,0 +1,1 @@
+"""Small solvers of partial differential equations that write The Well's HDF5."""

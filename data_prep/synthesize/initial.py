@@ -1,0 +1,92 @@
+"""Initial states of the multi-quadrant Riemann problem.
+
+The unit box is cut along each axis at random positions; each of the resulting quadrants holds one
+constant state with random density, pressure and velocity. The interfaces break up into shocks,
+contacts and rarefactions which then interact (Lax & Liu 1998; the datasets
+`euler_multi_quadrants_*` of Ohana et al. 2024).
+
+References:
+    P. D. Lax, X.-D. Liu, Solution of two-dimensional Riemann problems of gas dynamics by positive
+        schemes, SIAM J. Sci. Comput. 19 (1998).
+    R. Ohana et al., The Well: a large-scale collection of diverse physics simulations for machine
+        learning, NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+#: The numbers of pieces along an axis, and the ranges of the states. Density and pressure are drawn
+#: uniformly in their logarithm, each component of the velocity uniformly. The ranges are chosen so
+#: that the fields have about the means and deviations of The Well's.
+PIECES = (2, 3, 4)
+DENSITY = (0.35, 1.9)
+PRESSURE = (0.13, 2.8)
+VELOCITY = (-0.88, 0.88)
+
+#: How far a cut moves from its place in an equal division, in widths of a piece.
+JITTER = 0.3
+
+
+def multi_quadrants(
+    rng: np.random.Generator, resolution: Sequence[int], periodic: Sequence[bool], gamma: float
+) -> np.ndarray:
+    """Draws an initial state.
+
+    Interfaces lie anywhere, not on the grid: the state of a cell that they cross is the exact
+    average of the conserved variables, so that the same generator gives the same problem at every
+    resolution.
+
+    Arguments:
+        rng: the source of randomness.
+        resolution: the number of cells along each dimension.
+        periodic: whether each dimension is periodic; there the first cut is anywhere too.
+        gamma: the ratio of specific heats.
+
+    Returns:
+        The conserved variables (ρ, ρ v, E), of shape (D + 2, *resolution), in float64.
+    """
+    cuts = [_draw_cuts(rng, wraps) for wraps in periodic]
+    U = _draw_states(rng, [len(cut) for cut in cuts], gamma)
+    for axis, (cut, cells) in enumerate(zip(cuts, resolution)):
+        cover = _coverage(cut, cells)
+        U = np.moveaxis(np.tensordot(U, cover, axes=(1 + axis, 1)), -1, 1 + axis)
+    return np.ascontiguousarray(U)
+
+
+def _draw_cuts(rng: np.random.Generator, periodic: bool) -> np.ndarray:
+    """Where pieces start along an axis, increasing; piece i ends where the next one (or, in a
+    period, the first) starts."""
+    pieces = rng.choice(PIECES)
+    cuts = np.arange(pieces) + rng.uniform(-JITTER, JITTER, size=pieces)
+    if not periodic:
+        cuts[0] = 0
+    offset = rng.uniform(0, pieces) if periodic else 0
+    return (cuts + offset) / pieces
+
+
+def _draw_states(rng: np.random.Generator, pieces: Sequence[int], gamma: float) -> np.ndarray:
+    """One constant state per quadrant: conserved variables, of shape (D + 2, *pieces)."""
+    rho = np.exp(rng.uniform(*np.log(DENSITY), size=pieces))
+    p = np.exp(rng.uniform(*np.log(PRESSURE), size=pieces))
+    v = rng.uniform(*VELOCITY, size=(len(pieces), *pieces))
+    energy = p / (gamma - 1) + rho * np.square(v).sum(axis=0) / 2
+    return np.concatenate((rho[None], rho * v, energy[None]))
+
+
+def _coverage(cuts: np.ndarray, cells: int) -> np.ndarray:
+    """The fraction of each cell of the unit interval that each piece covers, (cells, pieces).
+
+    Pieces are intervals [cuts[i], cuts[i + 1]) of a line of period 1.
+    """
+    faces = np.arange(cells + 1) / cells
+    stops = np.append(cuts[1:], cuts[0] + 1)
+    covered = np.zeros((cells, len(cuts)))
+    for period in range(-2, 2):
+        starts_here, stops_here = cuts + period, stops + period
+        low = np.maximum(faces[:-1, None], starts_here)
+        high = np.minimum(faces[1:, None], stops_here)
+        covered += np.clip(high - low, 0, None)
+    return covered * cells
