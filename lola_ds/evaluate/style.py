@@ -1,0 +1,120 @@
+"""How every figure looks: one colour, line and name per method, one colour per field.
+
+Figures are built on `matplotlib.figure.Figure` directly, so plotting neither needs a display nor
+touches the backend or the settings of the program that imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = [
+    "FIELD_COLOURS",
+    "METHODS",
+    "Line",
+    "add_state_axis",
+    "figure",
+    "lines",
+    "pretty",
+    "replacing",
+]
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a method is drawn: told apart by colour, and by marker and dashes in grey print."""
+
+    label: str
+    color: str
+    linestyle: str
+    marker: str
+
+    def style(self, marker: bool = True) -> dict[str, str]:
+        """The keyword arguments of `Axes.plot`."""
+        style = {"label": self.label, "color": self.color, "linestyle": self.linestyle}
+        return style | {"marker": self.marker} if marker else style
+
+
+METHODS = {
+    "truth": Line("truth", "#000000", "-", ""),
+    "persistence": Line("persistence", "#e69f00", "--", "^"),
+    "autoencoder": Line("autoencoder's reconstruction", "#cc79a7", ":", "D"),
+    "emulator": Line("emulator", "#0072b2", "-", "o"),
+    "ensemble": Line("emulator, ensemble mean", "#009e73", "-.", "s"),
+}
+"""Methods in drawing order, coloured after Okabe and Ito (told apart by colour-blind readers)."""
+
+
+def lines(methods: Iterable[str]) -> dict[str, Line]:
+    """The lines of the methods present, in drawing order; beside an ensemble, the emulator's line
+    says that it is one member's."""
+    present = set(methods)
+    found = {method: line for method, line in METHODS.items() if method in present}
+    if "ensemble" in present and "emulator" in present:
+        found["emulator"] = replace(found["emulator"], label="emulator, one member")
+    return found
+
+
+FIELD_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#555555")
+"""Colours of the fields in channel order, repeated when there are more (after Paul Tol)."""
+
+_SETTINGS = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.framealpha": 0.9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "savefig.dpi": 200,
+}
+
+
+@contextlib.contextmanager
+def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of `width` × `height` inches, written to `path` when the block ends well."""
+    with matplotlib.rc_context(_SETTINGS):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        yield fig
+        with replacing(path) as temporary:
+            fig.savefig(temporary)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well.
+
+    The file appears whole or not at all; a file already there is replaced.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def add_state_axis(ax: Axes, step: float, label: str) -> None:
+    """A second abscissa on top that counts states, `step` units of the lower one each."""
+    top = ax.secondary_xaxis("top", functions=(lambda t: t / step, lambda k: k * step))
+    top.set_xlabel(label)
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def pretty(field: str) -> str:
+    """A field's name for people: `momentum_x` -> "momentum x"."""
+    return field.replace("_", " ")

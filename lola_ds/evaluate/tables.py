@@ -1,0 +1,275 @@
+"""Tables of an evaluation: tidy rows, their averages, a summary, a few lines for the terminal.
+
+`metrics.csv` has one number a row: method, trajectory, start (first known frame), field, lead (in
+states), time (lead time in the data's time unit), metric, value. Methods:
+
+    emulator      one member of the forecast (average over the members)
+    ensemble      the members' mean, and the scores of the members together
+    persistence   the last known state, repeated
+    autoencoder   the truth, encoded and decoded: what a latent emulator cannot surpass
+    truth         the truth's own standard deviation
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lola_ds.evaluate.scores import Scores
+from lola_ds.evaluate.style import METHODS, lines, replacing
+from lola_ds.metrics import BANDS, finite_ensemble_factor
+
+__all__ = [
+    "COLUMNS",
+    "ensemble_scores",
+    "format_forecast",
+    "format_reconstruction",
+    "mean_over_fields",
+    "mean_spectra",
+    "score_rows",
+    "spectrum_rows",
+    "summarize",
+    "write_csv",
+    "write_json",
+]
+
+COLUMNS = ("method", "trajectory", "start", "field", "lead", "time", "metric", "value")
+
+
+def score_rows(
+    scores: Scores,
+    method: str,
+    trajectory: int,
+    start: int,
+    fields: Sequence[str],
+    leads: Sequence[int],
+    times: Sequence[float],
+) -> pd.DataFrame:
+    """The tidy rows of one forecast: fields × leads × metrics."""
+    shape = (len(scores.values), len(fields), len(leads))
+    metric, field, lead = (index.ravel() for index in np.indices(shape))
+    columns = {
+        "method": method,
+        "trajectory": trajectory,
+        "start": start,
+        "field": np.asarray(fields)[field],
+        "lead": np.asarray(leads)[lead],
+        "time": np.asarray(times)[lead],
+        "metric": np.asarray(list(scores.values))[metric],
+        "value": np.stack([value.numpy() for value in scores.values.values()]).ravel(),
+    }
+    return pd.DataFrame(columns, columns=list(COLUMNS))
+
+
+def spectrum_rows(
+    scores: Scores,
+    method: str,
+    trajectory: int,
+    fields: Sequence[str],
+    leads: Sequence[int],
+    times: Sequence[float],
+    chosen: Sequence[int],
+) -> pd.DataFrame:
+    """The power spectra of one forecast at the `chosen` positions of `leads`."""
+    power = scores.power[:, list(chosen)].numpy()
+    field, lead, wavenumber = (index.ravel() for index in np.indices(power.shape))
+    return pd.DataFrame(
+        {
+            "method": method,
+            "trajectory": trajectory,
+            "field": np.asarray(fields)[field],
+            "lead": np.asarray(leads)[list(chosen)][lead],
+            "time": np.asarray(times)[list(chosen)][lead],
+            "wavenumber": wavenumber,
+            "power": power.ravel(),
+        }
+    )
+
+
+def mean_over_fields(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`metric` averaged over fields: columns method, trajectory, lead, time, value."""
+    rows = table[table["metric"] == metric]
+    keys = ["method", "trajectory", "start", "lead", "time"]
+    return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
+
+
+def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Spectra averaged over trajectories, in the order of methods, fields, leads."""
+    keys = ["method", "field", "lead", "time", "wavenumber"]
+    return spectra.groupby(keys, sort=False, as_index=False)["power"].mean()
+
+
+def ensemble_scores(table: pd.DataFrame, members: int) -> pd.DataFrame:
+    """Spread and skill by field and lead over all trajectories.
+
+    Squares are averaged over trajectories before the roots are taken, then
+    spread_skill = √((M + 1)/M) · spread / skill; `relative_spread` and `relative_skill` are divided
+    by the truth's standard deviation, averaged likewise.
+
+    Arguments:
+        table: tidy rows with the ensemble's spread and skill and the truth's std.
+        members: M.
+    """
+
+    def rms(method: str, metric: str) -> pd.Series:
+        rows = table[(table["method"] == method) & (table["metric"] == metric)]
+        squares = rows.assign(value=rows["value"] ** 2)
+        return squares.groupby(["field", "lead", "time"], sort=False)["value"].mean() ** 0.5
+
+    spread, skill, std = rms("ensemble", "spread"), rms("ensemble", "skill"), rms("truth", "std")
+    return pd.DataFrame(
+        {
+            "spread": spread,
+            "skill": skill,
+            "spread_skill": finite_ensemble_factor(members) * spread / skill,
+            "relative_spread": spread / std,
+            "relative_skill": skill / std,
+        }
+    ).reset_index()
+
+
+def summarize(table: pd.DataFrame, members: int) -> dict[str, Any]:
+    """The headline numbers of `table`, ready for JSON (NaN and infinity become null).
+
+    Means run over trajectories and fields; `ratio_to_persistence` is, at each lead, the ratio of
+    two such means, and its `mean` the average over leads.
+    """
+    vrmse = mean_over_fields(table, "vrmse")
+    by_lead = vrmse.groupby(["method", "lead"])["value"].mean().unstack("method")
+    methods = [method for method in METHODS if method in by_lead]
+    times = vrmse.groupby("lead")["time"].mean()
+    rows = table[table["metric"] == "vrmse"]
+    by_field = rows.groupby(["method", "field"], sort=False)["value"].mean()
+    summary: dict[str, Any] = {
+        "trajectories": int(table["trajectory"].nunique()),
+        "fields": list(rows["field"].unique()),
+        "members": members,
+        "leads": [int(lead) for lead in by_lead.index],
+        "times": [float(time) for time in times],
+        "vrmse": {
+            method: {
+                "by_lead": by_lead[method].tolist(),
+                "by_field": {str(k): float(x) for k, x in by_field[method].items()},
+                "mean": float(by_lead[method].mean()),
+            }
+            for method in methods
+        },
+        "spectrum_error": {method: _bands(table, method, "spectrum") for method in methods},
+        "correlation": {method: _bands(table, method, "correlation") for method in methods},
+    }
+    if "persistence" in methods:
+        summary["ratio_to_persistence"] = {}
+        for method in methods:
+            ratio = by_lead[method] / by_lead["persistence"]
+            summary["ratio_to_persistence"][method] = {
+                "by_lead": ratio.tolist(),
+                "mean": float(ratio.mean()),
+                "worst": float(ratio.max(skipna=False)),
+            }
+    if "ensemble" in methods:
+        summary["ensemble"] = _summarize_ensemble(table, members, by_lead)
+    return _finite(summary)
+
+
+def _summarize_ensemble(
+    table: pd.DataFrame, members: int, by_lead: pd.DataFrame
+) -> dict[str, list[float] | float]:
+    scores = ensemble_scores(table, members)
+    names = ["relative_spread", "relative_skill", "spread_skill"]
+    means = scores.groupby("lead")[names].mean()
+    crps = table[table["metric"] == "crps"].groupby("lead")["value"].mean()
+    return {
+        **{name: means[name].tolist() for name in names},
+        "crps": crps.tolist(),
+        "mean_over_member": float((by_lead["ensemble"] / by_lead["emulator"]).mean()),
+    }
+
+
+def _bands(table: pd.DataFrame, method: str, name: str) -> dict[str, float]:
+    rows = table[table["method"] == method]
+    return {b: float(rows.loc[rows["metric"] == f"{name}_{b}", "value"].mean()) for b in BANDS}
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def format_forecast(summary: dict[str, Any], columns: int = 8) -> str:
+    """The summary of a forecast as a few lines: methods down, at most `columns` leads across."""
+    leads = summary["leads"]
+    chosen = evenly(len(leads), columns)
+    text = [
+        f"VRMSE, mean over {len(summary['fields'])} fields and {_trajectories(summary)}",
+        _line("lead (states)", [f"{leads[i]}" for i in chosen] + ["mean"]),
+        _line("lead time", [f"{summary['times'][i]:.3g}" for i in chosen]),
+    ]
+    labels = {method: line.label for method, line in lines(summary["vrmse"]).items()}
+    for method, scores in summary["vrmse"].items():
+        values = _numbers(scores["by_lead"], chosen) + _numbers([scores["mean"]])
+        text.append(_line(labels[method], values))
+    for method, ratio in summary["ratio_to_persistence"].items():
+        if method in ("emulator", "ensemble"):
+            values = _numbers(ratio["by_lead"], chosen) + _numbers([ratio["mean"]])
+            text.append(_line(f"{labels[method]} / persistence", values))
+    if "ensemble" in summary:
+        ratios = summary["ensemble"]["spread_skill"]
+        text.append(_line("spread / skill, corrected", _numbers(ratios, chosen)))
+    return "\n".join(text)
+
+
+def format_reconstruction(summary: dict[str, Any], table: pd.DataFrame) -> str:
+    """The summary of an autoencoder as a few lines: fields down, metrics across."""
+    rows = table[table["method"] == "autoencoder"]
+    kinds = ("spectrum", "correlation")
+    banded = {f"{name}_{band}": f"{name[:2]}.{band}" for name in kinds for band in BANDS}
+    names = {"vrmse": "VRMSE", "nrmse": "NRMSE", **banded}
+    means = rows.groupby(["field", "metric"])["value"].mean().unstack("metric")[list(names)]
+    text = [
+        f"Reconstruction of {len(summary['leads'])} frames of each of {_trajectories(summary)}",
+        _line("field", list(names.values())),
+    ]
+    text.extend(_line(field, _numbers(means.loc[field].tolist())) for field in summary["fields"])
+    text.append(_line("mean over fields", _numbers(means.mean().tolist())))
+    text.append("sp. relative error of the power spectrum, co. correlation, by band of wave number")
+    return "\n".join(text)
+
+
+def _trajectories(summary: dict[str, Any]) -> str:
+    count = summary["trajectories"]
+    return f"{count} trajector{'y' if count == 1 else 'ies'}"
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` indices of 0..count-1, evenly spaced, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<38}" + "".join(f"{cell:>8}" for cell in cells)
+
+
+def _numbers(values: Sequence[float | None], chosen: Sequence[int] | None = None) -> list[str]:
+    picked = values if chosen is None else [values[i] for i in chosen]
+    return ["-" if x is None or not math.isfinite(x) else f"{x:.3f}" for x in picked]
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Writes a table, whole or not at all; numbers with all their digits."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def write_json(tree: dict[str, Any], path: Path) -> None:
+    """Writes JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
