@@ -52,26 +52,29 @@ def rollout(
         members: the number M of independent trajectories.
 
     Returns:
-        Trajectories, with shape (M, C, frames, *S), the `context` known frames first.
+        Trajectories, with shape (M, C, frames, *S). The first `context` frames are the known ones as the
+        step returns them (the steps of `make_step` return them as they are).
 
     Raises:
         ValueError: if there are not enough known frames, or context and overlap do not leave room for a
             prediction in a window.
     """
     _check_rollout(x, window, frames, context, overlap, members)
-    known = x[:, :context].expand(members, -1, -1, *x.shape[2:])
-    pieces, count, i = [known], context, 0
-    while count < frames:
-        start = known.shape[2]
-        x_obs = known.new_zeros(members, len(x), window, *x.shape[2:])
-        x_obs[:, :, :start] = known
-        mask = torch.arange(window, device=x.device) < start
-        y = step(mask.view(1, 1, -1, *[1] * (x.ndim - 2)), x_obs, i)
-        pieces.append(y[:, :, start:])
-        count += window - start
-        known = torch.cat((known, y[:, :, start:]), dim=2)[:, :, -overlap:]
+    y = _complete(step, x[:, :context].expand(members, -1, -1, *x.shape[2:]), window, 0)
+    i = 1
+    while y.shape[2] < frames:
+        new = _complete(step, y[:, :, -overlap:], window, i)[:, :, overlap:]
+        y = torch.cat((y, new), dim=2)
         i += 1
-    return torch.cat(pieces, dim=2)[:, :, :frames]
+    return y[:, :, :frames]
+
+
+def _complete(step: Step, known: Tensor, window: int, i: int) -> Tensor:
+    """Completes known frames (M, C, c, *S) to windows (M, C, L, *S)."""
+    M, C, c, *S = known.shape
+    x_obs = torch.cat((known, known.new_zeros(M, C, window - c, *S)), dim=2)
+    mask = torch.arange(window, device=known.device) < c
+    return step(mask.view(1, 1, -1, *[1] * len(S)), x_obs, i)
 
 
 def _check_rollout(
@@ -120,7 +123,7 @@ def make_step(
         return None if label is None else label.to(x_obs).expand(len(x_obs), -1)
 
     def predict(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
-        return model(x_obs, mask, labels(x_obs))
+        return torch.where(mask, x_obs, model(x_obs, mask, labels(x_obs)))
 
     def generate(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
         noises = []
@@ -129,9 +132,8 @@ def make_step(
             noises.append(
                 torch.randn(x_obs.shape[1:], generator=generator, device=x_obs.device)
             )
-        time = torch.ones((), dtype=torch.float64, device=x_obs.device)
-        _, sigma_1 = model.schedule(time)
-        return sample(
+        _, sigma_1 = model.schedule(torch.ones((), device=x_obs.device))
+        x_0 = sample(
             model,
             mask,
             x_obs,
@@ -141,6 +143,7 @@ def make_step(
             x_1=sigma_1 * torch.stack(noises),
             generator=torch.Generator().manual_seed(_hash(seed, first_member, i, 1)),
         )
+        return torch.where(mask, x_obs, x_0)
 
     return generate if isinstance(model, Denoiser) else predict
 

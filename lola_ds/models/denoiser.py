@@ -124,8 +124,8 @@ class Denoiser(nn.Module):
         Returns:
             The posterior p(x | x_t).
         """
-        t = t.to(x_t).expand(len(x_t))
-        alpha_t, sigma_t = (s.view(-1, *[1] * (x_t.ndim - 1)) for s in self.schedule(t))
+        scales = (s.to(x_t.dtype).expand(len(x_t)) for s in self.schedule(t))
+        alpha_t, sigma_t = (s.view(-1, *[1] * (x_t.ndim - 1)) for s in scales)
         total = alpha_t.square() + sigma_t.square()
         c_in = torch.rsqrt(total)
         c_time = 10 * torch.log(sigma_t / alpha_t).flatten()
