@@ -83,7 +83,7 @@ def _check_kind(config: dict[str, Any], windows: ShardDataset) -> None:
 
 
 def make_prepare(config: dict[str, Any]) -> Callable[[Batch], Batch]:
-    """The step from shard values to network inputs: transform and standardise, logarithms of labels."""
+    """From shard values to network inputs: transform, standardise, logarithms of labels."""
     standardize = make_standardize(config["dataset"]) if config["ae_run"] is None else None
     logs = label_logs(config["dataset"])
 

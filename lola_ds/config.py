@@ -1,4 +1,4 @@
-"""The configuration: composed by Hydra, checked against a typed schema, refused when it cannot work.
+"""The configuration: composed by Hydra, checked against a schema, refused when it cannot work.
 
 Groups (`dataset`, `ae`, `surrogate`, `denoiser`, …) and keys carry lola's names. Hydra refuses
 overrides of keys that do not exist; the schema refuses values of the wrong type; `check` refuses
@@ -174,7 +174,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def compose_group(group: str, name: str) -> dict[str, Any]:
-    """One option of one group as a plain dictionary, such as `compose_group("dataset", "euler_open")`.
+    """One option of one group as a dictionary: `compose_group("dataset", "euler_open")`.
 
     Raises:
         ValueError: there is no such option; the message lists those that exist.
@@ -240,11 +240,19 @@ def check(config: DictConfig) -> None:
     _choice(plain, "optim.scheduler", ("cosine", "linear", "constant"))
     _choice(plain, "trajectory.context.law", ("poisson_truncated", "poisson_mod"))
     _choice(plain, "wandb.mode", ("offline", "online", "disabled"))
-    for key in (
-        "train.epochs train.epoch_size train.batch_size train.accumulation train.log_every "
-        "valid.samples valid.batch_size checkpoint.every checkpoint.keep "
-        "trajectory.length trajectory.stride"
-    ).split():
+    for key in [
+        "train.epochs",
+        "train.epoch_size",
+        "train.batch_size",
+        "train.accumulation",
+        "train.log_every",
+        "valid.samples",
+        "valid.batch_size",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "trajectory.length",
+        "trajectory.stride",
+    ]:
         if _get(plain, key) < 1:
             raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
     if plain["train"]["restrict"] is not None and plain["train"]["restrict"] < 1:
@@ -261,7 +269,8 @@ def check(config: DictConfig) -> None:
         given = len(plain["dataset"]["stats"][key])
         if given != channels:
             raise ValueError(
-                f"dataset.stats.{key} has {given} values for {channels} dataset.fields; give one each"
+                f"dataset.stats.{key} has {given} values for {channels} dataset.fields; "
+                "give one each"
             )
     if plain["task"] == "autoencoder" and plain["ae_run"] is not None:
         raise ValueError(
@@ -375,13 +384,35 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 # The keys DeepSpeed reads at the top level and this runtime supports. DeepSpeed itself ignores
 # others without a word.
 _DEEPSPEED_KEYS = frozenset(
-    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps "
-    "gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state "
-    "prescale_gradients gradient_predivide_factor gradient_allreduce_op sparse_gradients "
-    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16 torch_autocast "
-    "communication_data_type seq_parallel_communication_data_type zero_optimization "
-    "data_types flops_profiler comms_logger aio disable_allgather disable_python_gc log_level "
-    "timers".split()
+    [
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "gradient_allreduce_op",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "communication_data_type",
+        "seq_parallel_communication_data_type",
+        "zero_optimization",
+        "data_types",
+        "flops_profiler",
+        "comms_logger",
+        "aio",
+        "disable_allgather",
+        "disable_python_gc",
+        "log_level",
+        "timers",
+    ]
 )
 
 
@@ -397,7 +428,15 @@ def _choice(config: dict[str, Any], key: str, known: Sequence[str] | dict[str, s
         raise ValueError(f"{key}={value} is unknown; choose one of {', '.join(known)}")
 
 
-_NOISE = ("full_key", "object_type", "reference", "Config search", "provider=", "To append", "See http")
+_NOISE = (
+    "full_key",
+    "object_type",
+    "reference",
+    "Config search",
+    "provider=",
+    "To append",
+    "See http",
+)
 
 
 def _explain(error: Exception) -> str:

@@ -1,0 +1,25 @@
+"""Shards: writing, indexing, verifying, and reading them as batches of windows."""
+
+from .batch import Batch
+from .format import ShardError
+from .index import Index, open_index
+from .loader import Loader, build_loader, evaluation_batches
+from .sampler import ElasticSampler
+from .verify import verify_split
+from .windows import ShardDataset
+from .writer import ShardWriter, publish
+
+__all__ = [
+    "Batch",
+    "ElasticSampler",
+    "Index",
+    "Loader",
+    "ShardDataset",
+    "ShardError",
+    "ShardWriter",
+    "build_loader",
+    "evaluation_batches",
+    "open_index",
+    "publish",
+    "verify_split",
+]

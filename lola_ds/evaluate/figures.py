@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from lola_ds.evaluate.style import (
+from ..metrics import BANDS, band_edges
+from .style import (
     FIELD_COLOURS,
     METHODS,
     add_state_axis,
@@ -23,8 +24,7 @@ from lola_ds.evaluate.style import (
     lines,
     pretty,
 )
-from lola_ds.evaluate.tables import ensemble_scores, mean_over_fields
-from lola_ds.metrics import BANDS, band_edges
+from .tables import ensemble_scores, mean_over_fields
 
 __all__ = [
     "TimeAxis",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lola_ds import metrics
+from .. import metrics
 
 __all__ = ["Scores", "score_ensemble", "score_states", "score_truth"]
 
@@ -42,7 +42,7 @@ def score_states(u: Tensor, v: Tensor) -> Scores:
 def score_ensemble(u: Tensor, v: Tensor) -> Scores:
     """Scores of the members together: their mean as one state, and the ensemble's own.
 
-    Metrics: those of `score_states`, spread, skill, spread_skill (corrected for finite M) and crps (fair).
+    Metrics: those of `score_states`, spread, skill, spread_skill (corrected for finite M), fair crps.
 
     Raises:
         ValueError: with fewer than 2 members.

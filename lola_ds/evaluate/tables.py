@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lola_ds.evaluate.scores import Scores
-from lola_ds.evaluate.style import METHODS, lines, replacing
-from lola_ds.metrics import BANDS, finite_ensemble_factor
+from ..metrics import BANDS, finite_ensemble_factor
+from .scores import Scores
+from .style import METHODS, lines, replacing
 
 __all__ = [
     "COLUMNS",

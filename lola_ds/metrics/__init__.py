@@ -4,15 +4,15 @@ All take torch tensors with the spatial axes last and say how many there are; se
 docstring for symbols, units and sources.
 """
 
-from lola_ds.metrics.ensemble import (
+from .ensemble import (
     fair_crps,
     finite_ensemble_factor,
     skill,
     spread,
     spread_skill_ratio,
 )
-from lola_ds.metrics.errors import nrmse, rmse, spatial_mean, vrmse
-from lola_ds.metrics.spectra import (
+from .errors import nrmse, rmse, spatial_mean, vrmse
+from .spectra import (
     BANDS,
     band_edges,
     band_mean,

@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor
 
-from lola_ds.metrics.errors import rmse, spatial_mean
+from .errors import rmse, spatial_mean
 
 __all__ = ["fair_crps", "finite_ensemble_factor", "skill", "spread", "spread_skill_ratio"]
 

@@ -111,12 +111,53 @@ class Unpatchify(Patchify):
         return unpatchify(x, self.patch)
 
 
-def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
-    """Pads each spatial axis on both sides by `pad` wrapped points; keeps the memory format."""
+class _CircularPad(torch.autograd.Function):
+    """Wraps halos around a field in one buffer; backward folds the halos' gradients back.
+
+    Chains of `torch.cat` do the same and take a third of a training step on a CPU: each slice's
+    backward is a full field of zeros, in another memory format.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:  # noqa: ANN001
+        ctx.pad = pad
+        y = x.new_empty([*x.shape[:2], *(s + 2 * p for s, p in zip(x.shape[2:], pad))])
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            y = y.to(memory_format=torch.channels_last)
+        _interior(y, pad).copy_(x)
+        for axis, p in enumerate(pad, start=2):
+            if p:
+                n = x.shape[axis]
+                y.narrow(axis, 0, p).copy_(y.narrow(axis, n, p))
+                y.narrow(axis, n + p, p).copy_(y.narrow(axis, p, p))
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        grad = grad.clone()
+        for axis, p in reversed(list(enumerate(ctx.pad, start=2))):
+            if p:
+                n = grad.shape[axis] - 2 * p
+                grad.narrow(axis, n, p).add_(grad.narrow(axis, 0, p))
+                grad.narrow(axis, p, p).add_(grad.narrow(axis, n + p, p))
+        return _interior(grad, ctx.pad), None
+
+
+def _interior(x: Tensor, pad: Sequence[int]) -> Tensor:
     for axis, p in enumerate(pad, start=2):
-        if p:
-            x = torch.cat((x.narrow(axis, x.shape[axis] - p, p), x, x.narrow(axis, 0, p)), axis)
+        x = x.narrow(axis, p, x.shape[axis] - 2 * p)
     return x
+
+
+def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
+    """Pads each spatial axis on both sides by `pad` wrapped points; keeps the memory format.
+
+    Raises:
+        ValueError: if an axis is shorter than its halo.
+    """
+    if any(s < p for s, p in zip(x.shape[2:], pad)):
+        raise ValueError(f"a grid of {tuple(x.shape[2:])} points is too small to wrap {tuple(pad)}")
+    return _CircularPad.apply(x, tuple(pad)) if any(pad) else x
 
 
 class _Convolution:

@@ -198,7 +198,9 @@ class CheckpointStore:
                 return reader
 
             reader = check()
-            faults = [r for r in self._gather(lambda r=reader: r if isinstance(r, str) else "") if r]
+            faults = [
+                r for r in self._gather(lambda r=reader: r if isinstance(r, str) else "") if r
+            ]
             if isinstance(reader, CheckpointReader) and not faults:
                 return reader
             if self.rank == 0:

@@ -27,6 +27,10 @@ class Ranks:
     device: torch.device
 
 
+# DeepSpeed calls torch's collectives by the names they had before.
+_DEPRECATION = r"`torch\.distributed\.\w+` is deprecated\. Please use"
+
+
 def join(device: str = "auto") -> Ranks:
     """Joins the process group of the launcher, or makes one of a single process.
 
@@ -40,6 +44,7 @@ def join(device: str = "auto") -> Ranks:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda but no GPU is visible; use device=auto or device=cpu")
+    warnings.filterwarnings("ignore", message=_DEPRECATION, category=FutureWarning)
     os.environ.setdefault("DS_ACCELERATOR", device)
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     if "RANK" not in os.environ:

@@ -174,7 +174,9 @@ class Trainer:
         healthy = bool(torch.isfinite(vector[0]))
         sums = sum_over_ranks(vector) / (self.plan.accumulation * self.ranks.world_size)
         if not math.isfinite(sums[0].item()):
-            where = "" if healthy else f" on rank {self.ranks.rank}, windows {batch.window.tolist()}"
+            where = (
+                "" if healthy else f" on rank {self.ranks.rank}, windows {batch.window.tolist()}"
+            )
             raise TrainingStoppedError(
                 f"step {self.step}: the loss is {sums[0].item()}{where}; training stopped before "
                 "the weights changed, the last checkpoint is intact"

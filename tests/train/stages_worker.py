@@ -1,0 +1,95 @@
+"""One rank: a small network trained at one ZeRO stage; what it ends with goes to a file.
+
+usage: stages_worker.py FOLDER STAGE STEPS [SAVE_AT] ; resumes from FOLDER/checkpoints if any.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lola_ds.config import compose, fill_deepspeed, to_dict
+from lola_ds.train.checkpoint import (
+    CheckpointStore,
+    load_weights,
+    restore_ema,
+    restore_optimizer,
+)
+from lola_ds.train.ema import Ema
+from lola_ds.train.engine import join, leave, make_engine
+from lola_ds.train.fragments import local_fragments, torch_optimizer
+from lola_ds.train.optim import make_optimizer
+
+BATCH = 8
+
+
+class Objective(nn.Module):
+    """Regression by a small network with odd sizes, a scalar parameter and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(5, 13), nn.SiLU(), nn.Linear(13, 3))
+        self.gain = nn.Parameter(torch.tensor([1.5]))
+        self.register_buffer("shift", torch.tensor([0.25]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.gain * self.model(x) - x[:, :3].sin() + self.shift).square().mean()
+        return loss, {}
+
+
+def batch(step: int, rank: int, world_size: int) -> Tensor:
+    x = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(step))
+    return x[rank * BATCH // world_size : (rank + 1) * BATCH // world_size]
+
+
+def main() -> None:
+    folder, stage, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    save_at = int(sys.argv[4]) if len(sys.argv) > 4 else -1
+    ranks = join("cpu")
+    words = ["task=autoencoder", "run=r", "data=d", f"deepspeed=zero{stage}"]
+    config = to_dict(compose([*words, f"train.batch_size={BATCH}", "optim.weight_decay=0.01"]))
+    torch.manual_seed(0)
+    objective = Objective()
+    store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size)
+    reader = store.newest()
+    if reader:
+        load_weights(objective, reader)
+    optimizer = make_optimizer(objective.parameters(), config["optim"])
+    engine = make_engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
+    fragments = local_fragments(engine, ranks.rank, ranks.world_size)
+    ema = Ema(fragments, 0.9)
+    start = 0
+    if reader:
+        start = reader.state["step"]
+        restore_optimizer(torch_optimizer(engine), fragments, reader, start)
+        restore_ema(ema, reader)
+    losses = []
+    for step in range(start, steps):
+        engine.optimizer.param_groups[0]["lr"] = 1e-2
+        loss, _ = engine(batch(step, ranks.rank, ranks.world_size))
+        engine.backward(loss)
+        engine.step()
+        ema.update(step + 1)
+        mean = loss.detach().clone() / ranks.world_size
+        torch.distributed.all_reduce(mean)
+        losses.append(mean.item())
+        if step + 1 in (save_at, steps):
+            store.save(
+                step + 1,
+                engine.module,
+                fragments,
+                torch_optimizer(engine),
+                ema,
+                {"step": step + 1},
+            )
+    if ranks.rank == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
