@@ -42,7 +42,7 @@ def score_states(u: Tensor, v: Tensor) -> Scores:
 def score_ensemble(u: Tensor, v: Tensor) -> Scores:
     """Scores of the members together: their mean as one state, and the ensemble's own.
 
-    Metrics: those of `score_states`, spread, skill, spread_skill (corrected for finite M), fair crps.
+    Metrics: those of `score_states`, spread, skill, spread_skill (corrected), crps (fair).
 
     Raises:
         ValueError: with fewer than 2 members.
