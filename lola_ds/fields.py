@@ -1,12 +1,12 @@
 r"""Transforms of physical fields and their standardisation.
 
-Positive fields (density, pressure, energy) are skewed: a pointwise, invertible transform :math:`f` makes
-their distribution closer to a Gaussian. A network then sees the standardised field
+Positive fields (density, pressure, energy) are skewed: a pointwise, invertible transform :math:`f`
+makes their distribution closer to a Gaussian. A network then sees the standardised field
 
 .. math:: z_c = \frac{f_c(x_c) - \mu_c}{s_c}
 
-where the mean :math:`\mu_c` and standard deviation :math:`s_c` of each channel :math:`c` are those of
-the *transformed* field over the training split.
+where the mean :math:`\mu_c` and standard deviation :math:`s_c` of each channel :math:`c` are those
+of the *transformed* field over the training split.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 r"""Context masks: which frames of a window are known.
 
-An emulator completes a window of :math:`L` frames given :math:`c` known ones. In training the number
-:math:`c` is random, drawn from one of two laws with rate :math:`\lambda`:
+An emulator completes a window of :math:`L` frames given :math:`c` known ones. In training the
+number :math:`c` is random, drawn from one of two laws with rate :math:`\lambda`:
 
-- ``poisson_mod``: :math:`c = (K \bmod (L - c_\min)) + c_\min` with :math:`K \sim \mathrm{Poisson}(\lambda)`;
+- ``poisson_mod``: :math:`c = (K \bmod (L - c_\min)) + c_\min` with :math:`K \sim
+  \mathrm{Poisson}(\lambda)`;
 - ``poisson_truncated``: :math:`p(c) \propto \lambda^c / c!` for :math:`c_\min \leq c \leq L - 1`,
   a Poisson law conditioned on leaving at least one frame known and one unknown.
 
@@ -11,7 +12,8 @@ Known frames stand at the start of the window with probability :math:`\rho`, els
 emulator then predicts backward in time).
 
 References:
-    | Lost in Latent Space: An Empirical Study of Latent Diffusion Models for Physics Emulation (Rozet et al., 2025)
+    | Lost in Latent Space: An Empirical Study of Latent Diffusion Models for Physics Emulation
+    | (Rozet et al., 2025)
     | https://arxiv.org/abs/2507.02608
 """
 

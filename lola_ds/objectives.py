@@ -1,13 +1,14 @@
 r"""Training objectives: what turns a batch into a scalar loss.
 
-Each objective is a module that holds a model and maps a `Batch` to ``(loss, scalars)``. Losses are computed sample by
-sample and averaged with the batch's weights, :math:`\ell = \frac{1}{B} \sum_i w_i \, \ell_i`, so that padding counts for
-nothing. All randomness but dropout comes from each sample's own seed.
+Each objective is a module that holds a model and maps a `Batch` to ``(loss, scalars)``. Losses are
+computed sample by sample and averaged with the batch's weights, :math:`\ell = \frac{1}{B} \sum_i
+w_i \, \ell_i`, so that padding counts for nothing. All randomness but dropout comes from each
+sample's own seed.
 
 Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
 
-Precision: with ``bf16`` the network runs under autocast; parameters, losses and the arithmetic around the network stay in
-float32.
+Precision: with ``bf16`` the network runs under autocast; parameters, losses and the arithmetic
+around the network stay in float32.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class AutoencoderObjective(Objective):
 
     Arguments:
         model: the autoencoder.
-        losses: names of losses: mse, mae, vmse, vrmse (of the reconstruction), similarity (of latents).
+        losses: names of losses: mse, mae, vmse, vrmse (of the reconstruction), similarity (of
+            latents).
         weights: the weight of each loss.
         precision: `fp32` or `bf16`.
 
@@ -236,11 +238,13 @@ class DiffusionObjective(Objective):
     r"""Trains a denoiser on perturbed windows of which some frames are known.
 
     .. math:: \ell = \left\langle \frac{(\mu(x_t) - x)^2}{\mathbb{V}} \right\rangle
-        = \left\langle (F - F^*)^2 \right\rangle \, , \qquad F^* = \frac{x - c_\mathrm{skip} x_t}{c_\mathrm{out}}
+        = \left\langle (F - F^*)^2 \right\rangle \, ,
+        \qquad F^* = \frac{x - c_\mathrm{skip} x_t}{c_\mathrm{out}}
 
-    The second form is used: the target of the network has a closed form that subtracts nothing close, both where a
-    frame is unknown, :math:`F^* = (\sigma x - \alpha z) / \sqrt{\nu}`, and where it is known and clean,
-    :math:`F^* = \sigma x / (\alpha + \sqrt{\nu})`, with :math:`\nu = \alpha^2 + \sigma^2`.
+    The second form is used: the target of the network has a closed form that subtracts nothing
+    close, both where a frame is unknown, :math:`F^* = (\sigma x - \alpha z) / \sqrt{\nu}`, and
+    where it is known and clean, :math:`F^* = \sigma x / (\alpha + \sqrt{\nu})`, with :math:`\nu =
+    \alpha^2 + \sigma^2`.
 
     Arguments:
         model: the denoiser.
@@ -273,9 +277,7 @@ class DiffusionObjective(Objective):
         alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in self.model.schedule(t))
         scale = torch.sqrt(alpha.square() + sigma.square())
         x_t = torch.where(mask, scale * x, alpha * x + sigma * noise)
-        target = torch.where(
-            mask, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale
-        )
+        target = torch.where(mask, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale)
         with self.autocast(x):
             q = self.model(x_t, t, mask=mask, label=batch.label)
         loss = weighted_mean(mse(q.output, target), batch.weight)

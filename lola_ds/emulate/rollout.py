@@ -20,8 +20,9 @@ from lola_ds.models.surrogate import Surrogate
 class Step(Protocol):
     """Completes windows.
 
-    Called with `mask` (True for known frames, with shape (1, 1, L, 1, ...)), `x_obs` (M, C, L, *S), zero
-    where frames are unknown, and the number `i` of the window; returns windows (M, C, L, *S).
+    Called with `mask` (True for known frames, with shape (1, 1, L, 1, ...)), `x_obs` (M, C, L,
+    *S), zero where frames are unknown, and the number `i` of the window; returns windows (M, C, L,
+    *S).
     """
 
     def __call__(self, mask: Tensor, x_obs: Tensor, i: int) -> Tensor: ...
@@ -39,8 +40,8 @@ def rollout(
 ) -> Tensor:
     """Rolls an emulator out from known frames.
 
-    The first window starts with `context` known frames of `x`, each later one with the last `overlap` frames
-    emulated so far. The last window is cropped to `frames`.
+    The first window starts with `context` known frames of `x`, each later one with the last
+    `overlap` frames emulated so far. The last window is cropped to `frames`.
 
     Arguments:
         step: completes a window; see `Step`.
@@ -52,12 +53,12 @@ def rollout(
         members: the number M of independent trajectories.
 
     Returns:
-        Trajectories, with shape (M, C, frames, *S). The first `context` frames are the known ones as the
-        step returns them (the steps of `make_step` return them as they are).
+        Trajectories, with shape (M, C, frames, *S). The first `context` frames are the known ones
+        as the step returns them (the steps of `make_step` return them as they are).
 
     Raises:
-        ValueError: if there are not enough known frames, or context and overlap do not leave room for a
-            prediction in a window.
+        ValueError: if there are not enough known frames, or context and overlap do not leave room
+            for a prediction in a window.
     """
     _check_rollout(x, window, frames, context, overlap, members)
     y = _complete(step, x[:, :context].expand(members, -1, -1, *x.shape[2:]), window, 0)
@@ -102,8 +103,9 @@ def make_step(
 ) -> Step:
     """Makes the step of a rollout from a model.
 
-    The noise of a window depends on the seed, the member and the window's number only: members may be rolled
-    out together or apart. (Samplers that draw noise at each step draw it for all members together.)
+    The noise of a window depends on the seed, the member and the window's number only: members may
+    be rolled out together or apart. (Samplers that draw noise at each step draw it for all members
+    together.)
 
     Arguments:
         model: a surrogate or a denoiser.
@@ -129,9 +131,7 @@ def make_step(
         noises = []
         for member in range(first_member, first_member + len(x_obs)):
             generator = torch.Generator(x_obs.device).manual_seed(_hash(seed, member, i))
-            noises.append(
-                torch.randn(x_obs.shape[1:], generator=generator, device=x_obs.device)
-            )
+            noises.append(torch.randn(x_obs.shape[1:], generator=generator, device=x_obs.device))
         _, sigma_1 = model.schedule(torch.ones((), device=x_obs.device))
         x_0 = sample(
             model,

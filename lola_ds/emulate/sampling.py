@@ -1,8 +1,8 @@
 r"""Sampling windows from a diffusion model, given the frames that are known.
 
-Samplers are azula's. The state :math:`x_t` has the dtype of `x_1` and the network runs in float32. At
-the highest noise the state is a thousand times larger than the data, so a float32 state carries a
-rounding error of about 1e-5 of the data's scale to the end; a float64 `x_1` avoids it.
+Samplers are azula's. The state :math:`x_t` has the dtype of `x_1` and the network runs in float32.
+At the highest noise the state is a thousand times larger than the data, so a float32 state carries
+a rounding error of about 1e-5 of the data's scale to the end; a float64 `x_1` avoids it.
 
 Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
 """
@@ -27,8 +27,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": DDIMSampler,
     "pc": PCSampler,
 }
-"""Samplers by name: Adams–Bashforth in sigma/alpha and in its logarithm, both of order 3; ancestral; Euler;
-predictor-corrector. `ddpm` and `pc` draw noise at each step."""
+"""Samplers by name: Adams–Bashforth in sigma/alpha and in its logarithm, both of order 3;
+ancestral; Euler; predictor-corrector. `ddpm` and `pc` draw noise at each step."""
 
 
 class ConditionedDenoiser(nn.Module):
@@ -97,8 +97,8 @@ def sample(
             one by default.
 
     Returns:
-        Windows, with the shape and dtype of `x_obs`. Where the mask is True, they are the known values
-        with the noise of the schedule's last time.
+        Windows, with the shape and dtype of `x_obs`. Where the mask is True, they are the known
+        values with the noise of the schedule's last time.
 
     Raises:
         ValueError: if the sampler is unknown or the number of steps is not positive.

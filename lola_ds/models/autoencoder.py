@@ -1,8 +1,8 @@
 r"""Autoencoders of physical states.
 
-An encoder maps a state :math:`x` to a latent :math:`z`, bounded by a saturation; a decoder maps it back. In training,
-noise of standard deviation `latent_noise` may be added to the latent before decoding, so that the decoder tolerates the
-errors of an emulator.
+An encoder maps a state :math:`x` to a latent :math:`z`, bounded by a saturation; a decoder maps it
+back. In training, noise of standard deviation `latent_noise` may be added to the latent before
+decoding, so that the decoder tolerates the errors of an emulator.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 r"""Denoisers: what diffusion models train.
 
-For the perturbation :math:`x_t = \alpha_t x + \sigma_t z`, a denoiser gives the mean and variance of
-:math:`p(x \mid x_t)`. The network :math:`F` is preconditioned so that its input and its target have unit variance when
-the data does:
+For the perturbation :math:`x_t = \alpha_t x + \sigma_t z`, a denoiser gives the mean and variance
+of :math:`p(x \mid x_t)`. The network :math:`F` is preconditioned so that its input and its target
+have unit variance when the data does:
 
 .. math::
-    \mu(x_t) = c_\mathrm{skip} \, x_t + c_\mathrm{out} \, F(c_\mathrm{in} \, x_t, c_\mathrm{time}) \, , \qquad
-    \nu_t = \alpha_t^2 + \sigma_t^2
+    \mu(x_t) = c_\mathrm{skip} \, x_t
+        + c_\mathrm{out} \, F(c_\mathrm{in} \, x_t, c_\mathrm{time}) \, ,
+    \qquad \nu_t = \alpha_t^2 + \sigma_t^2
 
 .. math::
-    c_\mathrm{in} = \frac{1}{\sqrt{\nu_t}} \qquad c_\mathrm{out} = \frac{\sigma_t}{\sqrt{\nu_t}} \qquad
-    c_\mathrm{skip} = \frac{\alpha_t}{\nu_t} \qquad c_\mathrm{time} = 10 \log \frac{\sigma_t}{\alpha_t} \qquad
+    c_\mathrm{in} = \frac{1}{\sqrt{\nu_t}} \qquad
+    c_\mathrm{out} = \frac{\sigma_t}{\sqrt{\nu_t}} \qquad
+    c_\mathrm{skip} = \frac{\alpha_t}{\nu_t} \qquad
+    c_\mathrm{time} = 10 \log \frac{\sigma_t}{\alpha_t} \qquad
     \mathbb{V} = \frac{\sigma_t^2}{\nu_t}
 
 Known frames enter clean: there :math:`x_t = \sqrt{\nu_t} \, x`, which :math:`c_\mathrm{in}` undoes.
@@ -112,11 +115,12 @@ class Denoiser(nn.Module):
     ) -> Posterior:
         """Denoises.
 
-        The network runs in float32; scales are applied in the dtype of `x_t`, so that a float64 sampler does
-        not lose the network's digits at low noise.
+        The network runs in float32; scales are applied in the dtype of `x_t`, so that a float64
+        sampler does not lose the network's digits at low noise.
 
         Arguments:
-            x_t: noisy windows, with shape (B, C, L, *S), equal to sqrt(alpha² + sigma²) x where the mask is True.
+            x_t: noisy windows, with shape (B, C, L, *S), equal to sqrt(alpha² + sigma²) x where
+                the mask is True.
             t: times, with shape () or (B,).
             mask: True where a value is known, broadcastable to `x_t`; None for nowhere.
             label: labels, with shape (B, D).

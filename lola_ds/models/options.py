@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Set
 
 DESCRIPTIVE = frozenset({"name", "loss"})
-"""Keys of a model's configuration that describe it, or its training, and do not change its weights."""
+"""Keys of a model's configuration that describe it, or its training, and do not change its
+weights."""
 
 
 def check_options(

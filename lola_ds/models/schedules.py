@@ -1,8 +1,8 @@
 r"""Noise schedules and time priors of diffusion models.
 
 A schedule gives the scales of the perturbation :math:`x_t = \alpha_t x + \sigma_t z`,
-:math:`z \sim \mathcal{N}(0, I)`, for times :math:`t \in [0, 1]`. Scales are computed in the dtype of
-the time. Times are float32 in training and in sampling: near t = 1 the logit amplifies their
+:math:`z \sim \mathcal{N}(0, I)`, for times :math:`t \in [0, 1]`. Scales are computed in the dtype
+of the time. Times are float32 in training and in sampling: near t = 1 the logit amplifies their
 rounding, which is harmless as long as both sides see the same scales.
 """
 
@@ -33,7 +33,8 @@ class LogLinearSchedule(Schedule):
     .. math:: \alpha_t = 1 \qquad \sigma_t = \sigma_\min^{1 - t} \sigma_\max^t
 
     References:
-        | Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021)
+        | Score-Based Generative Modeling through Stochastic Differential Equations
+        | (Song et al., 2021)
         | https://arxiv.org/abs/2011.13456
     """
 
@@ -54,8 +55,9 @@ class LogLogitSchedule(Schedule):
     r"""Noise whose logarithm is a logit: most times fall near :math:`\log \sigma = \mathrm{shift}`.
 
     .. math:: \alpha_t = 1 \qquad
-        \log \sigma_t = \mathrm{scale} \cdot \mathrm{logit} \big( t (\tau_\max - \tau_\min) + \tau_\min \big)
-        + \mathrm{shift} \qquad \tau = \frac{\sigma}{1 + \sigma}
+        \log \sigma_t = \mathrm{scale} \cdot
+        \mathrm{logit} \big( t (\tau_\max - \tau_\min) + \tau_\min \big) + \mathrm{shift}
+        \qquad \tau = \frac{\sigma}{1 + \sigma}
     """
 
     sigma_min: float = 1e-3
@@ -78,12 +80,14 @@ class LogLogitSchedule(Schedule):
 class RectifiedSchedule(Schedule):
     r"""Straight paths from data to noise, kept off the ends where a ratio of scales is infinite.
 
-    .. math:: \alpha_t = 1 - (1 - \alpha_\min) \, t \qquad \sigma_t = \sigma_\min + (1 - \sigma_\min) \, t
+    .. math:: \alpha_t = 1 - (1 - \alpha_\min) \, t \qquad
+        \sigma_t = \sigma_\min + (1 - \sigma_\min) \, t
 
     With both minima at zero these are :math:`1 - t` and :math:`t`.
 
     References:
-        | Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow (Liu et al., 2022)
+        | Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow
+        | (Liu et al., 2022)
         | https://arxiv.org/abs/2209.03003
     """
 
@@ -133,8 +137,8 @@ class TimePrior:
     r"""The law of training times in [0, 1].
 
     Arguments:
-        distribution: ``uniform`` on [a, b], ``beta`` (a, b), ``kumaraswamy`` (a, b), whose cumulative
-            function is :math:`1 - (1 - t^a)^b`, or ``triangle``, symmetric on [0, 1].
+        distribution: ``uniform`` on [a, b], ``beta`` (a, b), ``kumaraswamy`` (a, b), whose
+            cumulative function is :math:`1 - (1 - t^a)^b`, or ``triangle``, symmetric on [0, 1].
         a: the first parameter.
         b: the second parameter.
 

@@ -2,10 +2,12 @@ r"""Multi-head self-attention with rotary positions and normalised queries and k
 
 For tokens :math:`x_i` at coordinates :math:`p_i`, each head computes
 
-.. math:: y_i = \sum_j \mathrm{softmax}_j \left( \frac{\langle R(p_i) \hat{q}_i, R(p_j) \hat{k}_j \rangle}{\sqrt{d}} \right) v_j
+.. math:: y_i = \sum_j \mathrm{softmax}_j \left(
+    \frac{\langle R(p_i) \hat{q}_i, R(p_j) \hat{k}_j \rangle}{\sqrt{d}} \right) v_j
 
 where :math:`\hat{q}, \hat{k}` are RMS-normalised and :math:`R(p)` rotates the neighbouring pairs
-:math:`(2i, 2i + 1)` of features by the angles :math:`p \, \theta`. Scores depend on :math:`p_i - p_j` only.
+:math:`(2i, 2i + 1)` of features by the angles :math:`p \, \theta`. Scores depend on :math:`p_i -
+p_j` only.
 
 References:
     | RoFormer: Enhanced Transformer with Rotary Position Embedding (Su et al., 2023)
@@ -38,8 +40,8 @@ def local_window(
 ) -> Tensor:
     """The mask of local attention, boolean with shape (T, T).
 
-    Token j is visible to token i when on every axis their distance, wrapped where the axis is periodic, is
-    at most `window // 2`.
+    Token j is visible to token i when on every axis their distance, wrapped where the axis is
+    periodic, is at most `window // 2`.
 
     Arguments:
         shape: the shape of the grid of tokens, T points in all.
@@ -58,7 +60,8 @@ def local_window(
 def init_theta(axes: int, channels: int) -> Tensor:
     r"""Draws rotary frequencies with shape (N, channels / 2).
 
-    Amplitudes are :math:`100^{-u}` with :math:`u` uniform in [0, 1), directions uniform on the sphere.
+    Amplitudes are :math:`100^{-u}` with :math:`u` uniform in [0, 1), directions uniform on the
+    sphere.
     """
     amplitude = torch.exp(-math.log(1e2) * torch.rand(channels // 2))
     return F.normalize(torch.randn(axes, channels // 2), dim=0) * amplitude

@@ -1,17 +1,19 @@
 r"""Deep-compression convolutional encoder and decoder.
 
-The encoder descends levels; at each but the first, the grid is divided by the stride, either by space-to-depth
-followed by a convolution or by a strided convolution. The decoder mirrors it. A residual block is
+The encoder descends levels; at each but the first, the grid is divided by the stride, either by
+space-to-depth followed by a convolution or by a strided convolution. The decoder mirrors it. A
+residual block is
 
 .. math:: x' = x + \mathrm{FFN}(\mathrm{Attn}(\mathrm{Norm}(x)))
 
 with optional self-attention over all positions, :math:`\mathrm{Attn}(y) = y + \mathrm{MHA}(y)`.
 
-Precision: under autocast, convolutions and attention run in the lower precision, the residual stream and
-normalisations in float32.
+Precision: under autocast, convolutions and attention run in the lower precision, the residual
+stream and normalisations in float32.
 
 References:
-    | Deep Compression Autoencoder for Efficient High-Resolution Diffusion Models (Chen et al., 2024)
+    | Deep Compression Autoencoder for Efficient High-Resolution Diffusion Models
+    | (Chen et al., 2024)
     | https://arxiv.org/abs/2410.10733
 """
 

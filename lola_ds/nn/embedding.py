@@ -2,8 +2,8 @@ r"""Embeddings of scalars and coordinates.
 
 The sine encoding of a scalar :math:`x` with :math:`F` features is
 
-.. math:: \left( \sin(x f_0), \dots, \sin(x f_{F/2 - 1}), \cos(x f_0), \dots, \cos(x f_{F/2 - 1}) \right),
-    \qquad f_i = 1000^{-i / (F/2 - 1)} .
+.. math:: \left( \sin(x f_0), \dots, \sin(x f_{F/2 - 1}),
+    \cos(x f_0), \dots, \cos(x f_{F/2 - 1}) \right), \qquad f_i = 1000^{-i / (F/2 - 1)} .
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class VectorEmbedding(nn.Sequential):
     """
 
     def __init__(self, in_features: int, features: int) -> None:
-        super().__init__(
-            nn.Linear(in_features, features), nn.SiLU(), nn.Linear(features, features)
-        )
+        super().__init__(nn.Linear(in_features, features), nn.SiLU(), nn.Linear(features, features))
 
     @full_precision
     def forward(self, x: Tensor) -> Tensor:

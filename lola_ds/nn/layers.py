@@ -119,7 +119,7 @@ class _CircularPad(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:
         ctx.pad = pad
         y = x.new_empty([*x.shape[:2], *(s + 2 * p for s, p in zip(x.shape[2:], pad))])
         if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -133,7 +133,7 @@ class _CircularPad(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.clone()
         for axis, p in reversed(list(enumerate(ctx.pad, start=2))):
             if p:
@@ -201,8 +201,8 @@ def convolution(
         kernel_size: the kernel's odd size, for all axes or each.
         stride: the stride, for all axes or each.
         periodic: whether axes are periodic, for all or each.
-        identity_init: whether to start near the identity: 1e-2 times the default weight, plus one at
-            the kernel's centre from input channel o mod C_in to output channel o.
+        identity_init: whether to start near the identity: 1e-2 times the default weight, plus one
+            at the kernel's centre from input channel o mod C_in to output channel o.
 
     Raises:
         ValueError: if torch has no such convolution or a kernel size is even.
@@ -239,11 +239,12 @@ class ChannelNorm(nn.Module):
 
     .. math:: y = \frac{x - \mathbb{E}_c[x]}{\sqrt{\mathbb{V}_c[x] + \epsilon}}
 
-    The variance is the unbiased one, over C - 1, as in the published weights; their state dictionaries hold
-    the small number as a buffer too. Unlike torch's layer normalisation, which divides by C: the two differ by
-    a factor, with :math:`r = 1 - 1/C`,
+    The variance is the unbiased one, over C - 1, as in the published weights; their state
+    dictionaries hold the small number as a buffer too. Unlike torch's layer normalisation, which
+    divides by C: the two differ by a factor, with :math:`r = 1 - 1/C`,
 
-    .. math:: \frac{1}{\sqrt{\mathbb{V} + \epsilon}} = \frac{\sqrt{r}}{\sqrt{r \mathbb{V} + r \epsilon}} \, .
+    .. math:: \frac{1}{\sqrt{\mathbb{V} + \epsilon}}
+        = \frac{\sqrt{r}}{\sqrt{r \mathbb{V} + r \epsilon}} \, .
 
     Arguments:
         eps: the number :math:`\epsilon`.

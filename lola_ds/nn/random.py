@@ -1,7 +1,7 @@
 """Random numbers that depend on a sample's own seed, and on nothing else.
 
-Noise, times and masks drawn this way do not change with the number of ranks, the loader's workers or the
-size of micro-batches.
+Noise, times and masks drawn this way do not change with the number of ranks, the loader's workers
+or the size of micro-batches.
 """
 
 from __future__ import annotations

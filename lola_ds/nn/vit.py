@@ -5,12 +5,13 @@ A block with modulation :math:`a, b, c, d` maps tokens :math:`x` (and the skip i
 .. math::
     y & = (1 + a) \, \mathrm{LayerNorm}(x) + b \\
     y & = \mathrm{FFN}(y + \mathrm{MSA}(y)) \\
-    x' & = \frac{x + c \, y}{\sqrt{1 + c^2}} \, , \qquad x'' = \frac{x' + d \, s}{\sqrt{1 + d^2}} \, .
+    x' & = \frac{x + c \, y}{\sqrt{1 + c^2}} \, , \qquad
+    x'' = \frac{x' + d \, s}{\sqrt{1 + d^2}} \, .
 
 Shapes: B batch, T tokens, H hidden channels, D modulation features, N axes.
 
-Precision: under autocast, attention and feed-forward layers run in the lower precision; tokens, modulation,
-angles, embeddings, the input and the output projection stay in float32.
+Precision: under autocast, attention and feed-forward layers run in the lower precision; tokens,
+modulation, angles, embeddings, the input and the output projection stay in float32.
 
 References:
     | Scalable Diffusion Models with Transformers (Peebles et al., 2022)
