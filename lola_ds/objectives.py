@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -173,10 +173,8 @@ class AutoencoderObjective(Objective):
         frames = batch.x.shape[2]
         x = batch.x.transpose(1, 2).flatten(0, 1)
         weight = batch.weight.repeat_interleave(frames)
-        generators = make_generators(batch.seed.repeat_interleave(frames))
-        _skip_frames(generators, frames)
         with self.autocast(x):
-            y, z = self.model(x, generators)
+            y, z = self.model(x, frame_generators(batch.seed, frames))
         scalars = {}
         for name in self.losses:
             if name == "similarity":
@@ -188,11 +186,10 @@ class AutoencoderObjective(Objective):
         return loss, {name: term.detach() for name, term in scalars.items()}
 
 
-def _skip_frames(generators: Sequence[torch.Generator], frames: int) -> None:
-    """Sets the generators of a window's frames, made from one seed, apart from each other."""
-    if frames > 1:
-        for i, generator in enumerate(generators):
-            torch.rand(i % frames + 1, generator=generator)
+def frame_generators(seeds: Tensor, frames: int) -> list[torch.Generator]:
+    """Makes a generator for each frame of each sample, from the samples' seeds (B,)."""
+    drawn = [torch.randint(2**62, (frames,), generator=g) for g in make_generators(seeds)]
+    return make_generators(torch.cat(drawn))
 
 
 class SurrogateObjective(Objective):
@@ -200,12 +197,12 @@ class SurrogateObjective(Objective):
 
     Arguments:
         model: the surrogate.
-        masks: the law of context masks.
         precision: `fp32` or `bf16`.
         loss: `mse`, `mae`, `vmse` or `vrmse`.
+        context: the options of the law of context masks; see `ContextLaw`.
 
     Raises:
-        ValueError: if the loss is unknown.
+        ValueError: if the loss is unknown or the law has a wrong option.
     """
 
     model: Surrogate
@@ -213,15 +210,16 @@ class SurrogateObjective(Objective):
     def __init__(
         self,
         model: Surrogate,
-        masks: ContextLaw,
+        *,
         precision: str = "fp32",
         loss: str = "mse",
+        **context: Any,
     ) -> None:
         super().__init__(model, precision)
         if loss not in RECONSTRUCTION_LOSSES:
             known = ", ".join(RECONSTRUCTION_LOSSES)
             raise ValueError(f"surrogate.loss='{loss}' is unknown; known: {known}")
-        self.masks = masks
+        self.masks = ContextLaw(**context)
         self.loss = loss
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
@@ -248,9 +246,14 @@ class DiffusionObjective(Objective):
 
     Arguments:
         model: the denoiser.
-        masks: the law of context masks.
-        times: the law of times.
         precision: `fp32` or `bf16`.
+        distribution: the law of times; see `TimePrior`.
+        a: its first parameter.
+        b: its second parameter.
+        context: the options of the law of context masks; see `ContextLaw`.
+
+    Raises:
+        ValueError: if a law is unknown or has a wrong option.
     """
 
     model: Denoiser
@@ -258,13 +261,16 @@ class DiffusionObjective(Objective):
     def __init__(
         self,
         model: Denoiser,
-        masks: ContextLaw,
-        times: TimePrior | None = None,
+        *,
         precision: str = "fp32",
+        distribution: str = "uniform",
+        a: float = 0.0,
+        b: float = 1.0,
+        **context: Any,
     ) -> None:
         super().__init__(model, precision)
-        self.masks = masks
-        self.times = times or TimePrior()
+        self.masks = ContextLaw(**context)
+        self.times = TimePrior(distribution, a, b)
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
         """The loss of a batch, a scalar, and its name."""

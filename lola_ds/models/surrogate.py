@@ -5,6 +5,8 @@ Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,20 @@ class Surrogate(nn.Module):
         return self.backbone(torch.where(mask, x, 0.0), mod, cond=mask)
 
 
+def window_axes(periodic: bool | Sequence[bool], spatial: int) -> tuple[bool, ...]:
+    """Which axes of a window are periodic: never time, unless a flag is given for it too.
+
+    Arguments:
+        periodic: whether axes of space are periodic, for all or each; or one flag for each axis of
+            the window.
+        spatial: the number of axes of the window, time being the first.
+    """
+    if isinstance(periodic, bool):
+        periodic = (periodic,) * (spatial - 1)
+    flags = tuple(bool(flag) for flag in periodic)
+    return (False, *flags) if len(flags) == spatial - 1 else flags
+
+
 def make_network(
     what: str, arch: str, channels: int, cond_channels: int, mod_features: int, options: dict
 ) -> nn.Module:
@@ -56,7 +72,7 @@ def make_network(
         channels: the number C of channels of the window.
         cond_channels: the number of channels of the condition.
         mod_features: the number of modulation features.
-        options: those of the network.
+        options: those of the network, of which `spatial` counts time as the first axis.
 
     Raises:
         ValueError: if the architecture or an option is unknown.
@@ -64,7 +80,8 @@ def make_network(
     if arch != "vit":
         raise ValueError(f"{what}.arch='{arch}' is unknown; known: vit")
     given = {"in_channels", "out_channels", "cond_channels", "mod_features"}
-    options = check_options(what, options, ViT, given)
+    options = {"spatial": 3, "periodic": False, **check_options(what, options, ViT, given)}
+    options["periodic"] = window_axes(options["periodic"], options["spatial"])
     return ViT(channels, channels, cond_channels, mod_features, **options)
 
 
