@@ -14,10 +14,11 @@ from .config import TASKS, fill_deepspeed, load_config, save_config, split_batch
 from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches
 from .emulate.emulator import Emulator
 from .fields import Standardize
+from .masks import ContextLaw
 from .models import make_autoencoder, make_denoiser, make_surrogate
+from .models.schedules import TimePrior
 from .objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
 from .train.checkpoint import (
-    CheckpointReader,
     CheckpointStore,
     explain_mismatch,
     load_weights,
@@ -27,7 +28,7 @@ from .train.checkpoint import (
 from .train.ema import Ema
 from .train.engine import Ranks, make_engine
 from .train.export import PREFIX, find_checkpoint, model_weights
-from .train.fragments import local_fragments, torch_optimizer
+from .train.fragments import local_fragments, resident_fragments, torch_optimizer
 from .train.loop import Plan, Trainer
 from .train.optim import make_optimizer, make_schedule
 from .train.tracking import Tracker
@@ -131,39 +132,41 @@ def complete_network(config: dict[str, Any], windows: ShardDataset) -> dict[str,
     """The configuration with what the data decides: channels, axes, label size, periodicity."""
     group = TASKS[config["task"]]
     axes, labels = len(windows.shape) - 1, len(windows[0]["label"])
-    network = {"periodic": config["dataset"]["periodic"], **config[group]}
+    periodic = [config["dataset"]["periodic"]] * axes
+    network = dict(config[group])
     if group == "ae":
-        network |= {"pix_channels": windows.shape[0], "spatial": axes}
-    else:
+        network |= {"pix_channels": windows.shape[0], "spatial": axes, "periodic": periodic}
+    else:  # time is the first axis of an emulator, and never wraps
         network |= {"channels": windows.shape[0], "spatial": axes + 1, "label_features": labels}
+        network |= {"periodic": [False, *periodic]}
     unused = set(TASKS.values()) - {group}
     return {key: value for key, value in config.items() if key not in unused} | {group: network}
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
+def build_model(config: dict[str, Any]) -> Any:
     """The network of a completed configuration.
 
     Raises:
         ValueError: an unknown or missing key of the network's group.
     """
     group = TASKS[config["task"]]
-    network = {key: value for key, value in config[group].items() if key != "loss"}
     make = {"ae": make_autoencoder, "surrogate": make_surrogate, "denoiser": make_denoiser}[group]
     try:
-        return make(**network)
+        return make(**config[group])
     except TypeError as error:
         raise ValueError(f"{group}: {error}") from error
 
 
-def build_objective(config: dict[str, Any], model: nn.Module) -> nn.Module:
+def build_objective(config: dict[str, Any], model: Any) -> nn.Module:
     """What is minimised: the model and its loss."""
     precision = config["precision"]
     if config["task"] == "autoencoder":
         return AutoencoderObjective(model, **config["ae"]["loss"], precision=precision)
-    context = config["trajectory"]["context"]
+    masks = ContextLaw(**config["trajectory"]["context"])
     if config["task"] == "surrogate":
-        return SurrogateObjective(model, **context, precision=precision)
-    return DiffusionObjective(model, **context, **config["denoiser"]["loss"], precision=precision)
+        return SurrogateObjective(model, masks, precision=precision)
+    times = TimePrior(**config["denoiser"]["loss"])
+    return DiffusionObjective(model, masks, times, precision=precision)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Any:
@@ -283,7 +286,10 @@ def build_training(config: dict[str, Any], ranks: Ranks) -> Trainer:
     ema = Ema(fragments, config["ema"]["decay"])
     loader = _make_loader(config, windows, ranks)
     if reader is not None:
-        _restore(reader, engine, fragments, ema, loader)
+        resident = resident_fragments(engine, ranks.rank, ranks.world_size)
+        restore_optimizer(torch_optimizer(engine), resident, reader, step)
+        restore_ema(ema, reader)
+        loader.load_state_dict(reader.state["loader"])
     return Trainer(
         engine=engine,
         ranks=ranks,
@@ -362,14 +368,6 @@ def _validation(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> 
         seed=config["seed"],
     )
     return list(batches)
-
-
-def _restore(
-    reader: CheckpointReader, engine: Any, fragments: list[Any], ema: Ema, loader: Any
-) -> None:
-    restore_optimizer(torch_optimizer(engine), fragments, reader, reader.state["step"])
-    restore_ema(ema, reader)
-    loader.load_state_dict(reader.state["loader"])
 
 
 def _make_tracker(config: dict[str, Any], plan: Plan, step: int, ranks: Ranks) -> Tracker:

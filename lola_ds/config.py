@@ -60,7 +60,7 @@ class Context:
     law: str = "poisson_truncated"
     rate: float = 2.0
     atleast: int = 1
-    forward: float = 1.0
+    rho: float = 1.0
 
 
 @dataclass
@@ -240,19 +240,11 @@ def check(config: DictConfig) -> None:
     _choice(plain, "optim.scheduler", ("cosine", "linear", "constant"))
     _choice(plain, "trajectory.context.law", ("poisson_truncated", "poisson_mod"))
     _choice(plain, "wandb.mode", ("offline", "online", "disabled"))
-    for key in [
-        "train.epochs",
-        "train.epoch_size",
-        "train.batch_size",
-        "train.accumulation",
-        "train.log_every",
-        "valid.samples",
-        "valid.batch_size",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "trajectory.length",
-        "trajectory.stride",
-    ]:
+    for key in (
+        "train.epochs train.epoch_size train.batch_size train.accumulation train.log_every "
+        "valid.samples valid.batch_size checkpoint.every checkpoint.keep "
+        "trajectory.length trajectory.stride"
+    ).split():
         if _get(plain, key) < 1:
             raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
     if plain["train"]["restrict"] is not None and plain["train"]["restrict"] < 1:
@@ -293,7 +285,7 @@ def _check_numbers(config: dict[str, Any]) -> None:
         "optim.warmup": (optim["warmup"] >= 0, "must be at least 0 steps"),
         "optim.weight_decay": (optim["weight_decay"] >= 0, "must be at least 0"),
         "ema.decay": (0 <= ema["decay"] < 1, "must be in [0, 1)"),
-        "trajectory.context.forward": (0 <= context["forward"] <= 1, "must be in [0, 1]"),
+        "trajectory.context.rho": (0 <= context["rho"] <= 1, "must be in [0, 1]"),
         "trajectory.context.rate": (context["rate"] > 0, "must be positive"),
     }
     for key, (holds, message) in rules.items():
@@ -384,35 +376,13 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 # The keys DeepSpeed reads at the top level and this runtime supports. DeepSpeed itself ignores
 # others without a word.
 _DEEPSPEED_KEYS = frozenset(
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "steps_per_print",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "dump_state",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "gradient_allreduce_op",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "bf16",
-        "fp16",
-        "torch_autocast",
-        "communication_data_type",
-        "seq_parallel_communication_data_type",
-        "zero_optimization",
-        "data_types",
-        "flops_profiler",
-        "comms_logger",
-        "aio",
-        "disable_allgather",
-        "disable_python_gc",
-        "log_level",
-        "timers",
-    ]
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps "
+    "gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state "
+    "prescale_gradients gradient_predivide_factor gradient_allreduce_op "
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16 torch_autocast "
+    "communication_data_type seq_parallel_communication_data_type zero_optimization "
+    "data_types flops_profiler comms_logger aio disable_allgather disable_python_gc log_level "
+    "timers".split()
 )
 
 

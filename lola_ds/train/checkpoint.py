@@ -198,9 +198,8 @@ class CheckpointStore:
                 return reader
 
             reader = check()
-            faults = [
-                r for r in self._gather(lambda r=reader: r if isinstance(r, str) else "") if r
-            ]
+            fault = reader if isinstance(reader, str) else ""
+            faults = [f for f in self._gather(lambda fault=fault: fault) if f]
             if isinstance(reader, CheckpointReader) and not faults:
                 return reader
             if self.rank == 0:
@@ -284,7 +283,14 @@ def restore_optimizer(
     reader: CheckpointReader,
     step: int,
 ) -> None:
-    """Sets the optimizer's state of every fragment, and its step count, from a checkpoint."""
+    """Sets the optimizer's state and step count from a checkpoint.
+
+    Arguments:
+        optimizer: the torch optimizer of the engine.
+        fragments: the resident ones (`resident_fragments`).
+        reader: the checkpoint.
+        step: optimizer steps done.
+    """
     kinds = sorted(reader.kinds - {"weight", "ema", "buffer"})
     for flat in {id(f.flat): f.flat for f in fragments}.values():
         state = optimizer.state[flat]

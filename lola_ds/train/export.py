@@ -39,7 +39,7 @@ def find_checkpoint(path: Path) -> CheckpointReader:
 
 
 def model_weights(reader: CheckpointReader, ema: bool) -> dict[str, Tensor]:
-    """The model's float32 parameters (or their average) and buffers, without the objective's prefix."""
+    """The model's float32 parameters (or their average) and buffers, by their own names."""
     state = dict(reader.tensors("ema" if ema else "weight")) | dict(reader.buffers())
     return {
         name.removeprefix(PREFIX): tensor.contiguous()

@@ -43,7 +43,7 @@ class Fragment:
         return self.view(self.flat)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The fragment's part of `tensor`, which is laid out like `flat`: a view of shape (numel,)."""
+        """The fragment's part of a tensor laid out like `flat`: a view of shape (numel,)."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
@@ -61,6 +61,13 @@ def local_fragments(engine: Any, rank: int, world_size: int) -> list[Fragment]:
     find = {0: _replicated, 1: _grouped, 2: _grouped, 3: _sliced}[stage]
     named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
     return list(find(engine, named, rank, world_size))
+
+
+def resident_fragments(engine: Any, rank: int, world_size: int) -> list[Fragment]:
+    """The fragments whose optimizer state lies on `rank`: its own, and all of them at stage 0."""
+    if engine.zero_optimization_stage() == 0:
+        return local_fragments(engine, 0, 1)
+    return local_fragments(engine, rank, world_size)
 
 
 def _replicated(

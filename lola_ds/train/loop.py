@@ -1,8 +1,8 @@
 """The training loop: the only one, for every objective.
 
-Progress is counted in optimizer steps of `train.batch_size` samples. Everything random is a function
-of (seed, step, sample), so a run that resumes from a checkpoint takes the steps an uninterrupted
-run would have taken.
+Progress is counted in optimizer steps of `train.batch_size` samples. Everything random is a
+function of (seed, step, sample), so a run that resumes from a checkpoint takes the steps an
+uninterrupted run would have taken.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Trainer:
                 self.save()
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """One optimizer step over all ranks; returns its numbers, averaged over the global batch."""
+        """One optimizer step over all ranks; returns its numbers, averaged over the batch."""
         self.engine.train()
         rate = self.learning_rate(self.step)
         for group in self.engine.optimizer.param_groups:
@@ -132,7 +132,7 @@ class Trainer:
         if not math.isfinite(norm):
             raise TrainingStoppedError(
                 f"step {self.step}: the gradient norm is {norm}; training stopped, the last "
-                f"checkpoint is intact; lower optim.learning_rate={rate:.3g} or the precision's risk"
+                f"checkpoint is intact; try a lower optim.learning_rate than {rate:.3g}"
             )
         self.step += 1
         self.ema.update(self.step)
@@ -174,12 +174,11 @@ class Trainer:
         healthy = bool(torch.isfinite(vector[0]))
         sums = sum_over_ranks(vector) / (self.plan.accumulation * self.ranks.world_size)
         if not math.isfinite(sums[0].item()):
-            where = (
-                "" if healthy else f" on rank {self.ranks.rank}, windows {batch.window.tolist()}"
-            )
+            windows = "" if healthy else f", its windows {batch.window.tolist()}"
             raise TrainingStoppedError(
-                f"step {self.step}: the loss is {sums[0].item()}{where}; training stopped before "
-                "the weights changed, the last checkpoint is intact"
+                f"step {self.step}, rank {self.ranks.rank}{windows}: the loss is "
+                f"{sums[0].item()}; training stopped before the weights changed, "
+                "the last checkpoint is intact"
             )
         return dict(zip(totals, sums.tolist()))
 

@@ -31,8 +31,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: dict[str, Any]) -
 def make_schedule(config: dict[str, Any], total_steps: int) -> Callable[[int], float]:
     """The learning rate of each optimizer step, numbered from 0.
 
-    A linear warm-up over `warmup` steps multiplies `cosine` (half a period, down to 1e-3 of the peak),
-    `linear` (down to 1e-3 of the peak) or `constant`.
+    A linear warm-up over `warmup` steps multiplies `cosine` (half a period, down to 1e-3 of the
+    peak), `linear` (down to 1e-3 of the peak) or `constant`.
     """
     peak, warmup, shape = config["learning_rate"], config["warmup"], config["scheduler"]
     floor = 1e-3

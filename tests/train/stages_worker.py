@@ -1,6 +1,6 @@
-"""One rank: a small network trained at one ZeRO stage; what it ends with goes to a file.
+"""One rank: a small network trained at given ZeRO stages, one after another.
 
-usage: stages_worker.py FOLDER STAGE STEPS [SAVE_AT] ; resumes from FOLDER/checkpoints if any.
+usage: stages_worker.py FOLDER:STAGE:STEPS:SAVE_AT …   each resumes from FOLDER/checkpoints if any
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lola_ds.train.checkpoint import (
     restore_optimizer,
 )
 from lola_ds.train.ema import Ema
-from lola_ds.train.engine import join, leave, make_engine
-from lola_ds.train.fragments import local_fragments, torch_optimizer
+from lola_ds.train.engine import Ranks, join, leave, make_engine
+from lola_ds.train.fragments import local_fragments, resident_fragments, torch_optimizer
 from lola_ds.train.optim import make_optimizer
 
 BATCH = 8
@@ -47,9 +47,14 @@ def batch(step: int, rank: int, world_size: int) -> Tensor:
 
 
 def main() -> None:
-    folder, stage, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    save_at = int(sys.argv[4]) if len(sys.argv) > 4 else -1
     ranks = join("cpu")
+    for job in sys.argv[1:]:
+        folder, stage, steps, save_at = job.split(":")
+        train(ranks, Path(folder), stage, int(steps), int(save_at))
+    leave()
+
+
+def train(ranks: Ranks, folder: Path, stage: str, steps: int, save_at: int) -> None:
     words = ["task=autoencoder", "run=r", "data=d", f"deepspeed=zero{stage}"]
     config = to_dict(compose([*words, f"train.batch_size={BATCH}", "optim.weight_decay=0.01"]))
     torch.manual_seed(0)
@@ -65,7 +70,8 @@ def main() -> None:
     start = 0
     if reader:
         start = reader.state["step"]
-        restore_optimizer(torch_optimizer(engine), fragments, reader, start)
+        resident = resident_fragments(engine, ranks.rank, ranks.world_size)
+        restore_optimizer(torch_optimizer(engine), resident, reader, start)
         restore_ema(ema, reader)
     losses = []
     for step in range(start, steps):
@@ -88,7 +94,6 @@ def main() -> None:
             )
     if ranks.rank == 0:
         (folder / "losses.json").write_text(json.dumps(losses))
-    leave()
 
 
 if __name__ == "__main__":

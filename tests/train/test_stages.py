@@ -14,12 +14,18 @@ from lola_ds.train.checkpoint import CheckpointError, CheckpointReader, list_che
 from lola_ds.train.export import find_checkpoint, model_weights
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
+STAGES = (0, 1, 2, 3)
+pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("stages")]
 
 
-def train(folder: Path, stage: int, world: int, steps: int, save_at: int = -1) -> list[float]:
-    folder.mkdir(exist_ok=True)
-    run_ranks([WORKER, str(folder), str(stage), str(steps), str(save_at)], world)
+def start(*jobs: tuple[Path, int], world_size: int) -> list[str]:
+    """Trains (folder, stage) jobs to step 20, saving at 10 on the way."""
+    for folder, _ in jobs:
+        folder.mkdir(exist_ok=True)
+    return run_ranks([WORKER, *(f"{folder}:{stage}:20:10" for folder, stage in jobs)], world_size)
+
+
+def losses(folder: Path) -> list[float]:
     return json.loads((folder / "losses.json").read_text())
 
 
@@ -32,92 +38,73 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7, msg=lambda m: key + m)
+def assert_same(found: Path, expected: Path) -> None:
+    states, references = final(found), final(expected)
+    assert states.keys() == references.keys()
+    for key, value in references.items():
+        torch.testing.assert_close(states[key], value, rtol=1e-5, atol=1e-7)
+
+
+def rewind(source: Path, target: Path) -> Path:
+    """A copy of a run as it was after its first save."""
+    shutil.copytree(source, target)
+    shutil.rmtree(list_checkpoints(target / "checkpoints")[-1])
+    return target
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Path]:
-    """20 steps of one process at stage 0: the reference."""
-    folder = tmp_path_factory.mktemp("alone")
-    return train(folder, 0, 1, 20, save_at=10), folder
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 steps of one process at stage 0 (`alone`), and of two ranks at each stage (`two_S`)."""
+    folder = tmp_path_factory.mktemp("runs")
+    start((folder / "alone", 0), world_size=1)
+    start(*((folder / f"two_{stage}", stage) for stage in STAGES), world_size=2)
+    return folder
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_equal_one_process(
-    stage: int, alone: tuple[list[float], Path], tmp_path: Path
-) -> None:
-    losses, reference = alone
-    found = train(tmp_path / "run", stage, 2, 20)
-    assert found == pytest.approx(losses, rel=1e-5)
-    assert_same(final(tmp_path / "run"), final(reference))
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_equal_one_process(stage: int, runs: Path) -> None:
+    assert losses(runs / f"two_{stage}") == pytest.approx(losses(runs / "alone"), rel=1e-5)
+    assert_same(runs / f"two_{stage}", runs / "alone")
 
 
-@pytest.mark.parametrize(
-    ("stage", "world", "then", "world_then"),
-    [(3, 2, 1, 1), (1, 1, 2, 3), (2, 2, 3, 2), (0, 2, 3, 1)],
-)
-def test_resumes_at_another_stage_and_world_size(
-    stage: int,
-    world: int,
-    then: int,
-    world_then: int,
-    alone: tuple[list[float], Path],
-    tmp_path: Path,
-) -> None:
-    losses, reference = alone
+def test_resumes_at_any_stage_and_world_size(runs: Path, tmp_path: Path) -> None:
+    up = [(rewind(runs / "two_3", tmp_path / "3_to_2"), 2)]
+    up += [(rewind(runs / "alone", tmp_path / "0_to_3"), 3)]
+    start(*up, world_size=4)
+    down = [(rewind(runs / "two_2", tmp_path / "2_to_0"), 0)]
+    down += [(rewind(runs / "two_3", tmp_path / "3_to_1"), 1)]
+    start(*down, world_size=1)
+    for folder, _ in up + down:
+        assert losses(folder) == pytest.approx(losses(runs / "alone")[10:], rel=1e-5)
+        assert_same(folder, runs / "alone")
+
+
+def test_resume_is_bit_exact_at_equal_stage_and_world_size(runs: Path, tmp_path: Path) -> None:
+    jobs = [(rewind(runs / f"two_{stage}", tmp_path / f"{stage}"), stage) for stage in STAGES]
+    start(*jobs, world_size=2)
+    for folder, stage in jobs:
+        expected = final(runs / f"two_{stage}")
+        for key, value in final(folder).items():
+            assert torch.equal(value, expected[key]), (stage, key)
+
+
+def test_damaged_newest_falls_back_to_the_one_before(runs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    if world_then == 3:  # 8 samples do not divide over 3 ranks
-        world_then = 4
-    train(run, stage, world, 10)
-    assert train(run, then, world_then, 20) == pytest.approx(losses[10:], rel=1e-5)
-    assert_same(final(run), final(reference))
-
-
-def test_resume_is_bit_exact_at_equal_world_size(
-    alone: tuple[list[float], Path], tmp_path: Path
-) -> None:
-    _, reference = alone
-    run = tmp_path / "run"
-    shutil.copytree(reference, run)
-    shutil.rmtree(run / "checkpoints" / "step_00000020")
-    train(run, 0, 1, 20)
-    expected = final(reference)
-    for key, value in final(run).items():
-        assert torch.equal(value, expected[key]), key
-
-
-def test_damaged_checkpoint_is_named_and_refused(
-    alone: tuple[list[float], Path], tmp_path: Path
-) -> None:
-    _, reference = alone
-    run = tmp_path / "run"
-    shutil.copytree(reference, run)
+    shutil.copytree(runs / "alone", run)
     path = list_checkpoints(run / "checkpoints")[-1] / "rank_00000.safetensors"
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors is damaged"):
         find_checkpoint(run)
-
-
-def test_damaged_newest_falls_back_to_the_one_before(
-    alone: tuple[list[float], Path], tmp_path: Path
-) -> None:
-    losses, reference = alone
-    run = tmp_path / "run"
-    shutil.copytree(reference, run)
-    (list_checkpoints(run / "checkpoints")[-1] / "state.json").unlink()
-    (output,) = run_ranks([WORKER, str(run), "0", "20"], 1)
+    (output,) = start((run, 0), world_size=1)
+    assert "is damaged" in output
     assert "falling back to the checkpoint before" in output
-    assert json.loads((run / "losses.json").read_text()) == pytest.approx(losses[10:], rel=1e-6)
-    assert_same(final(run), final(reference))
+    assert_same(run, runs / "alone")
 
 
-def test_export_strips_the_objective(alone: tuple[list[float], Path]) -> None:
-    reader = find_checkpoint(alone[1])
+def test_export_strips_the_objective(runs: Path) -> None:
+    reader = find_checkpoint(runs / "two_3")
     weights = model_weights(reader, ema=False)
     assert set(weights) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert weights["0.weight"].shape == (13, 5)
