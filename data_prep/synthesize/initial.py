@@ -22,9 +22,9 @@ import numpy as np
 #: uniformly in their logarithm, each component of the velocity uniformly. The ranges are chosen so
 #: that the fields have about the means and deviations of The Well's.
 PIECES = (2, 3, 4)
-DENSITY = (0.35, 1.9)
+DENSITY = (0.4, 1.8)
 PRESSURE = (0.13, 2.8)
-VELOCITY = (-0.88, 0.88)
+VELOCITY = (-0.8, 0.8)
 
 #: How far a cut moves from its place in an equal division, in widths of a piece.
 JITTER = 0.3
