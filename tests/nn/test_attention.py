@@ -1,0 +1,121 @@
+"""Attention against loops over heads and tokens in float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lola_ds.nn.attention import (
+    MultiheadSelfAttention,
+    grid_coordinates,
+    init_theta,
+    local_window,
+    rope_angles,
+)
+
+
+def test_grid_coordinates_are_row_major() -> None:
+    expected = [[float(i), float(j)] for i in range(2) for j in range(3)]
+    assert grid_coordinates((2, 3)).tolist() == expected
+    assert grid_coordinates((3,)).tolist() == [[0.0], [1.0], [2.0]]
+
+
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotates the pairs (2i, 2i + 1) of one token's head by loops."""
+    y = torch.empty_like(x)
+    for i, angle in enumerate(angles.tolist()):
+        c, s = math.cos(angle), math.sin(angle)
+        y[2 * i] = c * x[2 * i] - s * x[2 * i + 1]
+        y[2 * i + 1] = s * x[2 * i] + c * x[2 * i + 1]
+    return y
+
+
+def naive_attention(
+    msa: MultiheadSelfAttention,
+    x: Tensor,
+    coordinates: Tensor | None = None,
+    theta: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attention by loops; x has shape (T, H)."""
+    T, H = x.shape
+    d = H // msa.heads
+    qkv = (x @ msa.qkv_proj.weight.T).view(T, 3, msa.heads, d)
+    y = torch.zeros_like(x)
+    for head in range(msa.heads):
+        q, k, v = (list(qkv[:, i, head]) for i in range(3))
+        for i in range(T):
+            if msa.qk_norm:
+                q[i] = q[i] / (q[i].square().mean() + 1e-5).sqrt()
+                k[i] = k[i] / (k[i].square().mean() + 1e-5).sqrt()
+            if theta is not None:
+                angles = (coordinates[i] @ theta)[head * d // 2 : (head + 1) * d // 2]
+                q[i], k[i] = rotated(q[i], angles), rotated(k[i], angles)
+        for i in range(T):
+            visible = [j for j in range(T) if mask is None or mask[i, j]]
+            scores = torch.stack([q[i] @ k[j] / math.sqrt(d) for j in visible])
+            for w, j in zip(scores.softmax(0), visible):
+                y[i, head * d : (head + 1) * d] += w * v[j]
+    return y @ msa.y_proj.weight.T + msa.y_proj.bias
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("rope", [False, True])
+@pytest.mark.parametrize("window", [None, (1, 3)])
+def test_attention_follows_its_formula(qk_norm: bool, rope: bool, window: tuple | None) -> None:
+    torch.manual_seed(0)
+    shape = (2, 4)
+    msa = MultiheadSelfAttention(12, heads=3, qk_norm=qk_norm).double()
+    x = torch.randn(2, 8, 12, dtype=torch.float64, requires_grad=True)
+    coordinates = grid_coordinates(shape).double()
+    theta = init_theta(2, 12).double() if rope else None
+    angles = rope_angles(coordinates, theta, 3) if rope else None
+    mask = local_window(shape, window, (False, True), torch.device("cpu")) if window else None
+
+    y = msa(x, angles, mask)
+    expected = torch.stack([naive_attention(msa, tokens, coordinates, theta, mask) for tokens in x])
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+    weights = torch.randn_like(y)
+    (grad,) = torch.autograd.grad((y * weights).sum(), x)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), x)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_depend_on_relative_positions_only() -> None:
+    msa = MultiheadSelfAttention(8, heads=2)
+    x, theta = torch.randn(1, 6, 8), init_theta(2, 8)
+    coordinates = grid_coordinates((2, 3))
+    shifted = coordinates + torch.tensor([5.0, -7.0])
+    here, there = (msa(x, rope_angles(p, theta, 2)) for p in (coordinates, shifted))
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "periodic"),
+    [((6,), (3,), (True,)), ((3, 5), (1, 5), (False, True)), ((2, 4, 3), (3, 2, 3), (False,) * 3)],
+)
+def test_local_windows_wrap_on_periodic_axes(shape: tuple, window: tuple, periodic: tuple) -> None:
+    mask = local_window(shape, window, periodic, torch.device("cpu"))
+    points = list(itertools.product(*(range(s) for s in shape)))
+    for (i, p), (j, q) in itertools.product(enumerate(points), repeat=2):
+        visible = True
+        for a, b, s, w, wraps in zip(p, q, shape, window, periodic):
+            distance = min((a - b) % s, (b - a) % s) if wraps else abs(a - b)
+            visible = visible and distance <= w // 2
+        assert bool(mask[i, j]) == visible
+
+
+def test_angles_stay_exact_under_autocast() -> None:
+    theta, coordinates = init_theta(1, 64), grid_coordinates((512,))
+    with torch.autocast("cpu", torch.bfloat16):
+        angles = rope_angles(coordinates, theta, 2)
+    expected = (coordinates.double() @ theta.double()).unflatten(-1, (2, -1)).movedim(1, 0)
+    torch.testing.assert_close(angles.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_refuses_uneven_heads() -> None:
+    with pytest.raises(ValueError, match="attention_heads=4"):
+        MultiheadSelfAttention(12, heads=4)

@@ -1,0 +1,115 @@
+"""Convolutional encoder and decoder: blocks against their formula, shapes, invariances."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lola_ds.nn.dcae import DCDecoder, DCEncoder, ResidualBlock
+
+SMALL = {"hid_channels": (4, 6, 8), "hid_blocks": (1, 2, 1)}
+
+
+def test_block_follows_its_formula() -> None:
+    block = ResidualBlock(6, spatial=2, ffn_factor=2).double()
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    y = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+    y = F.silu(F.conv2d(y, block.ffn[0].weight, block.ffn[0].bias, padding=1))
+    y = F.conv2d(y, block.ffn[3].weight, block.ffn[3].bias, padding=1)
+    torch.testing.assert_close(block(x), x + y)
+
+
+def test_attention_block_follows_its_formula() -> None:
+    block = ResidualBlock(8, spatial=2, attention_heads=2).double()
+    names = {name for name, _ in block.attn.named_parameters()}
+    assert names == {
+        "0.in_proj_weight",
+        "0.in_proj_bias",
+        "0.out_proj.weight",
+        "0.out_proj.bias",
+    }
+    assert block.ffn[0].weight.shape == (8, 8, 1, 1)
+    x = torch.randn(1, 8, 2, 3, dtype=torch.float64)
+    y = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+    tokens = y.flatten(2).mT
+    mha = block.attn[0]
+    q, k, v = (tokens @ mha.in_proj_weight.T + mha.in_proj_bias).view(1, 6, 3, 2, 4).unbind(2)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / 2
+    attended = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2)
+    tokens = tokens + attended @ mha.out_proj.weight.T + mha.out_proj.bias
+    hidden = F.silu(tokens @ block.ffn[0].weight.flatten(1).T + block.ffn[0].bias)
+    tokens = hidden @ block.ffn[3].weight.flatten(1).T + block.ffn[3].bias
+    torch.testing.assert_close(block(x), x + tokens.mT.unflatten(2, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "latent"),
+    [
+        ((16,), {"spatial": 1}, (4,)),
+        ((16, 8), {}, (4, 2)),
+        ((16, 8), {"pixel_shuffle": False}, (4, 2)),
+        ((16, 8), {"stride": [2, 1]}, (4, 8)),
+        ((16, 8), {"patch_size": 2}, (2, 1)),
+        ((16, 8), {"attention_heads": {2: 2}, "norm": "group"}, (4, 2)),
+        ((8, 8, 4), {"spatial": 3, "periodic": True}, (2, 2, 1)),
+        ((8, 8, 4), {"spatial": 3, "pixel_shuffle": False}, (2, 2, 1)),
+    ],
+)
+def test_decoder_mirrors_encoder(shape: tuple, options: dict, latent: tuple) -> None:
+    encoder, decoder = DCEncoder(3, 5, **SMALL, **options), DCDecoder(5, 3, **SMALL, **options)
+    x = torch.randn(2, 3, *shape)
+    z = encoder(x)
+    assert z.shape == (2, 5, *latent)
+    y = decoder(z)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert all(p.grad is not None for p in (*encoder.parameters(), *decoder.parameters()))
+
+
+def test_periodic_autoencoder_commutes_with_rolls() -> None:
+    torch.manual_seed(0)
+    options = {**SMALL, "periodic": (True, False), "identity_init": False}
+    encoder, decoder = DCEncoder(2, 3, **options), DCDecoder(3, 2, **options)
+    x = torch.randn(1, 2, 16, 16)
+    rolled = encoder(x.roll(4, dims=2))
+    torch.testing.assert_close(rolled, encoder(x).roll(1, dims=2), rtol=1e-4, atol=1e-5)
+    y = decoder(encoder(x))
+    torch.testing.assert_close(decoder(rolled), y.roll(4, dims=2), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(encoder(x.roll(4, dims=3)), encoder(x).roll(1, dims=3), atol=1e-3)
+
+
+def test_checkpointing_changes_nothing() -> None:
+    torch.manual_seed(0)
+    encoder = DCEncoder(2, 3, **SMALL, checkpointing=True)
+    x = torch.randn(1, 2, 8, 8)
+    grads = []
+    for training in (True, False):
+        encoder.train(training).zero_grad()
+        encoder(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in encoder.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_returns_float32_close_by() -> None:
+    torch.manual_seed(0)
+    encoder = DCEncoder(3, 5, **SMALL, periodic=True)
+    x = torch.randn(2, 3, 8, 8)
+    expected = encoder(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = encoder(x)
+    assert z.dtype == torch.float32
+    assert 0 < (z - expected).norm() < 2e-2 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hid_blocks": (1,)}, "same number of levels"),
+        ({"attention_heads": {3: 1}}, "level"),
+        ({"norm": "batch"}, "batch"),
+        ({"stride": (2,)}, "stride"),
+    ],
+)
+def test_encoder_refuses(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DCEncoder(1, 1, **{**SMALL, **options})

@@ -1,0 +1,151 @@
+"""Layers against loops in float64: patches, padding, convolutions, normalisation."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lola_ds.nn.layers import (
+    ChannelNorm,
+    convolution,
+    make_norm,
+    pad_circular,
+    patchify,
+    per_axis,
+    periodic_axes,
+    unpatchify,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [((6,), (3,)), ((4, 6), (2, 3)), ((2, 4, 6), (1, 2, 3)), ((2,) * 4, (2,) * 4)],
+)
+def test_patches_are_ordered_channel_outermost(shape: tuple, patch: tuple) -> None:
+    x = torch.randn(2, 3, *shape)
+    y = patchify(x, patch)
+    offsets = list(itertools.product(*(range(p) for p in patch)))
+    for c, (k, offset) in itertools.product(range(3), enumerate(offsets)):
+        slices = tuple(slice(o, None, p) for o, p in zip(offset, patch))
+        assert torch.equal(y[:, c * len(offsets) + k], x[(slice(None), c, *slices)])
+    assert torch.equal(unpatchify(y, patch), x)
+
+
+def test_patchify_refuses_other_grids() -> None:
+    with pytest.raises(ValueError, match=r"\(5, 4\)"):
+        patchify(torch.zeros(1, 1, 5, 4), (2, 2))
+
+
+def naive_convolution(conv: torch.nn.Module, x: Tensor, periodic: tuple[bool, ...]) -> Tensor:
+    """A "same" convolution by loops over the kernel, in float64, for stride 1."""
+    weight, bias = conv.weight.double(), conv.bias.double()
+    x = x.double()
+    y = bias.view(1, -1, *[1] * len(periodic)).expand(len(x), -1, *x.shape[2:]).clone()
+    for offset in itertools.product(*(range(k) for k in weight.shape[2:])):
+        shifted = x
+        for axis, o in enumerate(offset):
+            size = x.shape[2 + axis]
+            index = torch.arange(size) + o - weight.shape[2 + axis] // 2
+            inside = (index >= 0) & (index < size)
+            shifted = shifted.index_select(2 + axis, index % size)
+            if not periodic[axis]:
+                shape = [1] * x.ndim
+                shape[2 + axis] = -1
+                shifted = shifted * inside.view(shape)
+        y += torch.einsum("oi,bi...->bo...", weight[(..., *offset)], shifted)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "periodic"),
+    [
+        ((7,), 3, True),
+        ((5, 6), 3, False),
+        ((5, 6), 3, True),
+        ((5, 6), (5, 3), (True, False)),
+        ((3, 4, 5), 3, (False, True, True)),
+        ((4, 4), 1, True),
+    ],
+)
+def test_convolution_pads_each_axis_by_its_nature(
+    shape: tuple, kernel: int | tuple, periodic: bool | tuple
+) -> None:
+    conv = convolution(2, 3, len(shape), kernel, periodic=periodic)
+    x = torch.randn(2, 2, *shape)
+    expected = naive_convolution(conv, x, periodic_axes(periodic, len(shape)))
+    torch.testing.assert_close(conv(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_periodic_convolution_commutes_with_rolls() -> None:
+    conv = convolution(2, 3, 2, periodic=(True, False))
+    x = torch.randn(2, 2, 6, 7)
+    torch.testing.assert_close(conv(x.roll(2, dims=2)), conv(x).roll(2, dims=2))
+    assert not torch.allclose(conv(x.roll(2, dims=3)), conv(x).roll(2, dims=3))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_circular_padding_and_its_gradient(layout: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=layout)
+    x.requires_grad_()
+    y = pad_circular(x, (2, 1))
+    assert torch.equal(y, F.pad(x, (1, 1, 2, 2), mode="circular"))
+    assert y.is_contiguous(memory_format=layout)
+    assert torch.autograd.gradcheck(lambda x: pad_circular(x, (2, 1)), x)
+
+
+def test_circular_padding_refuses_small_grids() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        pad_circular(torch.zeros(1, 1, 1, 4), (2, 1))
+
+
+def test_identity_init_links_channels_cyclically() -> None:
+    torch.manual_seed(0)
+    conv = convolution(3, 5, 2, identity_init=True)
+    x = torch.randn(1, 3, 6, 6)
+    with torch.no_grad():
+        conv.bias.zero_()
+    error = conv(x) - x[:, [0, 1, 2, 0, 1]]
+    assert 0 < error.abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spatial": 4}, "spatial=4"),
+        ({"spatial": 2, "kernel_size": 2}, "odd"),
+        ({"spatial": 2, "kernel_size": [3]}, "kernel_size"),
+        ({"spatial": 2, "periodic": [True]}, "periodic"),
+    ],
+)
+def test_convolution_refuses(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convolution(1, 1, **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 5, 4, 3), (2, 3, 2, 2, 2)])
+def test_channel_norm_follows_its_formula(shape: tuple) -> None:
+    x = 10 * torch.randn(shape, dtype=torch.float64) + 3
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(ChannelNorm()(x), expected)
+
+
+def test_channel_norm_takes_its_epsilon_from_weights() -> None:
+    norm = ChannelNorm()
+    norm.load_state_dict({"eps": torch.tensor(10.0)})
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 10).sqrt()
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_norms() -> None:
+    x = torch.randn(2, 32, 4, 4)
+    assert torch.equal(make_norm("group", 32)(x), F.group_norm(x, 16))
+    with pytest.raises(ValueError, match="batch"):
+        make_norm("batch", 8)
+
+
+def test_per_axis() -> None:
+    assert per_axis(2, 3, "stride") == (2, 2, 2)
+    assert per_axis([1, 2], 2, "stride") == (1, 2)

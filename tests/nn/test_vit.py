@@ -1,0 +1,109 @@
+"""The vision transformer: blocks against their formula, invariances, precision, options."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lola_ds.nn.attention import grid_coordinates, rope_angles
+from lola_ds.nn.vit import ViT, ViTBlock
+
+
+def randomize(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
+    """Draws all parameters anew, so that nothing hides behind a small initial scale."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(scale * torch.randn_like(p))
+    return module
+
+
+def naive_block(block: ViTBlock, x: Tensor, mod: Tensor | None, p: Tensor, skip: Tensor) -> Tensor:
+    """A block's formula, word by word, with the modulation of each sample apart."""
+    outputs = []
+    for i in range(len(x)):
+        if mod is None:
+            a, b, c, d = block.ada_zero
+        else:
+            h = F.silu(block.ada_zero[0].weight @ mod[i] + block.ada_zero[0].bias)
+            a, b, c, d = (block.ada_zero[2].weight @ h + block.ada_zero[2].bias).view(4, -1)
+        mean, var = x[i].mean(-1, keepdim=True), x[i].var(-1, keepdim=True, correction=0)
+        y = (1 + a) * (x[i] - mean) / (var + 1e-5).sqrt() + b
+        y = y + block.msa(y[None], rope_angles(p, block.theta, block.msa.heads))[0]
+        y = F.silu(y @ block.ffn[0].weight.T + block.ffn[0].bias)
+        y = y @ block.ffn[3].weight.T + block.ffn[3].bias
+        z = (x[i] + c * y) / (1 + c**2).sqrt()
+        outputs.append((z + d * skip[i]) / (1 + d**2).sqrt())
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("mod_features", [0, 6])
+def test_block_follows_its_formula(mod_features: int) -> None:
+    block = ViTBlock(8, mod_features, ffn_factor=2, axes=2, attention_heads=2)
+    block = randomize(block).double()
+    x, skip = torch.randn(2, 2, 6, 8, dtype=torch.float64).unbind(0)
+    mod = torch.randn(2, 6, dtype=torch.float64) if mod_features else None
+    p = grid_coordinates((2, 3)).double()
+    torch.testing.assert_close(block(x, mod, p, skip), naive_block(block, x, mod, p, skip))
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "unpatch", "out"),
+    [
+        ((8,), 2, None, (8,)),
+        ((4, 6), 1, None, (4, 6)),
+        ((3, 4, 6), (1, 2, 2), None, (3, 4, 6)),
+        ((2, 2, 2, 4), (1, 1, 1, 2), None, (2, 2, 2, 4)),
+        ((8, 8), 4, 1, (2, 2)),
+        ((2, 2), 1, 4, (8, 8)),
+    ],
+)
+def test_shapes(shape: tuple, patch: int, unpatch: int | None, out: tuple) -> None:
+    vit = ViT(3, 2, 1, 4, 16, 1, 2, spatial=len(shape), patch_size=patch, unpatch_size=unpatch)
+    y = vit(torch.randn(2, 3, *shape), torch.randn(2, 4), torch.randn(2, 1, *shape))
+    assert y.shape == (2, 2, *out)
+
+
+def test_periodic_local_windows_commute_with_rolls() -> None:
+    """With wrapped windows and no absolute or rotary position, rolling tokens rolls the output."""
+    options = {"hid_channels": 8, "hid_blocks": 2, "attention_heads": 2, "rope": False}
+    vit = randomize(ViT(2, 2, spatial=2, window_size=3, periodic=(False, True), **options))
+    with torch.no_grad():
+        vit.positional_embedding[2].weight.zero_()
+    x = torch.randn(1, 2, 5, 6)
+    torch.testing.assert_close(vit(x.roll(2, dims=3)), vit(x).roll(2, dims=3))
+    assert not torch.allclose(vit(x.roll(2, dims=2)), vit(x).roll(2, dims=2), atol=1e-3)
+
+
+def test_checkpointing_changes_nothing() -> None:
+    vit = randomize(ViT(2, 2, 0, 3, 8, 2, 2))
+    x, mod = torch.randn(2, 2, 3, 4), torch.randn(2, 3)
+    grads = []
+    for vit.checkpointing in (False, True):
+        vit.zero_grad()
+        vit(x, mod).square().sum().backward()
+        grads.append([p.grad.clone() for p in vit.parameters()])
+    for a, b in zip(*grads):
+        assert torch.equal(a, b)
+
+
+def test_autocast_keeps_the_residual_stream_in_float32() -> None:
+    vit = randomize(ViT(2, 2, 0, 3, 16, 3, 2), scale=0.2)
+    streams = []
+    for block in vit.blocks:
+        block.register_forward_hook(lambda module, inputs, output: streams.append(output))
+    x, mod = torch.randn(2, 2, 3, 4), torch.randn(2, 3)
+    expected = vit(x, mod)
+    streams.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = vit(x, mod)
+        assert vit.blocks[0].ffn[0](x.new_zeros(1, 16)).dtype == torch.bfloat16
+    assert y.dtype == torch.float32
+    assert all(stream.dtype == torch.float32 for stream in streams)
+    assert (y - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_every_parameter_learns() -> None:
+    vit = randomize(ViT(2, 2, 1, 3, 8, 2, 2, dropout=0.1))
+    vit(torch.randn(2, 2, 3, 4), torch.randn(2, 3), torch.ones(2, 1, 3, 4)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vit.parameters())
