@@ -165,7 +165,9 @@ class EulerSolver:
         """The longest stable time step of each trajectory, of shape (B,), in float64."""
         W = primitive(U, gamma)
         c = _sound_speed(W[:, 0], W[:, -1], _expand(gamma, W).squeeze(1))
-        rate = sum((W[:, 1 + d].abs() + c) / h for d, h in enumerate(self.spacing))
+        rate = torch.zeros_like(c)
+        for d, h in enumerate(self.spacing):
+            rate += (W[:, 1 + d].abs() + c) / h
         return self.cfl / rate.flatten(start_dim=1).amax(dim=1).double()
 
     def step(self, U: Tensor, gamma: Tensor, dt: Tensor) -> Tensor:

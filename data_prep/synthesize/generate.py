@@ -200,9 +200,8 @@ def generate(request: Request, out: Path, show_progress: bool = True) -> list[Pa
     missing = [file for file in files if not _is_made(file, out)]
 
     states = request.steps * sum(file.trajectories for file in missing)
-    with tqdm(
-        total=states, desc=request.physics, unit="state", disable=not show_progress
-    ) as progress:
+    hidden = not show_progress or not missing
+    with tqdm(total=states, desc=request.physics, unit="state", disable=hidden) as progress:
         for group in _groups(missing):
             _make(group, request, out, progress)
 

@@ -9,7 +9,7 @@ A file holds trajectories that share parameters, boundary conditions, grid and t
     /scalars             field_names; one number per parameter
     /boundary_conditions one group per axis: bc_type, associated_dims, associated_fields, and a
                          mask that is true at the two ends of the axis
-    /t0_fields           field_names; scalars fields (N, T, X, Y, ...)
+    /t0_fields           field_names; scalar fields (N, T, X, Y, ...)
     /t1_fields           vector fields (N, T, X, Y, ..., D)
     /t2_fields           tensor fields, none here
 
@@ -112,9 +112,12 @@ class WellWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        finally:
+            if kind is not None:
+                self.partial.unlink()
         if kind is not None:
-            self.partial.unlink()
             return
         if not self._written.all():
             self.partial.unlink()
