@@ -1,0 +1,414 @@
+"""Format, writer, index, reader, verification."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from helpers import make_meta, make_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lola_ds.data import ShardDataset, ShardError, ShardWriter, open_index, publish, verify_split
+from lola_ds.data.format import decode_frames, encode_frames, npy_header, tar_header
+from lola_ds.data.statistics import Moments
+
+FRAME = 3 * 8 * 8 * 4
+
+
+def files(folder):
+    """Every file below a folder: {path: bytes}."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def arrays(n=5, frames=12, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return list(rng.standard_normal((n, frames, channels, 8, 8)).astype(np.float32))
+
+
+def test_read_back_bitwise(tmp_path):
+    data = arrays()
+    index = make_shards(tmp_path / "toy" / "train", data, shard_bytes=30 * FRAME)
+    assert len(index.shards) > 1
+    windows = ShardDataset(tmp_path / "toy" / "train")
+    for i, array in enumerate(data):
+        assert np.array_equal(windows.read_trajectory(i).transpose(0, 1).numpy(), array)
+    assert windows.meta(3)["scalars"] == {"gamma": 1.7}
+    assert windows.meta(3)["key"] == "made-0003"
+    assert not (tmp_path / "toy" / ".train.partial").exists()
+
+
+# webdataset leaves the tar open for the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_plain_tar_and_webdataset_read_it(tmp_path):
+    data = arrays(3)
+    folder = tmp_path / "toy" / "train"
+    index = make_shards(folder, data)
+    shard = folder / index.shards[0]
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["tar", "-xf", shard, "-C", out], check=True)
+    for i, array in enumerate(data):
+        assert np.array_equal(np.load(out / f"made-{i:04d}.fields.npy"), array)
+        meta = json.loads((out / f"made-{i:04d}.meta.json").read_text())
+        assert meta["frames"] == [0, 12, 12]
+        assert meta["boundary"] == {"x": [2, 2], "y": [2, 2]}
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples] == [f"made-{i:04d}" for i in range(3)]
+    assert all(np.array_equal(s["fields.npy"], a) for s, a in zip(samples, data))
+    assert samples[1]["meta.json"]["trajectory"] == 1
+
+
+def test_long_trajectories_are_cut_along_time(tmp_path):
+    data = arrays(2, frames=25)
+    index = make_shards(tmp_path / "toy" / "train", data, shard_bytes=10 * FRAME)
+    assert index.segments[:, :3].tolist() == [
+        [i, a, b] for i in range(2) for a, b in [(0, 8), (8, 16), (16, 25)]
+    ]
+    assert index.frames.tolist() == [25, 25]
+    windows = ShardDataset(index.folder, length=5, stride=4)
+    assert len(windows) == 2 * 9
+    for i in (0, 8, 17):
+        trajectory, start = windows.locate(i)
+        expected = data[trajectory][start : start + 17 : 4]
+        assert np.array_equal(windows[i]["x"].transpose(0, 1).numpy(), expected)
+    assert not verify_split(index.folder).problems
+
+
+def test_bytes_do_not_depend_on_when_or_how_often(tmp_path):
+    folders = [tmp_path / name / "toy" / "train" for name in "ab"]
+    for folder in folders:
+        make_shards(folder, arrays(), shard_bytes=30 * FRAME)
+    assert files(folders[0]) == files(folders[1])
+
+
+def test_streams_are_merged_in_order(tmp_path):
+    folder, data = tmp_path / "toy" / "train", arrays(4)
+    for stream in ("1", "0"):  # whatever finished first
+        writer = ShardWriter(folder, stream=stream)
+        for i in range(2):
+            number = 2 * int(stream) + i
+            meta = make_meta(folder, number, data[number].shape)
+            writer.add(f"t{number}", data[number], meta)
+        writer.close()
+    index = publish(folder, ["0", "1"])
+    assert [index.meta(i)["key"] for i in range(4)] == ["t0", "t1", "t2", "t3"]
+    assert np.array_equal(ShardDataset(folder).read_trajectory(3).transpose(0, 1), data[3])
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import lola_ds.data.writer as writer
+sys.path.insert(0, {tests!r})
+from helpers import make_shards
+calls, limit = 0, int(sys.argv[2])
+def counted(function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == limit:
+            os.kill(os.getpid(), 9)
+        return function(*args, **kwargs)
+    return call
+for name in ("write_atomic", "sync_folder", "checksum"):
+    setattr(writer, name, counted(getattr(writer, name)))
+writer._OpenShard.write = counted(writer._OpenShard.write)
+for name in ("replace", "rename", "fsync"):
+    setattr(os, name, counted(getattr(os, name)))
+writer.shutil.rmtree = counted(writer.shutil.rmtree)
+writer.COPY_BYTES = 4 * 768
+data = np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
+make_shards(sys.argv[1], data, shard_bytes=20_000)
+print(calls)
+"""
+
+
+def run_killed(folder, limit):
+    script = KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)))
+    command = [sys.executable, "-c", script, str(folder), str(limit)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path):
+    whole = tmp_path / "whole" / "toy" / "train"
+    calls = int(run_killed(whole, 10**9).stdout)
+    expected = files(whole)
+    folder = tmp_path / "killed" / "toy" / "train"
+    for limit in np.random.default_rng(1).choice(np.arange(1, calls + 1), 4, replace=False):
+        result = run_killed(folder, limit)
+        assert result.returncode in (-9, 0), result.stderr
+        if folder.exists():  # never a part of it
+            assert files(folder) == expected
+            break
+    if not folder.exists():
+        make_shards(folder, arrays_of_killed(), shard_bytes=20_000)
+    assert files(folder) == expected
+
+
+def arrays_of_killed():
+    return np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
+
+
+def test_every_point_of_interruption(tmp_path, monkeypatch):
+    """An exception at each write in turn, as a full disk gives it, then the same calls again."""
+    from lola_ds.data import writer as module
+
+    data = arrays_of_killed()
+    whole = tmp_path / "whole" / "toy" / "train"
+    make_shards(whole, data, shard_bytes=20_000)
+    expected = files(whole)
+    write, fails = module._OpenShard.write, 0
+    for limit in range(1, 60, 3):
+        calls = 0
+
+        def failing(shard, block, limit=limit):
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                raise OSError(28, "No space left on device", str(shard.path))
+            return write(shard, block)
+
+        folder = tmp_path / str(limit) / "toy" / "train"
+        monkeypatch.setattr(module._OpenShard, "write", failing)
+        try:
+            make_shards(folder, data, shard_bytes=20_000)
+        except OSError:
+            fails += 1
+            assert not folder.exists()
+            assert not list((tmp_path / str(limit)).rglob("*.tmp"))
+        monkeypatch.setattr(module._OpenShard, "write", write)
+        if not folder.exists():
+            make_shards(folder, data, shard_bytes=20_000)
+        assert files(folder) == expected
+    assert fails > 5
+
+
+def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from helpers import make_shards\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))\n"
+        "make_shards(sys.argv[1], shard_bytes=40_000)\n"
+    )
+    tests = os.path.dirname(os.path.dirname(__file__))
+    command = [sys.executable, "-c", code, str(tmp_path / "toy" / "train"), tests]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "complete shards are kept" in result.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was complete, so nothing is left
+
+
+def test_resumed_writers_know_what_they_hold(tmp_path):
+    folder, data = tmp_path / "toy" / "train", arrays(4)
+    writer = ShardWriter(folder, shard_bytes=15 * FRAME)
+    for i in range(3):
+        writer.add(f"t{i}", data[i], make_meta(folder, i, data[i].shape))
+    writer.discard()
+    assert not folder.exists()
+    writer = ShardWriter(folder, shard_bytes=15 * FRAME)
+    assert [f"t{i}" in writer for i in range(4)] == [True, True, False, False]
+    with pytest.raises(ValueError, match="begun with t0"):
+        writer.add("other", data[0], make_meta(folder, 0, data[0].shape))
+    with pytest.raises(ValueError, match="finish with the same input and settings"):
+        ShardWriter(folder, shard_bytes=16 * FRAME)
+
+
+def test_existing_splits_are_not_touched(tmp_path):
+    folder = tmp_path / "toy" / "train"
+    make_shards(folder)
+    before = files(folder)
+    with pytest.raises(FileExistsError, match="remove it or write elsewhere"):
+        make_shards(folder)
+    assert files(folder) == before
+
+
+def test_nan_is_refused_or_recorded(tmp_path):
+    folder, data = tmp_path / "toy" / "train", arrays(3)
+    data[1][7, 2, 3, 3] = np.nan
+    message = r"made-1\.hdf5: trajectory 1, step 7, field field1_y: NaN"
+    with pytest.raises(ValueError, match=message):
+        make_shards(folder, data)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(UserWarning, match=message):
+        index = make_shards(folder, data, allow_nonfinite=True)
+    assert index.header["nonfinite"] == [[1, 7, "field1_y"]]
+    assert index.header["statistics"]["count"] == [2304, 2304, 2303]
+    assert not verify_split(folder).problems
+
+
+def test_trajectories_must_agree(tmp_path):
+    data = arrays(2)
+    with pytest.raises(ValueError, match="differs from the trajectories before"):
+        make_shards(tmp_path / "toy" / "train", [data[0], data[1][..., :4]])
+    with pytest.raises(ValueError, match="does not hold the channels"):
+        make_shards(tmp_path / "toy" / "train", data, ranks=(0,))
+    writer = ShardWriter(tmp_path / "toy" / "train")
+    with pytest.raises(ValueError, match="dots"):
+        writer.add("a.b", data[0], make_meta(tmp_path, 0, data[0].shape))
+    with pytest.raises(ValueError, match="no trajectories"):
+        ShardWriter(tmp_path / "toy" / "train").finish()
+
+
+def test_statistics(tmp_path):
+    data = [np.abs(array) + 1e4 * (c + 1) for c, array in enumerate(arrays(4))]
+    index = make_shards(tmp_path / "a" / "train", data, transform={0: "log1p"})
+    stacked = np.stack(data).astype(np.float64)
+    stacked[:, :, 0] = np.log1p(stacked[:, :, 0])
+    found, axes = index.header["statistics"], (0, 1, 3, 4)
+    np.testing.assert_allclose(found["mean"], stacked.mean(axes), rtol=1e-6)
+    np.testing.assert_allclose(found["std"], stacked.std(axes), rtol=1e-5)
+    np.testing.assert_allclose(found["min"], stacked.min(axes), rtol=1e-6)
+    np.testing.assert_allclose(found["max"], stacked.max(axes), rtol=1e-6)
+    assert found["count"] == [4 * 12 * 64] * 3
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_moments_merge(sizes):
+    rng = np.random.default_rng(sum(sizes))
+    parts = [1e3 + rng.standard_normal((2, size)) for size in sizes]
+    merged = Moments.empty(2)
+    for part in parts:
+        merged = merged.merge(Moments.of(part[None]))
+    merged = Moments.from_json(json.loads(json.dumps(merged.to_json())))
+    whole = np.concatenate(parts, axis=1)
+    assert merged.count.tolist() == [whole.shape[1]] * 2
+    if whole.size:
+        np.testing.assert_allclose(merged.mean, whole.mean(1))
+        np.testing.assert_allclose(merged.squares, whole.var(1) * whole.shape[1], atol=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision(tmp_path, dtype, bits):
+    data = arrays(2)
+    index = make_shards(tmp_path / "toy" / "train", data, dtype=dtype)
+    x = ShardDataset(index.folder, length=3)[1]["x"].transpose(0, 1).numpy()
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, data[0][1:4], rtol=2.0**-bits, atol=1e-7)
+    assert 0 < index.header["statistics"]["rounding"][0] < 2.0**-bits
+    assert not verify_split(index.folder).problems
+
+
+def test_encoding_rounds_to_nearest():
+    import torch
+
+    x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32) * 100
+    x[:3] = np.inf, -np.inf, np.nan
+    for dtype in ("float16", "bfloat16"):
+        expected = torch.from_numpy(x).to(getattr(torch, dtype)).float().numpy()
+        found = decode_frames(encode_frames(x, dtype), dtype)
+        assert np.array_equal(found, expected, equal_nan=True)
+    with pytest.raises(ValueError, match="overflow float16"):
+        encode_frames(np.array([1e5], np.float32), "float16")
+
+
+def test_headers(tmp_path):
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy_header(x.shape, "float32") + x.tobytes())
+    assert np.array_equal(np.load(path), x)
+    assert len(npy_header(x.shape, "float32")) % 64 == 0
+    name = "a" * 150 + ".fields.npy"
+    shard = tmp_path / "x.tar"
+    shard.write_bytes(tar_header(name, 3) + b"abc" + bytes(509) + bytes(1024))
+    with tarfile.open(shard) as tar:
+        assert tar.getnames() == [name]
+    assert b"size=9000000000" in tar_header("huge", 9_000_000_000)
+
+
+def test_flipped_bits_are_caught_before_a_sample_is_yielded(tmp_path):
+    folder = tmp_path / "toy" / "train"
+    index = make_shards(folder, arrays(3), shard_bytes=30 * FRAME)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        frame = int(rng.integers(len(index.checksums)))
+        path = folder / index.shards[index.frame_shards[frame]]
+        offset = int(index.frame_offsets[frame])
+        whole = bytearray(path.read_bytes())
+        whole[offset + int(rng.integers(FRAME))] ^= 1 << int(rng.integers(8))
+        sound = path.read_bytes()
+        path.write_bytes(whole)
+        trajectory, t = divmod(frame, 12)
+        message = rf"{path.name}: checksum .* made-000{trajectory}, frame {t}, byte offset {offset}"
+        with pytest.raises(ShardError, match=message):
+            ShardDataset(folder)[frame]
+        with pytest.raises(ShardError, match=message.replace("checksum .* ", "")):
+            verify_split(folder).check()
+        path.write_bytes(sound)
+    verify_split(folder).check()
+
+
+def test_damaged_folders_are_caught(tmp_path):
+    a, b = tmp_path / "a" / "train", tmp_path / "b" / "train"
+    index = make_shards(a, seed=1)
+    make_shards(b, seed=2)
+    shard = a / index.shards[0]
+    windows = ShardDataset(a)
+    sound = shard.read_bytes()
+
+    with open(shard, "r+b") as file:
+        file.truncate(len(sound) // 2)
+    with pytest.raises(ShardError, match=f"{shard.name}: .* bytes, but index.npz says"):
+        ShardDataset(a)
+    with pytest.raises(ShardError, match=r"file ends after 0 bytes in trajectory made-0002"):
+        windows[len(windows) - 1]
+    shard.unlink()
+    with pytest.raises(ShardError, match=f"{shard.name}: shard missing"):
+        ShardDataset(a)
+    shard.write_bytes(sound)
+
+    good = (a / "index.npz").read_bytes()
+    (a / "index.npz").write_bytes((b / "index.npz").read_bytes())
+    with pytest.raises(ShardError, match="shard missing"):  # names tell splits apart
+        ShardDataset(a)
+    for damaged in (good[: len(good) // 2], good[:-40] + bytes(40), b""):
+        (a / "index.npz").write_bytes(damaged)
+        with pytest.raises(ShardError, match=r"index\.npz: damaged"):
+            ShardDataset(a)
+    (a / "index.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="no index here"):
+        open_index(a)
+    with pytest.raises(FileNotFoundError, match="lola-ds shard"):
+        open_index(tmp_path / "away")
+
+
+def test_verify_compares_the_tar_with_the_index(tmp_path):
+    index = make_shards(tmp_path / "toy" / "train")
+    path = index.folder / index.shards[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"gamma":1.4', b'"gamma":1.9'))
+    problems = verify_split(index.folder).problems
+    assert len(problems) == 1
+    assert "made-0000.meta.json and the index differ in scalars" in problems[0]
+    path.write_bytes(whole.replace(b"made-0001.fields.npy", b"made-0009.fields.npy"))
+    problems = verify_split(index.folder).problems
+    assert any("not a sound tar" in p or "not where the index says" in p for p in problems)
+
+
+def test_ten_thousand_trajectories_open_fast(tmp_path):
+    import time
+    from dataclasses import replace
+
+    index = make_shards(tmp_path / "toy" / "train")
+    n, frames = 10_000, 101
+    own = [{"key": f"made-{i:05d}", "trajectory": i, "source": "s.hdf5"} for i in range(n)]
+    common = {**index.header["common"], "scalars": {"gamma": 1.4}}
+    big = replace(
+        index,
+        header={**index.header, "common": common, "trajectories": own},
+        segments=np.array([[i, 0, frames, 0, 2048 + i] for i in range(n)]),
+        checksums=np.random.default_rng(0).integers(0, 2**63, n * frames).astype(np.uint64),
+    )
+    big.save(index.folder / "index.npz")
+    start = time.process_time()
+    windows = ShardDataset(index.folder, length=5, stride=4)
+    assert time.process_time() - start < 1
+    assert len(windows) == n * (frames - 16)

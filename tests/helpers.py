@@ -1,0 +1,71 @@
+"""Small inputs that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lola_ds.data import Index, ShardWriter
+
+
+def make_meta(
+    folder: Path, i: int, shape: Sequence[int], ranks: Sequence[int] = (0, 1), **changes: Any
+) -> dict[str, Any]:
+    """Metadata of trajectory `i` for an array of `shape` (T, C, *S)."""
+    axes = "xyz"[: len(shape) - 2]
+    names = ("density", "momentum", "stress")
+    meta = {
+        "dataset": folder.parent.name,
+        "split": folder.name,
+        "source": f"made-{i}.hdf5",
+        "trajectory": i,
+        "scalars": {"gamma": 1.4 + i / 10},
+        "boundary": {axis: [2, 2] for axis in axes},
+        "time": {"start": 0.0, "step": 0.015, "size": shape[0]},
+        "space": {
+            axis: {"start": 0.0, "step": 1 / size, "size": size}
+            for axis, size in zip(axes, shape[2:])
+        },
+        "fields": [{"name": names[rank], "rank": rank} for rank in ranks],
+    }
+    return {**meta, **changes}
+
+
+def make_shards(
+    folder: str | Path,
+    arrays: np.ndarray | Sequence[np.ndarray] | None = None,
+    *,
+    ranks: Sequence[int] | None = None,
+    meta: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Index:
+    """Writes a small split of shards.
+
+    Arguments:
+        folder: the split's folder, `…/<dataset>/<split>`.
+        arrays: one (T, C, *S) array per trajectory; by default 3 of standard normal numbers with
+            T = 12, C = 3 (a scalar and a vector), 8 × 8.
+        ranks: tensor ranks of the fields, which must add up to C; by default scalars and, where C
+            allows, one vector at the end (latents: scalars only).
+        meta: entries that replace the default metadata of every trajectory.
+        seed: of the default arrays.
+        options: for `ShardWriter`.
+    """
+    folder = Path(folder)
+    if arrays is None:
+        arrays = np.random.default_rng(seed).standard_normal((3, 12, 3, 8, 8))
+    arrays = [np.asarray(array, np.float32) for array in arrays]
+    channels, dims = arrays[0].shape[1], arrays[0].ndim - 2
+    if ranks is None:
+        vector = options.get("kind") != "latents" and channels > dims
+        ranks = (0,) * (channels - dims) + (1,) if vector else (0,) * channels
+    fields = [{"name": f"field{i}", "rank": rank} for i, rank in enumerate(ranks)]
+    writer = ShardWriter(folder, **options)
+    for i, array in enumerate(arrays):
+        entries = make_meta(folder, i, array.shape, ranks, fields=fields, **(meta or {}))
+        writer.add(f"made-{i:04d}", array, entries)
+    return writer.finish()

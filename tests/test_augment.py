@@ -1,0 +1,146 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lola_ds.augment import Symmetry, WindowSpec, augment_window, draw_symmetry
+
+ALL = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
+
+
+def window(spec, sizes, frames=2, seed=0):
+    shape = (len(spec.components), frames, *sizes)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def divergence(momentum):
+    """Centred periodic divergence of a vector (N, L, *S)."""
+    return sum(
+        np.roll(part, -1, axis + 1) - np.roll(part, 1, axis + 1)
+        for axis, part in enumerate(momentum)
+    )
+
+
+def test_flip_of_x_negates_momentum_x_and_swaps_the_sides_of_x():
+    spec = WindowSpec((0, 1), 2)
+    x = window(spec, (4, 6))
+    flip = Symmetry((0, 1), (True, False), (0, 0))
+    y = flip.window(x, spec)
+    assert np.array_equal(y[0], x[0, :, ::-1])
+    assert np.array_equal(y[1], -x[1, :, ::-1])
+    assert np.array_equal(y[2], x[2, :, ::-1])
+    codes = np.array([[0.0, 1.0], [2.0, 2.0]])
+    assert flip.codes(codes).tolist() == [[1, 0], [2, 2]]
+
+
+def test_permutation_moves_components_and_codes():
+    spec = WindowSpec((0, 1, 2), 2)
+    x = window(spec, (4, 4))
+    swap = Symmetry((1, 0), (False, False), (0, 0))
+    y = swap.window(x, spec)
+    transposed = x.swapaxes(2, 3)
+    for channel, origin in enumerate([0, 2, 1, 6, 5, 4, 3]):
+        assert np.array_equal(y[channel], transposed[origin])
+    assert swap.codes(np.array([[0, 1], [2, 2]])).tolist() == [[2, 2], [0, 1]]
+
+
+def test_roll():
+    spec = WindowSpec((0, 0), 2)
+    x = window(spec, (4, 6))
+    y = Symmetry((0, 1), (False, False), (3, 2)).window(x, spec)
+    assert np.array_equal(y, np.roll(x, (3, 2), (2, 3)))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_agrees_with_the_well(dims):
+    from the_well.data.augmentation import RandomAxisFlip, RandomAxisPermute, RandomAxisRoll
+
+    spec = WindowSpec((0, 1, 2), dims)
+    x = torch.from_numpy(window(spec, (5,) * dims))
+    codes = torch.tensor([[0, 1], [2, 2], [1, 0]][:dims])
+    for permutation in itertools.permutations(range(dims)):
+        for flips in itertools.product([False, True], repeat=dims):
+            shifts = (2, 1, 4)[:dims]
+            fields = [torch.movedim(part, 0, -1) for part in x.split([1, dims, dims**2])]
+            fields[0], fields[2] = fields[0][..., 0], fields[2].unflatten(-1, (dims, dims))
+            data = {
+                "variable_fields": {rank: {"f": part} for rank, part in enumerate(fields)},
+                "constant_fields": {},
+                "boundary_conditions": codes,
+            }
+            data = RandomAxisPermute.permute(data, torch.tensor(permutation))
+            data = RandomAxisFlip.flip(data, torch.tensor(flips))
+            data = RandomAxisRoll.roll(data, dict(enumerate(shifts)))
+            parts = [data["variable_fields"][rank]["f"] for rank in range(3)]
+            parts = [parts[0][None], parts[1].movedim(-1, 0), parts[2].flatten(-2).movedim(-1, 0)]
+            symmetry = Symmetry(permutation, flips, shifts)
+            assert np.array_equal(symmetry.window(x.numpy(), spec), torch.cat(parts).numpy())
+            expected = data["boundary_conditions"].numpy()
+            assert np.array_equal(symmetry.codes(codes.numpy()), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(dims=st.integers(1, 3), seed=st.integers(0, 2**62))
+def test_commutes_with_the_divergence(dims, seed):
+    spec = WindowSpec((1, 0), dims)
+    x = window(spec, (6,) * dims)
+    x[dims] = divergence(x[:dims])
+    codes = np.full((dims, 2), 2)
+    y, _ = augment_window(x, codes, spec, ALL, seed)
+    np.testing.assert_allclose(y[dims], divergence(y[:dims]), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**62), codes=st.lists(st.integers(0, 2), min_size=4, max_size=4))
+def test_rolls_periodic_axes_only(seed, codes):
+    sides = np.array(codes).reshape(2, 2)
+    symmetry = draw_symmetry(ALL, WindowSpec((0,), 2), (8, 8), sides, seed)
+    for axis, (low, high) in enumerate(symmetry.codes(sides)):
+        assert symmetry.shifts[axis] == 0 or low == high == 2
+
+
+def test_draws_cover_the_group_evenly():
+    spec, codes = WindowSpec((0,), 2), np.full((2, 2), 2)
+    drawn = [draw_symmetry(ALL, spec, (4, 4), codes, seed) for seed in range(4000)]
+    counts = {}
+    for symmetry in drawn:
+        counts[symmetry] = counts.get(symmetry, 0) + 1
+    assert len(counts) == 2 * 4 * 16
+    assert max(counts.values()) < 65  # 31 expected
+    assert draw_symmetry(ALL, spec, (4, 4), codes, 7) == drawn[7]
+
+
+def test_fixed_axes_keep_their_direction():
+    spec, codes = WindowSpec((0, 1), 3, fixed=(1,)), np.full((3, 2), 2)
+    for seed in range(50):
+        symmetry = draw_symmetry(ALL, spec, (4, 8, 4), codes, seed)
+        assert symmetry.permutation[1] == 1
+        assert not symmetry.flips[1]
+
+
+def test_tensors_keep_their_types_and_inputs_their_values():
+    spec = WindowSpec((0, 1), 2)
+    x = torch.from_numpy(window(spec, (4, 4)))
+    before = x.clone()
+    codes = torch.tensor([0.0, 1.0, 2.0, 2.0])
+    for seed in range(8):
+        y, moved = augment_window(x, codes, spec, ALL, seed)
+        assert y.dtype == torch.float32
+        assert moved.dtype == torch.float32
+        assert moved.shape == (4,)
+    assert torch.equal(x, before)
+    y, moved = augment_window(x, codes, spec, (), 0)
+    assert torch.equal(y, x)
+    assert torch.equal(moved, codes)
+
+
+def test_mistakes_are_named():
+    spec = WindowSpec((0,), 2)
+    x, codes = window(spec, (4, 6)), np.zeros((2, 2))
+    with pytest.raises(ValueError, match="unknown 'random_rotation'"):
+        augment_window(x, codes, spec, ["random_rotation"], 0)
+    with pytest.raises(ValueError, match=r"one size, this grid is \(4, 6\)"):
+        augment_window(x, codes, spec, ["random_axis_permute"], 0)
