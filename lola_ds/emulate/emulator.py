@@ -18,10 +18,69 @@ from ..fields import Standardize
 from ..models import Autoencoder, Denoiser, Surrogate
 from .rollout import Step, make_step, rollout
 
-__all__ = ["Emulator"]
+__all__ = ["Codec", "Emulator"]
 
 # Samplers that draw noise at every step, for all members of a batch together.
 _STOCHASTIC = ("ddpm", "pc")
+
+
+class Codec:
+    """Physical states to and from what a model sees: standardised, and encoded if it sees latents.
+
+    Arguments:
+        autoencoder: maps standardised states to latents and back; None for a model of pixels.
+        standardize: the fields' transform and statistics.
+        device: where both run.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder | None,
+        standardize: Standardize,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.autoencoder = None if autoencoder is None else autoencoder.to(self.device).eval()
+        self.standardize = standardize.to(self.device)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, batch: int = 16) -> Tensor:
+        """Physical states (C, T, *S) -> (C', T, *S'), `batch` states at a time."""
+        pieces = []
+        for piece in x.transpose(0, 1).split(batch):
+            z = self.standardize(piece.to(self.device))
+            pieces.append(z if self.autoencoder is None else self.autoencoder.encode(z))
+        return torch.cat(pieces).transpose(0, 1)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
+        """(M, C', T, *S') -> physical states (M, C, T, *S), float32, on `device`.
+
+        Decodes `batch` states at a time into the result: no more than those are held twice.
+        """
+        M, T = z.shape[0], z.shape[2]
+        out = None
+        for start in range(0, M * T, batch):
+            index = torch.arange(start, min(start + batch, M * T), device=z.device)
+            m, t = index // T, index % T
+            piece = z[m, :, t]
+            x = piece if self.autoencoder is None else self.autoencoder.decode(piece)
+            x = self.standardize.inverse(x).to(device)
+            if out is None:
+                out = x.new_empty(M, x.shape[1], T, *x.shape[2:])
+            out[m.to(device), :, t.to(device)] = x
+        assert out is not None
+        return out
+
+    def reconstruct(self, x: Tensor, batch: int = 16) -> Tensor:
+        """States (C, T, *S) encoded and decoded, on the device of `x`: the autoencoder's own error.
+
+        Raises:
+            ValueError: there is no autoencoder.
+        """
+        if self.autoencoder is None:
+            raise ValueError("a model of pixels has no autoencoder to reconstruct with")
+        return self.decode(self.encode(x, batch)[None], batch, x.device)[0]
 
 
 class Emulator:
@@ -50,8 +109,7 @@ class Emulator:
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.autoencoder = None if autoencoder is None else autoencoder.to(self.device).eval()
-        self.standardize = standardize.to(self.device)
+        self.codec = Codec(autoencoder, standardize, device)
         self.length, self.stride = int(trajectory["length"]), int(trajectory["stride"])
         self.label_log = list(label_log)
         self.spatial = spatial
@@ -105,7 +163,7 @@ class Emulator:
         """
         if steps < 1 or members < 1 or batch < 1:
             raise ValueError(f"steps={steps}, members={members}, batch={batch}: must be at least 1")
-        z0 = self._encode(self._known(x0, context), batch)
+        z0 = self.codec.encode(self._known(x0, context), batch)
         if label is not None:
             label = self._label(label)
         distinct = members if self.generative else 1
@@ -129,7 +187,7 @@ class Emulator:
                 overlap,
                 members=min(size, distinct - first),
             )
-            pieces.append(self._decode(z[:, :, context:], batch, x0.device))
+            pieces.append(self.codec.decode(z[:, :, context:], batch, x0.device))
         forecast = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         return forecast.expand(members, *forecast.shape[1:])
 
@@ -138,22 +196,15 @@ class Emulator:
         after_first = max(0, steps - (self.length - context))
         return 1 + -(-after_first // (self.length - overlap))
 
-    @torch.no_grad()
     def reconstruct(self, x: Tensor, batch: int = 16) -> Tensor:
-        """States (C, T, *S) encoded and decoded, physical units: the autoencoder's own error.
-
-        Raises:
-            ValueError: a shape that is no trajectory; an emulator of pixels has no autoencoder.
-        """
-        if self.autoencoder is None:
-            raise ValueError("an emulator of pixels has no autoencoder to reconstruct with")
-        return self._decode(self._encode(x, batch)[None], batch, x.device)[0]
+        """States (C, T, *S) through the autoencoder alone; see `Codec.reconstruct`."""
+        return self.codec.reconstruct(x, batch)
 
     def _known(self, x0: Tensor, context: int) -> Tensor:
         """The last `context` known states: (C, *S) or (C, c, *S) -> (C, context, *S)."""
         if x0.ndim == 1 + self.spatial:
             x0 = x0.unsqueeze(1)
-        channels = len(self.standardize.mean)
+        channels = len(self.codec.standardize.mean)
         if x0.ndim != 2 + self.spatial or x0.shape[0] != channels:
             raise ValueError(
                 f"x0 of shape {tuple(x0.shape)} is neither (C, *S) nor (C, c, *S) with "
@@ -167,33 +218,6 @@ class Emulator:
         label = label.to(self.device, torch.float32).clone()
         label[self.label_log] = label[self.label_log].log()
         return label
-
-    def _encode(self, x: Tensor, batch: int) -> Tensor:
-        """Physical states (C, T, *S) -> what the model sees, (C', T, *S')."""
-        pieces = []
-        for piece in x.transpose(0, 1).split(batch):
-            z = self.standardize(piece.to(self.device))
-            pieces.append(z if self.autoencoder is None else self.autoencoder.encode(z))
-        return torch.cat(pieces).transpose(0, 1)
-
-    def _decode(self, z: Tensor, batch: int, device: torch.device) -> Tensor:
-        """What the model sees, (M, C', T, *S') -> physical states (M, C, T, *S) on `device`.
-
-        Decodes `batch` states at a time into the result: no more than those are held twice.
-        """
-        M, T = z.shape[0], z.shape[2]
-        out = None
-        for start in range(0, M * T, batch):
-            index = torch.arange(start, min(start + batch, M * T), device=z.device)
-            m, t = index // T, index % T
-            piece = z[m, :, t]
-            x = piece if self.autoencoder is None else self.autoencoder.decode(piece)
-            x = self.standardize.inverse(x).to(device)
-            if out is None:
-                out = x.new_empty(M, x.shape[1], T, *x.shape[2:])
-            out[m.to(device), :, t.to(device)] = x
-        assert out is not None
-        return out
 
 
 def _counted(step: Step, progress: Callable[[int], None]) -> Step:

@@ -24,7 +24,7 @@ from .style import (
     lines,
     pretty,
 )
-from .tables import ensemble_scores, mean_over_fields
+from .tables import ensemble_scores, lead_times, mean_over_fields
 
 __all__ = [
     "TimeAxis",
@@ -54,7 +54,7 @@ def plot_error(
     scores = mean_over_fields(table, metric)
     with figure(path, 6.4, 3.2) as fig:
         ax = fig.subplots()
-        _error_lines(ax, scores)
+        _error_lines(ax, scores, lead_times(table))
         ax.set(xlabel=axis.below, ylabel=f"{metric.upper()}, mean over fields")
         _add_state_axis(ax, table, axis)
         fig.legend(loc="outside right center", title=_count(scores), title_fontsize=8)
@@ -71,7 +71,7 @@ def plot_error_by_field(
     with figure(path, 2.6 * columns, 2.2 * rows + 0.7) as fig:
         axes = fig.subplots(rows, columns, sharey=True, squeeze=False)
         for ax, field in zip(axes.flat, fields):
-            _error_lines(ax, scores[scores["field"] == field])
+            _error_lines(ax, scores[scores["field"] == field], lead_times(table))
             ax.set_title(pretty(field))
         for ax in axes.flat[len(fields) :]:
             ax.set_visible(False)
@@ -124,7 +124,9 @@ def plot_spread_skill(
     on the right 1 is a calibrated ensemble, below 1 too sure of itself.
     """
     scores = ensemble_scores(table, members)
-    mean = scores.groupby("time", sort=True)[["relative_spread", "relative_skill"]].mean()
+    mean = scores.groupby("lead")[["relative_spread", "relative_skill"]].mean()
+    times = lead_times(table)
+    mean.index = times[mean.index]
     with figure(path, 7.0, 3.2) as fig:
         left, right = fig.subplots(1, 2)
         line = METHODS["ensemble"]
@@ -136,7 +138,9 @@ def plot_spread_skill(
         right.axhline(1, color="0.3", lw=1)
         for index, (field, rows) in enumerate(scores.groupby("field", sort=False)):
             color = FIELD_COLOURS[index % len(FIELD_COLOURS)]
-            right.plot(rows["time"], rows["spread_skill"], color=color, label=pretty(str(field)))
+            right.plot(
+                times[rows["lead"]], rows["spread_skill"], color=color, label=pretty(str(field))
+            )
         right.set(xlabel=axis.below, ylabel="corrected spread / skill")
         right.set_ylim(0, max(1.2, 1.05 * scores["spread_skill"].max(skipna=True)))
         right.legend(ncols=2, loc="lower right")
@@ -214,14 +218,14 @@ def show(ax: Axes, state: np.ndarray, low: float, high: float, cmap: str = "viri
     return ax.imshow(state, origin="lower", vmin=low, vmax=high, cmap=cmap, interpolation="nearest")
 
 
-def _error_lines(ax: Axes, scores: pd.DataFrame) -> None:
+def _error_lines(ax: Axes, scores: pd.DataFrame, times: pd.Series) -> None:
     """A line (mean) and a band (quartiles) over trajectories for each method in `scores`."""
     for method, line in lines(scores["method"]).items():
-        groups = scores[scores["method"] == method].groupby("time", sort=True)["value"]
+        groups = scores[scores["method"] == method].groupby("lead")["value"]
         mean = groups.mean()
-        ax.plot(mean.index, mean, **line.style())
+        ax.plot(times[mean.index], mean, **line.style())
         low, high = groups.quantile(0.25), groups.quantile(0.75)
-        ax.fill_between(mean.index, low, high, color=line.color, alpha=0.18, lw=0)
+        ax.fill_between(times[mean.index], low, high, color=line.color, alpha=0.18, lw=0)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(_plain_number)
     ax.yaxis.set_minor_formatter(_plain_number_if_short(ax))
@@ -261,7 +265,9 @@ def _spectrum_floor(spectra: pd.DataFrame) -> float | None:
 
 def _add_state_axis(ax: Axes, table: pd.DataFrame, axis: TimeAxis) -> None:
     """The axis of states, when one state takes the same time throughout the table."""
-    steps = (table["time"] / table["lead"])[table["lead"] > 0]
+    times = lead_times(table)
+    times = times[times.index > 0]
+    steps = times / times.index
     if len(steps) and steps.min() > 0 and np.allclose(steps, steps.iloc[0], rtol=1e-5):
         add_state_axis(ax, float(steps.iloc[0]), axis.above)
 

@@ -30,6 +30,7 @@ __all__ = [
     "ensemble_scores",
     "format_forecast",
     "format_reconstruction",
+    "lead_times",
     "mean_over_fields",
     "mean_spectra",
     "score_rows",
@@ -93,16 +94,21 @@ def spectrum_rows(
 
 
 def mean_over_fields(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`metric` averaged over fields: columns method, trajectory, lead, time, value."""
+    """`metric` averaged over fields: columns method, trajectory, start, lead, value."""
     rows = table[table["metric"] == metric]
-    keys = ["method", "trajectory", "start", "lead", "time"]
+    keys = ["method", "trajectory", "start", "lead"]
     return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
 
 
 def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
     """Spectra averaged over trajectories, in the order of methods, fields, leads."""
-    keys = ["method", "field", "lead", "time", "wavenumber"]
-    return spectra.groupby(keys, sort=False, as_index=False)["power"].mean()
+    keys = ["method", "field", "lead", "wavenumber"]
+    return spectra.groupby(keys, sort=False, as_index=False)[["time", "power"]].mean()
+
+
+def lead_times(table: pd.DataFrame) -> pd.Series:
+    """Lead -> lead time, averaged over trajectories (whose clocks may differ by round-off)."""
+    return table.groupby("lead")["time"].mean()
 
 
 def ensemble_scores(table: pd.DataFrame, members: int) -> pd.DataFrame:
@@ -120,7 +126,7 @@ def ensemble_scores(table: pd.DataFrame, members: int) -> pd.DataFrame:
     def rms(method: str, metric: str) -> pd.Series:
         rows = table[(table["method"] == method) & (table["metric"] == metric)]
         squares = rows.assign(value=rows["value"] ** 2)
-        return squares.groupby(["field", "lead", "time"], sort=False)["value"].mean() ** 0.5
+        return squares.groupby(["field", "lead"], sort=False)["value"].mean() ** 0.5
 
     spread, skill, std = rms("ensemble", "spread"), rms("ensemble", "skill"), rms("truth", "std")
     return pd.DataFrame(
@@ -143,7 +149,7 @@ def summarize(table: pd.DataFrame, members: int) -> dict[str, Any]:
     vrmse = mean_over_fields(table, "vrmse")
     by_lead = vrmse.groupby(["method", "lead"])["value"].mean().unstack("method")
     methods = [method for method in METHODS if method in by_lead]
-    times = vrmse.groupby("lead")["time"].mean()
+    times = lead_times(table)
     rows = table[table["metric"] == "vrmse"]
     by_field = rows.groupby(["method", "field"], sort=False)["value"].mean()
     summary: dict[str, Any] = {
@@ -151,7 +157,7 @@ def summarize(table: pd.DataFrame, members: int) -> dict[str, Any]:
         "fields": list(rows["field"].unique()),
         "members": members,
         "leads": [int(lead) for lead in by_lead.index],
-        "times": [float(time) for time in times],
+        "times": times[by_lead.index].tolist(),
         "vrmse": {
             method: {
                 "by_lead": by_lead[method].tolist(),

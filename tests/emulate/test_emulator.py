@@ -72,7 +72,11 @@ def test_rollout_gives_the_states_after_the_known_one(kind: str, latent: bool) -
 def test_the_states_are_those_of_a_rollout_by_hand() -> None:
     """Two windows of a latent surrogate, frame by frame."""
     emulator = make_emulator("surrogate")
-    model, autoencoder, standardize = emulator.model, emulator.autoencoder, emulator.standardize
+    model, autoencoder, standardize = (
+        emulator.model,
+        emulator.codec.autoencoder,
+        emulator.codec.standardize,
+    )
     x0 = known_states(2)
     z = autoencoder.encode(standardize(x0.transpose(0, 1))).transpose(0, 1)[None]
     frames = z
@@ -145,8 +149,8 @@ def test_reconstruction_is_the_autoencoder_in_physical_units() -> None:
     emulator = make_emulator("surrogate")
     x = known_states(5)
     with torch.no_grad():
-        y, _ = emulator.autoencoder(emulator.standardize(x.transpose(0, 1)))
-    expected = emulator.standardize.inverse(y).transpose(0, 1)
+        y, _ = emulator.codec.autoencoder(emulator.codec.standardize(x.transpose(0, 1)))
+    expected = emulator.codec.standardize.inverse(y).transpose(0, 1)
     for batch in (1, 2, 16):
         actual = emulator.reconstruct(x, batch=batch)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
