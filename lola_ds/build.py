@@ -14,9 +14,7 @@ from .config import TASKS, fill_deepspeed, load_config, save_config, split_batch
 from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches
 from .emulate.emulator import Emulator
 from .fields import Standardize
-from .masks import ContextLaw
 from .models import make_autoencoder, make_denoiser, make_surrogate
-from .models.schedules import TimePrior
 from .objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
 from .train.checkpoint import (
     CheckpointStore,
@@ -162,11 +160,10 @@ def build_objective(config: dict[str, Any], model: Any) -> nn.Module:
     precision = config["precision"]
     if config["task"] == "autoencoder":
         return AutoencoderObjective(model, **config["ae"]["loss"], precision=precision)
-    masks = ContextLaw(**config["trajectory"]["context"])
+    context = config["trajectory"]["context"]
     if config["task"] == "surrogate":
-        return SurrogateObjective(model, masks, precision=precision)
-    times = TimePrior(**config["denoiser"]["loss"])
-    return DiffusionObjective(model, masks, times, precision=precision)
+        return SurrogateObjective(model, precision=precision, **context)
+    return DiffusionObjective(model, precision=precision, **config["denoiser"]["loss"], **context)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Any:

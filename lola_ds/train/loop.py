@@ -110,6 +110,11 @@ class Trainer:
             if last or self.step % self.plan.save_every == 0:
                 self.save()
 
+    def close(self) -> None:
+        """Ends the reader threads and flushes the record."""
+        self.loader.close()
+        self.tracker.close()
+
     def train_step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimizer step over all ranks; returns its numbers, averaged over the batch."""
         self.engine.train()

@@ -81,7 +81,7 @@ class Tracker:
             self._bar.close()
             self._file.close()
             if self._wandb is not None:
-                self._wandb.finish(quiet=True)
+                self._wandb.finish()
 
 
 def _drop_after(path: Path, step: int) -> None:
