@@ -6,7 +6,7 @@ Tables are those of `lola_ds.evaluate.tables`; every function writes one PNG, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from matplotlib.ticker import NullLocator
 
 from ..metrics import BANDS, band_edges
 from .style import (
@@ -224,8 +225,9 @@ def _error_lines(ax: Axes, scores: pd.DataFrame, times: pd.Series) -> None:
         groups = scores[scores["method"] == method].groupby("lead")["value"]
         mean = groups.mean()
         ax.plot(times[mean.index], mean, **line.style())
-        low, high = groups.quantile(0.25), groups.quantile(0.75)
-        ax.fill_between(times[mean.index], low, high, color=line.color, alpha=0.18, lw=0)
+        if np.isfinite(mean).all():  # no band around a forecast that blew up
+            low, high = groups.quantile(0.25), groups.quantile(0.75)
+            ax.fill_between(times[mean.index], low, high, color=line.color, alpha=0.18, lw=0)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(_plain_number)
     ax.yaxis.set_minor_formatter(_plain_number_if_short(ax))
@@ -236,7 +238,7 @@ def _plain_number(value: float, _: object = None) -> str:
     return f"{value:g}"
 
 
-def _plain_number_if_short(ax: Axes):
+def _plain_number_if_short(ax: Axes) -> Callable[[float, object], str]:
     """Labels the minor ticks 2 and 5 of a decade when the axis spans few decades."""
 
     def label(value: float, _: object = None) -> str:
@@ -254,6 +256,7 @@ def _spectrum_lines(ax: Axes, panel: pd.DataFrame, cuts: Sequence[float]) -> Non
         rows = panel[panel["method"] == method]
         ax.plot(rows["wavenumber"], rows["power"], **line.style(marker=False))
     ax.set(xscale="log", yscale="log")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _spectrum_floor(spectra: pd.DataFrame) -> float | None:

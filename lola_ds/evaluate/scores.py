@@ -2,7 +2,8 @@
 
 Symbols: `u` the truth (C, T, *S) over T lead times; `v` the forecast (M, C, T, *S), M members.
 Lead times are scored one after the other, so that the float64 copies and spectra of one state, not
-of the trajectory, set the memory needed.
+of the trajectory, set the memory needed. A forecast that is not finite has infinite errors and no
+correlation with anything: NaN would drop out of averages and flatter the model that blew up.
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ def _score_state(u: Tensor, v: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """u (C, *S), v (M, C, *S) -> metric -> (C,), power (C, K)."""
     spatial, shape = u.ndim - 1, u.shape[1:]
     errors = {"rmse": metrics.rmse, "nrmse": metrics.nrmse, "vrmse": metrics.vrmse}
-    values = {name: error(u, v, spatial).mean(dim=0) for name, error in errors.items()}
+    values = {name: _bad(error(u, v, spatial)).mean(dim=0) for name, error in errors.items()}
     p_u, p_v = metrics.power_spectrum(u, spatial), metrics.power_spectrum(v, spatial)
     banded = {
-        "spectrum": metrics.spectrum_error(p_u, p_v, shape),
-        "correlation": metrics.band_mean(metrics.spectral_correlation(u, v, spatial), shape),
+        "spectrum": _bad(metrics.spectrum_error(p_u, p_v, shape)),
+        "correlation": metrics.band_mean(
+            metrics.spectral_correlation(u, v, spatial).nan_to_num(nan=0.0), shape
+        ),
     }
     for name, x in banded.items():
         for band, value in zip(metrics.BANDS, x.mean(dim=0).unbind(dim=-1)):
@@ -79,11 +82,16 @@ def _score_state(u: Tensor, v: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 def _score_ensemble(u: Tensor, v: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     spatial = u.ndim - 1
     values, power = _score_state(u, v.mean(dim=0, keepdim=True))
-    values["spread"] = metrics.spread(v, spatial)
-    values["skill"] = metrics.skill(u, v, spatial)
+    values["spread"] = _bad(metrics.spread(v, spatial))
+    values["skill"] = _bad(metrics.skill(u, v, spatial))
     values["spread_skill"] = metrics.spread_skill_ratio(u, v, spatial)
-    values["crps"] = metrics.fair_crps(u, v, spatial)
+    values["crps"] = _bad(metrics.fair_crps(u, v, spatial))
     return values, power
+
+
+def _bad(error: Tensor) -> Tensor:
+    """Errors with infinity in the place of NaN."""
+    return torch.where(error.isnan(), torch.inf, error)
 
 
 def _stack(states: list[tuple[dict[str, Tensor], Tensor]]) -> Scores:

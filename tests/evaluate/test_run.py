@@ -154,15 +154,22 @@ def test_the_spectra_are_the_mean_over_trajectories(dataset: ShardDataset) -> No
 
 
 def test_a_surrogate_of_pixels_that_blows_up(dataset: ShardDataset, tmp_path: Path) -> None:
-    """One member, no autoencoder; NaN is null in the summary and leaves gaps in figures."""
-    emulator = WaveEmulator(float("nan"), generative=False, pixels=True)
+    """One member, no autoencoder; one trajectory of NaN makes the average infinite, not smaller."""
+    emulator = WaveEmulator(generative=False, pixels=True)
+    rollout = emulator.rollout
+    emulator.rollout = lambda x0, label, *a, **k: (
+        rollout(x0, label, *a, **k) * (torch.nan if label[0] < 1.5 else 1.0)
+    )
     result, _ = evaluate(emulator, dataset, tmp_path, Forecast(steps=2), progress=False)
     assert set(result.table["method"]) == {"truth", "persistence", "emulator"}
     assert (result.summary["task"], result.summary["members"]) == ("surrogate", 1)
     assert "ensemble" not in result.summary
     assert not (tmp_path / "spread_skill.png").exists()
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert np.isinf(values(result.table, "emulator", "vrmse")[0]).all()
+    assert values(result.table, "emulator", "vrmse")[1:].max() == 0
     assert summary["vrmse"]["emulator"]["by_lead"] == [None, None]
+    assert summary["ratio_to_persistence"]["emulator"]["worst"] is None
     assert summary["vrmse"]["persistence"]["mean"] > 0
 
 

@@ -1,0 +1,162 @@
+"""`lola-ds eval` on tiny converted models: what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lola_ds.build import build_model
+from lola_ds.cli.common import run_command
+from lola_ds.cli.eval import main
+from lola_ds.config import save_config
+from lola_ds.data import ShardWriter
+
+PHYSICS = "euler_multi_quadrants_periodicBC"
+FIELDS = ["energy", "density"]
+
+
+def write_shards(root: Path) -> None:
+    """Two trajectories of positive noise, 9 frames of 16 × 16 cells."""
+    writer = ShardWriter(root / PHYSICS / "test")
+    for i in range(2):
+        meta = {
+            "dataset": PHYSICS,
+            "split": "test",
+            "source": "noise.hdf5",
+            "trajectory": i,
+            "scalars": {"gamma": 1.4},
+            "boundary": {"x": [2, 2], "y": [2, 2]},
+            "time": {"start": 0.0, "step": 0.015, "size": 9},
+            "space": {axis: {"start": 0.0, "step": 1 / 16, "size": 16} for axis in "xy"},
+            "fields": [{"name": name, "rank": 0} for name in FIELDS],
+        }
+        x = np.random.default_rng(i).uniform(0.5, 1.5, (9, 2, 16, 16)).astype(np.float32)
+        writer.add(f"noise-{i}", x, meta)
+    writer.finish()
+
+
+def write_model(folder: Path, task: str, **groups: dict) -> None:
+    """A converted folder with random weights."""
+    config = {
+        "task": task,
+        "ae_run": None if task == "autoencoder" else str(folder / "autoencoder"),
+        "dataset": {
+            "name": "euler_periodic",
+            "physics": [PHYSICS],
+            "dimensions": ["x", "y"],
+            "fields": FIELDS,
+            "transform": {0: "log1p"},
+            "stats": {"mean": [0.7, 1.0], "std": [0.2, 0.3]},
+            "scalars": ["gamma"],
+            "log_scalars": [],
+            "periodic": True,
+        },
+        "trajectory": {"length": 3, "stride": 2},
+        **groups,
+    }
+    folder.mkdir(parents=True)
+    save_config(config, folder / "config.yaml")
+    torch.manual_seed(0)
+    save_file(build_model(config).state_dict(), folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards and a converted autoencoder, surrogate and diffusion model."""
+    root = tmp_path_factory.mktemp("project")
+    write_shards(root / "shards")
+    ae = {"pix_channels": 2, "lat_channels": 4, "spatial": 2}
+    ae |= {"hid_channels": [8, 8], "hid_blocks": [1, 1], "periodic": True}
+    vit = {"channels": 4, "spatial": 3, "label_features": 5, "emb_features": 16}
+    vit |= {"hid_channels": 16, "hid_blocks": 1, "attention_heads": 2, "periodic": True}
+    schedule = {"name": "log_logit", "sigma_min": 1e-3, "sigma_max": 1e3}
+    write_model(root / "ae", "autoencoder", ae=ae)
+    groups = {
+        "surrogate": {"surrogate": vit},
+        "diffusion": {"denoiser": {**vit, "schedule": schedule}},
+    }
+    for task, group in groups.items():
+        write_model(root / task, task, **group)
+        write_model(root / task / "autoencoder", "autoencoder", ae=ae)
+    return root
+
+
+def words(project: Path, run: str, out: Path, **keys: object) -> list[str]:
+    given = {"run": project / run, "data": project / "shards", "out": out, **keys}
+    return [f"{key}={value}" for key, value in given.items()]
+
+
+def test_diffusion(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"members": 2, "steps": 3, "sampling_steps": 2, "trajectories": "1,"}
+    main(words(project, "diffusion", tmp_path / "a", **keys))
+    output = capsys.readouterr().out
+    assert "emulator, ensemble mean" in output
+    assert str(tmp_path / "a") in output
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["task"] == "diffusion"
+    assert summary["settings"]["sampling_steps"] == 2
+    assert summary["leads"] == [1, 2, 3]
+    assert summary["ensemble"]["relative_spread"][0] > 0
+    table = pd.read_csv(tmp_path / "a" / "metrics.csv")
+    assert set(table["method"]) == {"truth", "emulator", "ensemble", "persistence", "autoencoder"}
+    assert set(table["trajectory"]) == {1}
+
+
+def test_surrogate(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(words(project, "surrogate", tmp_path, steps=4, trajectories=2))
+    assert "emulator / persistence" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["task"], summary["members"], summary["trajectories"]) == ("surrogate", 1, 2)
+
+
+def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(words(project, "ae", tmp_path, steps=3))
+    assert "Reconstruction of 3 frames of each of 2 trajectories" in capsys.readouterr().out
+    assert (tmp_path / "snapshots_density.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("run", "keys", "message"),
+    [
+        ("surrogate", {"steps": 5}, "choose steps=4 or less"),
+        ("surrogate", {"split": "valid"}, "splits there: test"),
+        ("surrogate", {"data": "nowhere"}, "no shards there"),
+        ("surrogate", {"trajectories": "some"}, "expected all, a number"),
+        ("surrogate", {"trajectories": 3}, "the split holds 2"),
+        ("surrogate", {"trajectories": "0,7"}, r"trajectories=\[7\]"),
+        ("surrogate", {"overlap": 3}, "overlap=3 must be between 1 and 2"),
+        ("surrogate", {"device": "tpu"}, "device=tpu is unknown"),
+        ("diffusion", {"sampler": "rk4", "steps": 1}, "sampler='rk4' is unknown"),
+        ("ae", {"steps": 10}, "choose steps between 1 and 9"),
+        ("missing", {}, "config.yaml is missing"),
+        ("surrogate", {"ensemble": 3}, "unknown key 'ensemble'"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_nothing_written(
+    project: Path,
+    tmp_path: Path,
+    run: str,
+    keys: dict[str, object],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, words(project, run, tmp_path / "out", **keys))
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, last), last
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "lola-ds eval run=weights/dm" in capsys.readouterr().out

@@ -1,0 +1,152 @@
+"""Scores of whole forecasts against the metrics they are made of; tables made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lola_ds import metrics
+from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_truth
+from lola_ds.evaluate.style import lines, replacing
+from lola_ds.evaluate.tables import (
+    COLUMNS,
+    ensemble_scores,
+    evenly,
+    lead_times,
+    mean_over_fields,
+    score_rows,
+    write_json,
+)
+
+
+@pytest.fixture
+def case() -> tuple[torch.Tensor, torch.Tensor]:
+    """Truth (C, T, *S) and an ensemble (M, C, T, *S) on a 3-d grid."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(2, 3, 8, 6, 6, generator=generator)
+    return u, u + 0.5 * torch.randn(4, *u.shape, generator=generator)
+
+
+def test_states_are_scored_one_member_at_a_time(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    u, v = case
+    scores = score_states(u, v)
+    expected = torch.stack([metrics.vrmse(u, v[m], 3) for m in range(4)]).mean(dim=0)
+    torch.testing.assert_close(scores.values["vrmse"], expected)
+    assert all(value.shape == (2, 3) for value in scores.values.values())
+    power = torch.stack([metrics.power_spectrum(v[m], 3) for m in range(4)])
+    torch.testing.assert_close(scores.power, power.mean(dim=0))
+    truth = metrics.power_spectrum(u, 3)
+    error = torch.stack([metrics.spectrum_error(truth, p, (8, 6, 6)) for p in power])
+    torch.testing.assert_close(scores.values["spectrum_mid"], error.mean(dim=0)[..., 1])
+
+
+def test_the_ensemble_is_scored_by_its_mean(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    u, v = case
+    scores = score_ensemble(u, v).values
+    torch.testing.assert_close(scores["vrmse"], metrics.vrmse(u, v.mean(dim=0), 3))
+    torch.testing.assert_close(scores["skill"], scores["rmse"])
+    torch.testing.assert_close(scores["spread"], metrics.spread(v, 3))
+    torch.testing.assert_close(scores["crps"], metrics.fair_crps(u, v, 3))
+    torch.testing.assert_close(scores["spread_skill"], metrics.spread_skill_ratio(u, v, 3))
+
+
+def test_the_truth_has_a_deviation(case: tuple[torch.Tensor, torch.Tensor]) -> None:
+    u, _ = case
+    expected = u.double().flatten(2).var(dim=2, correction=0).sqrt()
+    torch.testing.assert_close(score_truth(u).values["std"], expected)
+
+
+def test_a_forecast_that_is_not_finite_is_infinitely_wrong(
+    case: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    u, v = case
+    v = v.clone()
+    v[1, 0, 2, 0, 0, 0] = torch.nan
+    for scores in (score_states(u, v).values, score_ensemble(u, v).values):
+        for name in ("rmse", "nrmse", "vrmse", "spectrum_low"):
+            assert scores[name][0, 2] == torch.inf
+            assert scores[name][:, :2].isfinite().all()
+        assert scores["correlation_low"].isfinite().all()
+    assert score_ensemble(u, v).values["crps"][0, 2] == torch.inf
+
+
+def make_table(spread: list[float], skill: list[float]) -> pd.DataFrame:
+    """Spread and skill of one field and lead on several trajectories; the truth's std is 2."""
+    parts = []
+    for i, (a, b) in enumerate(zip(spread, skill)):
+        where = {"trajectory": i, "start": 0, "fields": ["p"], "leads": [1], "times": [0.1]}
+        scores = {"spread": torch.tensor([[a]]), "skill": torch.tensor([[b]])}
+        parts.append(score_rows(Scores(scores, torch.empty(0)), method="ensemble", **where))
+        std = Scores({"std": torch.tensor([[2.0]])}, torch.empty(0))
+        parts.append(score_rows(std, method="truth", **where))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_spread_and_skill_are_averaged_as_squares() -> None:
+    table = make_table(spread=[1.0, 7.0], skill=[5.0, 5.0])
+    row = ensemble_scores(table, members=4).iloc[0]
+    assert row["spread"] == pytest.approx(5.0)  # √((1 + 49)/2)
+    assert row["spread_skill"] == pytest.approx((5 / 4) ** 0.5)
+    assert row["relative_skill"] == pytest.approx(2.5)
+
+
+def test_rows_keep_fields_leads_and_metrics_apart() -> None:
+    values = {
+        "rmse": torch.arange(6.0).reshape(2, 3),
+        "vrmse": 10 + torch.arange(6.0).reshape(2, 3),
+    }
+    rows = score_rows(
+        Scores(values, torch.empty(0)), "emulator", 4, 2, ["a", "b"], [1, 2, 3], [0.5, 1.0, 1.5]
+    )
+    assert tuple(rows.columns) == COLUMNS
+    found = rows[(rows["metric"] == "vrmse") & (rows["field"] == "b") & (rows["lead"] == 2)]
+    assert found[["value", "time", "trajectory", "start"]].to_numpy().tolist() == [[14, 1.0, 4, 2]]
+    assert mean_over_fields(rows, "rmse")["value"].tolist() == [1.5, 2.5, 3.5]
+
+
+def test_clocks_that_differ_by_round_off_are_one_lead() -> None:
+    tables = []
+    for i, step in enumerate((0.1, 0.1 + 1e-12)):
+        scores = Scores({"vrmse": torch.ones(1, 2)}, torch.empty(0))
+        tables.append(score_rows(scores, "emulator", i, 0, ["a"], [1, 2], [step, 2 * step]))
+    times = lead_times(pd.concat(tables))
+    assert times.index.tolist() == [1, 2]
+    assert times.tolist() == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"), [(8, 3, [0, 4, 7]), (2, 5, [0, 1]), (1, 1, [0])]
+)
+def test_evenly(count: int, most: int, expected: list[int]) -> None:
+    assert evenly(count, most) == expected
+    for n in range(1, 40):
+        assert len(evenly(40, n)) == n
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json({"a": 1}, path)
+    before = path.read_text()
+    with pytest.raises(ValueError, match="JSON"):
+        write_json({"a": float("nan")}, path)
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_member_is_called_so_beside_its_ensemble() -> None:
+    assert lines(["emulator"])["emulator"].label == "emulator"
+    assert lines(["ensemble", "emulator"])["emulator"].label == "emulator, one member"
+    colours = [line.color for line in lines(["truth", "persistence", "autoencoder"]).values()]
+    assert len(np.unique(colours)) == 3
