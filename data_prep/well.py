@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def list_files(
     return paths
 
 
+@dataclass(frozen=True)
+class _Field:
+    """A field's array and which of (trajectory, time, *space) it varies with."""
+
+    name: str
+    rank: int
+    data: Any  # h5py.Dataset
+    by_trajectory: bool
+    by_time: bool
+    by_axis: tuple[bool, ...]
+
+    @classmethod
+    def open(cls, name: str, rank: int, data: Any) -> _Field:
+        by_trajectory, by_time = data.attrs["sample_varying"], data.attrs["time_varying"]
+        by_axis = tuple(bool(varies) for varies in data.attrs["dim_varying"])
+        return cls(name, rank, data, bool(by_trajectory), bool(by_time), by_axis)
+
+
 class WellFile:
     """One HDF5 file of The Well, open for reading. Use as a context manager.
 
@@ -111,7 +130,8 @@ class WellFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
-            self._file = h5py.File(self.path, "r")
+            # h5py's stubs give every item as a union of all kinds of item.
+            self._file: Any = h5py.File(self.path, "r")
         except OSError as error:
             raise OSError(
                 f"{self.path}: not a whole HDF5 file ({error}); copy or download it again"
@@ -143,33 +163,30 @@ class WellFile:
         self.shape = tuple(int(dimensions[axis].shape[-1]) for axis in self.axes)
         self.trajectories = int(file.attrs["n_trajectories"])
         self.steps = int(dimensions["time"].shape[-1])
-        self.fields = [
-            (name, rank)
+        self._fields = [
+            _Field.open(name, rank, file[f"t{rank}_fields"][name])
             for rank in range(3)
             if f"t{rank}_fields" in file
             for name in _texts(file[f"t{rank}_fields"].attrs["field_names"])
         ]
+        self.fields = [(field.name, field.rank) for field in self._fields]
         self.channels = sum(len(self.axes) ** rank for _, rank in self.fields)
         if not self.fields:
             raise ValueError(f"{self.path}: holds no fields")
-        for name, rank in self.fields:
-            stored, expected = self._field(name, rank).shape, self._stored_shape(name, rank)
+        for field in self._fields:
+            stored, expected = field.data.shape, self._stored_shape(field)
             if stored != expected:
                 raise ValueError(
-                    f"{self.path}: field {name} has shape {stored}, but the file's dimensions and "
-                    f"attributes make it {expected}"
+                    f"{self.path}: field {field.name} has shape {stored}, but the file's "
+                    f"dimensions and attributes make it {expected}"
                 )
 
-    def _field(self, name: str, rank: int) -> h5py.Dataset:
-        return self._file[f"t{rank}_fields"][name]
-
-    def _stored_shape(self, name: str, rank: int) -> tuple[int, ...]:
+    def _stored_shape(self, field: _Field) -> tuple[int, ...]:
         """Shape of a field's array: only the axes on which it varies."""
-        attributes = self._field(name, rank).attrs
-        shape = [self.trajectories] if attributes["sample_varying"] else []
-        shape += [self.steps] if attributes["time_varying"] else []
-        shape += [n for n, varies in zip(self.shape, attributes["dim_varying"]) if varies]
-        return (*shape, *(len(self.axes),) * rank)
+        shape = [self.trajectories] if field.by_trajectory else []
+        shape += [self.steps] if field.by_time else []
+        shape += [size for size, varies in zip(self.shape, field.by_axis) if varies]
+        return (*shape, *(len(self.axes),) * field.rank)
 
     def read(self, trajectory: int, frames: slice) -> np.ndarray:
         """Frames of a trajectory, constant axes expanded.
@@ -187,32 +204,29 @@ class WellFile:
         start, stop, _ = frames.indices(self.steps)
         out = np.empty((stop - start, self.channels, *self.shape), np.float32)
         channel = 0
-        for name, rank in self.fields:
-            block = self._read_field(name, rank, trajectory, start, stop)
-            size = len(self.axes) ** rank
-            block = block.reshape(*block.shape[: block.ndim - rank], size)
+        for field in self._fields:
+            block = self._read_field(field, trajectory, start, stop)
+            size = len(self.axes) ** field.rank
+            block = block.reshape(*block.shape[: block.ndim - field.rank], size)
             out[:, channel : channel + size] = np.moveaxis(block, -1, 1)
             channel += size
         return out
 
-    def _read_field(
-        self, name: str, rank: int, trajectory: int, start: int, stop: int
-    ) -> np.ndarray:
+    def _read_field(self, field: _Field, trajectory: int, start: int, stop: int) -> np.ndarray:
         """Steps [start, stop) of a field, (T or 1, *S or 1, *tensor): constant axes have size 1."""
-        field = self._field(name, rank)
-        chosen: list[Any] = [trajectory] if field.attrs["sample_varying"] else []
-        if field.attrs["time_varying"]:
+        chosen: list[Any] = [trajectory] if field.by_trajectory else []
+        if field.by_time:
             chosen.append(slice(start, stop))
         try:
-            values = field[tuple(chosen)]
+            values = field.data[tuple(chosen)]
         except OSError as error:
             raise OSError(
-                f"{self.path}: trajectory {trajectory}, field {name}, steps {start} to {stop - 1} "
-                f"cannot be read ({error}); copy or download the file again"
+                f"{self.path}: trajectory {trajectory}, field {field.name}, steps {start} to "
+                f"{stop - 1} cannot be read ({error}); copy or download the file again"
             ) from None
-        if not field.attrs["time_varying"]:
+        if not field.by_time:
             values = values[None]
-        for axis, varies in enumerate(field.attrs["dim_varying"]):
+        for axis, varies in enumerate(field.by_axis):
             if not varies:
                 values = np.expand_dims(values, 1 + axis)
         return values

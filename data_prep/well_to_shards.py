@@ -225,7 +225,7 @@ def _write_in_worker(job: _Job) -> None:
     _write_stream(job, count)
 
 
-def _write_stream(job: _Job, progress: Callable[[int], None]) -> None:
+def _write_stream(job: _Job, progress: Callable[[int], object]) -> None:
     """Writes one file's trajectories, skipping those in complete shards."""
     writer = ShardWriter(
         job.folder, stream=job.stream, source=job.source, progress=progress, **job.options

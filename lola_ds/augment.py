@@ -20,7 +20,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, from_numpy
@@ -100,7 +100,7 @@ class Symmetry:
                 np.multiply(source[origin][there], x.dtype.type(sign), out=out[c][here])
         return out
 
-    def _roll_parts(self, sizes: Sequence[int]) -> list[tuple[tuple, tuple]]:
+    def _roll_parts(self, sizes: Sequence[int]) -> list[tuple[Any, ...]]:
         """(source, result) slices over (L, *S) that together roll every axis."""
         parts = [[(slice(None), slice(None))]]
         for size, shift in zip(sizes, self.shifts):
@@ -184,4 +184,5 @@ def augment_window(
     window, sides = np.asarray(x), np.asarray(codes).reshape(-1, 2)
     symmetry = draw_symmetry(names, spec, window.shape[2:], sides, seed)
     y, moved = symmetry.window(window, spec), symmetry.codes(sides).reshape(codes.shape)
-    return (from_numpy(y), from_numpy(moved)) if isinstance(x, Tensor) else (y, moved)
+    wrap: Any = from_numpy if isinstance(x, Tensor) else np.asarray
+    return wrap(y), wrap(moved)

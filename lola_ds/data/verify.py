@@ -46,7 +46,7 @@ class Report:
 
 
 def verify_split(
-    folder: str | Path, progress: Callable[[int], None] = lambda count: None
+    folder: str | Path, progress: Callable[[int], object] = lambda count: None
 ) -> Report:
     """Reads every byte of a split and compares it with the index.
 
@@ -71,7 +71,7 @@ def verify_split(
     return report
 
 
-def _verify_shard(index: Index, shard: int, progress: Callable[[int], None]) -> Iterator[str]:
+def _verify_shard(index: Index, shard: int, progress: Callable[[int], object]) -> Iterator[str]:
     path = index.folder / index.shards[shard]
     with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
         members = {member.name: member for member in tar.getmembers()}

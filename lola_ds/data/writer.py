@@ -112,7 +112,7 @@ class ShardWriter:
         transform: Mapping[int, str] | None = None,
         allow_nonfinite: bool = False,
         source: Mapping[str, Any] | None = None,
-        progress: Callable[[int], None] = lambda count: None,
+        progress: Callable[[int], object] = lambda count: None,
     ) -> None:
         if kind not in ("fields", "latents"):
             raise ValueError(f"kind={kind}: expected fields or latents")

@@ -224,7 +224,7 @@ def test_memory_is_flat(tmp_path):
     sampler = ElasticSampler(len(windows), 8)
     process, sizes = psutil.Process(), []
     with build_loader(windows, sampler, augment=AUGMENT, workers=2) as loader:
-        for i, _ in enumerate(islice(loader, 900)):
+        for i, _ in enumerate(islice(loader, 600)):
             if i % 100 == 0:
                 gc.collect()
                 sizes.append(process.memory_info().rss)

@@ -55,13 +55,13 @@ def test_workers_do_not_change_a_byte(tmp_path):
 
 
 def test_killed_processes_leave_nothing_half_done(tmp_path):
-    write_split(tmp_path / "well", files=1, trajectories=300, steps=40)
+    write_split(tmp_path / "well", files=1, trajectories=150, steps=40)
     arguments = [tmp_path / "well", "toy", "train"]
     code = (
         "import sys; from data_prep.well_to_shards import shard_split as s\n"
-        "s(sys.argv[1], sys.argv[2], 'toy', 'train', shard_bytes=2_000_000)"
+        "s(sys.argv[1], sys.argv[2], 'toy', 'train', shard_bytes=1_000_000)"
     )
-    shard_split(arguments[0], tmp_path / "whole", *arguments[1:], shard_bytes=2_000_000)
+    shard_split(arguments[0], tmp_path / "whole", *arguments[1:], shard_bytes=1_000_000)
     expected, out = tree(tmp_path / "whole"), tmp_path / "killed"
     command = [sys.executable, "-c", code, str(arguments[0]), str(out)]
     partial, kills = out / "toy" / ".train.partial" / "shards", 0
@@ -77,12 +77,12 @@ def test_killed_processes_leave_nothing_half_done(tmp_path):
         for path in partial.glob("*.tar"):
             assert path.read_bytes() == expected[f"toy/train/{path.name}"]
     assert kills
-    shard_split(arguments[0], out, *arguments[1:], shard_bytes=2_000_000)
+    shard_split(arguments[0], out, *arguments[1:], shard_bytes=1_000_000)
     assert tree(out) == expected
 
 
 def test_workers_end_with_their_parent(tmp_path):
-    write_split(tmp_path / "well", files=2, trajectories=400, steps=40)
+    write_split(tmp_path / "well", files=2, trajectories=100, steps=40)
     code = (
         "import sys; from data_prep.well_to_shards import shard_split as s\n"
         "if __name__ == '__main__': s(sys.argv[1], sys.argv[2], 'toy', 'train', workers=2)"
