@@ -1,0 +1,147 @@
+"""The training command on real ranks: equal losses at every stage, kill and resume, NaN."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import ROOT, run_ranks, start_ranks
+from words import overrides
+
+from lola_ds.train.checkpoint import list_checkpoints
+from lola_ds.train.export import find_checkpoint
+
+TRAIN = ["-m", "lola_ds.cli.train"]
+WORKER = str(Path(__file__).with_name("train_worker.py"))
+pytestmark = pytest.mark.ranks
+
+
+def metrics(run: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    reader = find_checkpoint(run)
+    return {f"{k}/{n}": t for k in ("weight", "ema") for n, t in reader.tensors(k)}
+
+
+def train_all(runs: dict[Path, list[str]], task: str, data: Path, world_size: int) -> None:
+    """Trains each run with its extra words, in one start of the ranks."""
+    words = " -- ".join(" ".join(overrides(task, data, run, *more)) for run, more in runs.items())
+    run_ranks([WORKER, *words.split()], world_size)
+
+
+@pytest.mark.parametrize("task", ["autoencoder", "surrogate", "diffusion"])
+def test_stages_equal_one_process(task: str, shards: Path, tmp_path: Path) -> None:
+    """20 steps, float32: losses, validation, gradient norms (dropout draws per rank: off)."""
+    quiet = ["ae.dropout=null"]
+    train_all({tmp_path / "one": ["deepspeed=zero0", *quiet]}, task, shards, 1)
+    stages = range(4) if task == "autoencoder" else (2, 3)
+    runs = {tmp_path / f"zero{s}": [f"deepspeed=zero{s}", *quiet] for s in stages}
+    train_all(runs, task, shards, 2)
+    for run in runs:
+        assert len(metrics(run, "train/loss")) == 20
+        for name in ("train/loss", "train/grad_norm", "valid/loss"):
+            expected = metrics(tmp_path / "one", name)
+            assert metrics(run, name) == pytest.approx(expected, rel=1e-5), (run, name)
+
+
+def test_accumulation_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_all({whole: [], parts: ["train.accumulation=4"]}, "surrogate", shards, 1)
+    assert metrics(parts, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-5)
+
+
+def kill_after(words: list[str], world_size: int, steps: int, run: Path) -> None:
+    """Starts a training and kills all its ranks once `steps` lines of metrics are there."""
+    processes = start_ranks(words, world_size)
+    deadline = time.monotonic() + 120
+    path = run / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        lines = path.read_text().count("train/loss") if path.is_file() else 0
+        if lines >= steps or any(process.poll() is not None for process in processes):
+            break
+        time.sleep(0.005)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("task", "kills"),
+    [
+        ("autoencoder", 2),
+        pytest.param("diffusion", 10, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
+)
+def test_killed_training_resumes_bit_for_bit(
+    task: str, kills: int, shards: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at random steps; the same command ends with the same bits (dropout on)."""
+    words = [*TRAIN, *overrides(task, shards, tmp_path / "whole", "deepspeed=zero2")]
+    run_ranks(words, 2)
+    run = tmp_path / "killed"
+    words = [*TRAIN, *overrides(task, shards, run, "deepspeed=zero2")]
+    rng = random.Random(os.environ.get("KILL_SEED", "0"))
+    for _ in range(kills):
+        kill_after(words, 2, rng.randint(1, 19), run)
+    run_ranks(words, 2)
+    expected = tensors(tmp_path / "whole")
+    found = tensors(run)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert metrics(run, "train/loss") == metrics(tmp_path / "whole", "train/loss")
+    assert len(list_checkpoints(run / "checkpoints")) == 2
+    assert not list((run / "checkpoints").glob(".*.partial"))
+
+
+def test_resume_is_elastic(shards: Path, tmp_path: Path) -> None:
+    """Killed at 2 ranks and ZeRO-3, finished alone at stage 1: the same losses."""
+    whole, run = tmp_path / "whole", tmp_path / "elastic"
+    train_all({whole: []}, "surrogate", shards, 1)
+    killed = overrides("surrogate", shards, run, "deepspeed=zero3")
+    kill_after([*TRAIN, *killed], 2, 12, run)
+    train_all({run: ["deepspeed=zero1"]}, "surrogate", shards, 1)
+    assert metrics(run, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-5)
+
+
+def test_complete_run_does_nothing_more(shards: Path, tmp_path: Path) -> None:
+    words = overrides("surrogate", shards, tmp_path / "run", "train.epochs=1")
+    run_ranks([*TRAIN, *words], 1)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (output,) = run_ranks([*TRAIN, *words], 1)
+    assert "is complete (5 steps)" in output
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_deepspeed_launcher_starts_two_ranks(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = overrides("autoencoder", shards, run, "train.epochs=1", "wandb.mode=offline")
+    launcher = Path(sys.executable).with_name("deepspeed")
+    env = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [launcher, "--num_gpus", "2", "--module", "lola_ds.cli.train", *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "world_size 2" in (run / "environment.txt").read_text()
+    assert len(metrics(run, "train/loss")) == 5
+    assert list((run / "wandb").glob("offline-run-*"))
+    for name in ("config.yaml", "ds_config.json", "latest"):
+        assert (run / name).is_file()

@@ -1,0 +1,25 @@
+"""One rank: several trainings one after another, to pay for the imports once.
+
+usage: train_worker.py WORD … -- WORD … -- …   (each list as for `lola-ds train`)
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lola_ds.build import build_training
+from lola_ds.config import compose, to_dict
+from lola_ds.train.engine import join, leave
+
+
+def main() -> None:
+    ranks = join("cpu")
+    for words in " ".join(sys.argv[1:]).split(" -- "):
+        trainer = build_training(to_dict(compose(words.split())), ranks)
+        trainer.fit()
+        trainer.close()
+    leave()
+
+
+if __name__ == "__main__":
+    main()

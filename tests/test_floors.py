@@ -1,0 +1,114 @@
+"""Imports go down only: the floors of the house, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {
+    "lola_ds.cli": 6,
+    "data_prep": 6,
+    "launch": 6,
+    "benchmarks": 6,
+    "lola_ds.build": 5,
+    "lola_ds.evaluate": 5,
+    "lola_ds.train": 4,
+    "lola_ds.objectives": 3,
+    "lola_ds.emulate": 3,
+    "lola_ds.models": 2,
+    "lola_ds.nn": 1,
+    "lola_ds.data": 1,
+    "lola_ds.fields": 0,
+    "lola_ds.augment": 0,
+    "lola_ds.masks": 0,
+    "lola_ds.kernels": 0,
+    "lola_ds.metrics": 0,
+    "lola_ds.config": 0,
+}
+# Which rooms may import a library that the rest of the house must not depend on.
+ONLY_IN = {
+    "deepspeed": ("lola_ds.train",),
+    "omegaconf": ("lola_ds.config", "lola_ds.build", "lola_ds.cli"),
+    "hydra": ("lola_ds.config",),
+    "azula": ("lola_ds.models", "lola_ds.emulate"),
+    "triton": ("lola_ds.kernels",),
+    "h5py": ("data_prep",),
+    "wandb": ("lola_ds.train",),
+}
+# Commands on the top floor call each other's tools; a report loads models by `build`.
+SAME_FLOOR = {
+    ("lola_ds.cli", "data_prep"),
+    ("lola_ds.cli", "launch"),
+    ("lola_ds.evaluate", "lola_ds.build"),
+}
+
+
+def sources() -> list[Path]:
+    packages = ("lola_ds", "data_prep", "launch", "benchmarks")
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(name: str) -> str | None:
+    """The entry of FLOORS that holds module `name`."""
+    return next((r for r in FLOORS if name == r or name.startswith(r + ".")), None)
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever in it, with the line."""
+    name = module_name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1]
+            prefix = ".".join(base) if node.level else ""
+            module = ".".join(part for part in (prefix, node.module) if part)
+            for alias in node.names:  # `from . import build` imports the module build
+                full = f"{module}.{alias.name}"
+                yield (full if room(full) not in (None, room(module)) else module), node.lineno
+
+
+def faults(path: Path) -> Iterator[str]:
+    here = room(module_name(path))
+    for target, line in imports(path):
+        place = f"{path.relative_to(ROOT)}:{line}"
+        library = target.partition(".")[0]
+        if library in ONLY_IN and here not in ONLY_IN[library]:
+            yield f"{place} imports {library}, which only {ONLY_IN[library]} may"
+        there = room(target)
+        if here is None or there is None or here == there:
+            continue
+        if FLOORS[there] > FLOORS[here]:
+            yield f"{place} imports {there} from floor {FLOORS[there]}, above {FLOORS[here]}"
+        if FLOORS[there] == FLOORS[here] and (here, there) not in SAME_FLOOR:
+            yield f"{place}: {here} imports its neighbour {there}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_go_down_only(path: Path) -> None:
+    if module_name(path) == "lola_ds":
+        return  # the package's front door opens `build` lazily
+    assert not list(faults(path))
+
+
+def test_every_module_has_a_floor() -> None:
+    names = {module_name(path) for path in sources()} - {"lola_ds"}
+    assert not {name for name in names if room(name) is None}
+
+
+def test_a_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = tmp_path / "lola_ds" / "nn" / "bad.py"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("from ..train import loop\nimport deepspeed\nfrom lola_ds.fields import x\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert len(list(faults(bad))) == 2
