@@ -132,7 +132,7 @@ class Emulator:
         sampler: str = "ab",
         sampling_steps: int = 16,
         batch: int = 16,
-        progress: Callable[[int], None] = lambda count: None,
+        progress: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
         """Emulates the `steps` states that follow `x0`.
 
@@ -220,7 +220,7 @@ class Emulator:
         return label
 
 
-def _counted(step: Step, progress: Callable[[int], None]) -> Step:
+def _counted(step: Step, progress: Callable[[int], object]) -> Step:
     """`step`, telling `progress` after each window how many members it advanced."""
 
     def counted(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:

@@ -3,6 +3,12 @@
 Tables are those of `lola_ds.evaluate.tables`; every function writes one PNG, whole or not at all.
 """
 
+# pandas declares what a selection returns as a union of everything it may be, NumPy and scalars
+# included, which pyright cannot narrow:
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportReturnType=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import math
@@ -113,7 +119,7 @@ def plot_spectra(
                 ax.text(math.sqrt(first * last), 0.98, band, fontsize=7, color="0.45", **where)
         fig.supxlabel("wave number (waves along the longest side)", fontsize=9)
         fig.supylabel("power (field's unit squared)", fontsize=9)
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
 
 def plot_spread_skill(
@@ -220,7 +226,10 @@ def show(ax: Axes, state: np.ndarray, low: float, high: float, cmap: str = "viri
 
 
 def _error_lines(ax: Axes, scores: pd.DataFrame, times: pd.Series) -> None:
-    """A line (mean) and a band (quartiles) over trajectories for each method in `scores`."""
+    """A line (mean) and a band (quartiles) over trajectories for each method in `scores`.
+
+    The axis is logarithmic where the values span a factor 3 or more.
+    """
     for method, line in lines(scores["method"]).items():
         groups = scores[scores["method"] == method].groupby("lead")["value"]
         mean = groups.mean()
@@ -228,9 +237,12 @@ def _error_lines(ax: Axes, scores: pd.DataFrame, times: pd.Series) -> None:
         if np.isfinite(mean).all():  # no band around a forecast that blew up
             low, high = groups.quantile(0.25), groups.quantile(0.75)
             ax.fill_between(times[mean.index], low, high, color=line.color, alpha=0.18, lw=0)
+    values = scores.loc[np.isfinite(scores["value"]) & (scores["value"] > 0), "value"]
+    if not len(values) or values.max() < 3 * values.min():
+        return  # too little for a logarithmic axis, which would show one tick
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(_plain_number)
-    ax.yaxis.set_minor_formatter(_plain_number_if_short(ax))
+    ax.yaxis.set_minor_formatter(_minor_numbers(ax))
     ax.tick_params(axis="y", which="minor", labelsize=7)
 
 
@@ -238,13 +250,14 @@ def _plain_number(value: float, _: object = None) -> str:
     return f"{value:g}"
 
 
-def _plain_number_if_short(ax: Axes) -> Callable[[float, object], str]:
-    """Labels the minor ticks 2 and 5 of a decade when the axis spans few decades."""
+def _minor_numbers(ax: Axes) -> Callable[[float, object], str]:
+    """Labels the minor ticks of a decade: all, 2 and 5, or none, as the axis spans more of them."""
 
     def label(value: float, _: object = None) -> str:
         low, high = ax.get_ylim()
         digit = round(value / 10 ** math.floor(math.log10(value)))
-        return f"{value:g}" if high / low < 200 and digit in (2, 5) else ""
+        labelled = high / low < 5 or (high / low < 200 and digit in (2, 5))
+        return f"{value:.2g}" if labelled else ""
 
     return label
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ class Line:
     linestyle: str
     marker: str
 
-    def style(self, marker: bool = True) -> dict[str, str]:
+    def style(self, marker: bool = True) -> dict[str, Any]:
         """The keyword arguments of `Axes.plot`."""
         style = {"label": self.label, "color": self.color, "linestyle": self.linestyle}
         return style | {"marker": self.marker} if marker else style
@@ -67,7 +68,7 @@ def lines(methods: Iterable[str]) -> dict[str, Line]:
 FIELD_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#555555")
 """Colours of the fields in channel order, repeated when there are more (after Paul Tol)."""
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -110,7 +111,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def add_state_axis(ax: Axes, step: float, label: str) -> None:
     """A second abscissa on top that counts states, `step` units of the lower one each."""
-    top = ax.secondary_xaxis("top", functions=(lambda t: t / step, lambda k: k * step))
+
+    def to_states(time: Any) -> Any:
+        return time / step
+
+    def to_time(states: Any) -> Any:
+        return states * step
+
+    top = ax.secondary_xaxis("top", functions=(to_states, to_time))
     top.set_xlabel(label)
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
 

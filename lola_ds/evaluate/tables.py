@@ -10,6 +10,12 @@ states), time (lead time in the data's time unit), metric, value. Methods:
     truth         the truth's own standard deviation
 """
 
+# pandas declares what a selection returns as a union of everything it may be, NumPy and scalars
+# included, which pyright cannot narrow:
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportReturnType=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import json
