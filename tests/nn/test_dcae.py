@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lola_ds.nn.dcae import DCDecoder, DCEncoder, ResidualBlock
+from lola_ds.nn.dcae import DCDecoder, DCEncoder, GridAttention, ResidualBlock
 
 SMALL = {"hid_channels": (4, 6, 8), "hid_blocks": (1, 2, 1)}
 
@@ -65,6 +65,15 @@ def test_decoder_mirrors_encoder(shape: tuple, options: dict, latent: tuple) -> 
     assert all(p.grad is not None for p in (*encoder.parameters(), *decoder.parameters()))
 
 
+def test_attention_agrees_with_torch() -> None:
+    attention, reference = GridAttention(8, 2), torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    reference.load_state_dict(attention.state_dict())
+    x = torch.randn(2, 8, 3, 4)
+    tokens = x.flatten(2).mT
+    expected, _ = reference(tokens, tokens, tokens)
+    torch.testing.assert_close(attention(x), expected.mT.unflatten(2, (3, 4)))
+
+
 def test_periodic_autoencoder_commutes_with_rolls() -> None:
     torch.manual_seed(0)
     options = {**SMALL, "periodic": (True, False), "identity_init": False}
@@ -106,6 +115,7 @@ def test_autocast_returns_float32_close_by() -> None:
     [
         ({"hid_blocks": (1,)}, "same number of levels"),
         ({"attention_heads": {3: 1}}, "level"),
+        ({"attention_heads": {2: 3}}, "3 heads"),
         ({"norm": "batch"}, "batch"),
         ({"stride": (2,)}, "stride"),
     ],
