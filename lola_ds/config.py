@@ -42,6 +42,8 @@ class Dataset:
     scalars: list[str] = field(default_factory=list)
     log_scalars: list[str] = field(default_factory=list)
     augment: list[str] = field(default_factory=list)
+    gravity: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
 
 @dataclass
