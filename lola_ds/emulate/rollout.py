@@ -121,31 +121,40 @@ def make_step(
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
 
-    def labels(x_obs: Tensor) -> Tensor | None:
+    def expand(x_obs: Tensor) -> Tensor | None:
         return None if label is None else label.to(x_obs).expand(len(x_obs), -1)
 
     def predict(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
-        return torch.where(mask, x_obs, model(x_obs, mask, labels(x_obs)))
+        return torch.where(mask, x_obs, model(x_obs, mask, expand(x_obs)))
+
+    if not isinstance(model, Denoiser):
+        return predict
+    denoiser = model
 
     def generate(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
-        noises = []
-        for member in range(first_member, first_member + len(x_obs)):
-            generator = torch.Generator(x_obs.device).manual_seed(_hash(seed, member, i))
-            noises.append(torch.randn(x_obs.shape[1:], generator=generator, device=x_obs.device))
-        _, sigma_1 = model.schedule(torch.ones((), device=x_obs.device))
         x_0 = sample(
-            model,
+            denoiser,
             mask,
             x_obs,
-            labels(x_obs),
+            expand(x_obs),
             sampler=sampler,
             steps=steps,
-            x_1=sigma_1 * torch.stack(noises),
+            x_1=_draw_start(denoiser, x_obs, seed, first_member, i),
             generator=torch.Generator().manual_seed(_hash(seed, first_member, i, 1)),
         )
         return torch.where(mask, x_obs, x_0)
 
-    return generate if isinstance(model, Denoiser) else predict
+    return generate
+
+
+def _draw_start(denoiser: Denoiser, x_obs: Tensor, seed: int, first_member: int, i: int) -> Tensor:
+    """The noise at time 1 of window `i`, for each member of `x_obs` (M, C, L, *S)."""
+    noise = torch.empty_like(x_obs)
+    for member, z in enumerate(noise, start=first_member):
+        generator = torch.Generator(x_obs.device).manual_seed(_hash(seed, member, i))
+        torch.randn(z.shape, generator=generator, out=z)
+    _, sigma_1 = denoiser.schedule(torch.ones((), device=x_obs.device))
+    return sigma_1 * noise
 
 
 def _hash(*numbers: int) -> int:

@@ -8,6 +8,7 @@ decoding, so that the decoder tolerates the errors of an emulator.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ def make_autoencoder(
     arch: str = "dcae",
     saturation: str | None = "softclip2",
     latent_noise: float = 0.0,
-    **options: object,
+    **options: Any,
 ) -> Autoencoder:
     """Makes an autoencoder from its configuration.
 

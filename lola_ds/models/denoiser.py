@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from azula.noise import Schedule
@@ -142,12 +143,12 @@ class Denoiser(nn.Module):
 def make_denoiser(
     *,
     channels: int,
-    schedule: Mapping[str, object],
+    schedule: Mapping[str, Any],
     label_features: int = 0,
     emb_features: int = 256,
     masked: bool = True,
     arch: str = "vit",
-    **options: object,
+    **options: Any,
 ) -> Denoiser:
     """Makes a denoiser from its configuration.
 

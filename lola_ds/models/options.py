@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Set
+from typing import Any
 
 DESCRIPTIVE = frozenset({"name", "loss"})
 """Keys of a model's configuration that describe it, or its training, and do not change its
@@ -11,8 +12,8 @@ weights."""
 
 
 def check_options(
-    what: str, options: Mapping[str, object], builder: Callable, given: Set[str]
-) -> dict[str, object]:
+    what: str, options: Mapping[str, Any], builder: Callable, given: Set[str]
+) -> dict[str, Any]:
     """Keeps the options that `builder` takes.
 
     Arguments:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,21 +109,21 @@ class RectifiedSchedule(Schedule):
         return alpha, sigma
 
 
-SCHEDULES: dict[str, type[Schedule]] = {
+SCHEDULES = {
     "log_linear": LogLinearSchedule,
     "log_logit": LogLogitSchedule,
     "rectified": RectifiedSchedule,
 }
 
 
-def make_schedule(config: Mapping[str, object]) -> Schedule:
+def make_schedule(config: Mapping[str, Any]) -> Schedule:
     """Makes a schedule from its `name` and options.
 
     Raises:
         ValueError: if the name or an option is unknown.
     """
     options = dict(config)
-    name = options.pop("name", None)
+    name = str(options.pop("name", None))
     if name not in SCHEDULES:
         raise ValueError(f"schedule.name='{name}' is unknown; known: {', '.join(SCHEDULES)}")
     known = [field.name for field in fields(SCHEDULES[name])]

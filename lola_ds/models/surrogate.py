@@ -6,6 +6,7 @@ Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,12 @@ def window_axes(periodic: bool | Sequence[bool], spatial: int) -> tuple[bool, ..
 
 
 def make_network(
-    what: str, arch: str, channels: int, cond_channels: int, mod_features: int, options: dict
+    what: str,
+    arch: str,
+    channels: int,
+    cond_channels: int,
+    mod_features: int,
+    options: dict[str, Any],
 ) -> nn.Module:
     """Makes the network of an emulator.
 
@@ -91,7 +97,7 @@ def make_surrogate(
     label_features: int = 0,
     emb_features: int = 256,
     arch: str = "vit",
-    **options: object,
+    **options: Any,
 ) -> Surrogate:
     """Makes a surrogate from its configuration.
 

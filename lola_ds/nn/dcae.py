@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,14 +112,16 @@ class ResidualBlock(nn.Module):
         if attention_heads is not None:
             self.attn = Residual(GridAttention(channels, attention_heads))
             kernel_size = 1
+        hidden = ffn_factor * channels
+        last = convolution(hidden, channels, spatial, kernel_size, periodic=periodic)
+        with torch.no_grad():
+            last.weight.mul_(1e-2)
         self.ffn = nn.Sequential(
-            convolution(channels, ffn_factor * channels, spatial, kernel_size, periodic=periodic),
+            convolution(channels, hidden, spatial, kernel_size, periodic=periodic),
             nn.SiLU(),
             nn.Dropout(dropout or 0.0),
-            convolution(ffn_factor * channels, channels, spatial, kernel_size, periodic=periodic),
+            last,
         )
-        with torch.no_grad():
-            self.ffn[-1].weight.mul_(1e-2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms (B, C, *S)."""
@@ -199,14 +202,18 @@ class DCEncoder(nn.Module):
         heads = _check_levels(hid_channels, hid_blocks, attention_heads or {})
         self.patch = per_axis(patch_size, spatial, "patch_size")
         strides = per_axis(stride, spatial, "stride")
-        ends = {"spatial": spatial, "kernel_size": kernel_size, "periodic": periodic}
+        ends: dict[str, Any] = {
+            "spatial": spatial,
+            "kernel_size": kernel_size,
+            "periodic": periodic,
+        }
 
-        def transition(c_in: int, c_out: int, **options: object) -> nn.Module:
+        def transition(c_in: int, c_out: int, **options: Any) -> nn.Module:
             return convolution(c_in, c_out, identity_init=identity_init, **ends, **options)
 
         self.descent = nn.ModuleList()
         for level, (channels, blocks) in enumerate(zip(hid_channels, hid_blocks)):
-            layers = nn.ModuleList()
+            layers: list[nn.Module] = []
             if level == 0:
                 layers.append(transition(math.prod(self.patch) * in_channels, channels))
             elif pixel_shuffle:
@@ -228,14 +235,13 @@ class DCEncoder(nn.Module):
             )
             if level == len(hid_blocks) - 1:
                 layers.append(transition(channels, out_channels))
-            self.descent.append(layers)
+            self.descent.append(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes (B, C_in, *S) as (B, C_out, *S'), float32."""
         x = _channels_last(patchify(x, self.patch))
-        for layers in self.descent:
-            for layer in layers:
-                x = layer(x)
+        for level in self.descent:
+            x = level(x)
         return x.float()
 
 
@@ -265,7 +271,11 @@ class DCDecoder(nn.Module):
         heads = _check_levels(hid_channels, hid_blocks, attention_heads or {})
         self.patch = per_axis(patch_size, spatial, "patch_size")
         strides = per_axis(stride, spatial, "stride")
-        ends = {"spatial": spatial, "kernel_size": kernel_size, "periodic": periodic}
+        ends: dict[str, Any] = {
+            "spatial": spatial,
+            "kernel_size": kernel_size,
+            "periodic": periodic,
+        }
 
         def transition(c_in: int, c_out: int) -> nn.Module:
             return convolution(c_in, c_out, identity_init=identity_init, **ends)
@@ -273,7 +283,7 @@ class DCDecoder(nn.Module):
         self.ascent = nn.ModuleList()
         for level in reversed(range(len(hid_blocks))):
             channels = hid_channels[level]
-            layers = nn.ModuleList()
+            layers: list[nn.Module] = []
             if level == len(hid_blocks) - 1:
                 layers.append(transition(in_channels, channels))
             layers.extend(
@@ -298,12 +308,11 @@ class DCDecoder(nn.Module):
                 upsample = nn.Upsample(scale_factor=scale, mode="nearest")
                 conv = transition(channels, hid_channels[level - 1])
                 layers.append(nn.Sequential(upsample, conv))
-            self.ascent.append(layers)
+            self.ascent.append(nn.Sequential(*layers))
 
     def forward(self, z: Tensor) -> Tensor:
         """Decodes (B, C_in, *S') as (B, C_out, *S), float32."""
         x = _channels_last(z)
-        for layers in self.ascent:
-            for layer in layers:
-                x = layer(x)
+        for level in self.ascent:
+            x = level(x)
         return unpatchify(x, self.patch).float().contiguous()

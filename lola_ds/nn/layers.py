@@ -163,6 +163,11 @@ def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
 class _Convolution:
     """Mixes per-axis padding (circular where periodic, zeros elsewhere) in torch's convolutions."""
 
+    wrap: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor | None
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, *S) to (B, C_out, *S/stride)."""
         if torch.is_autocast_enabled(x.device.type):
@@ -191,7 +196,7 @@ def convolution(
     stride: int | Sequence[int] = 1,
     periodic: bool | Sequence[bool] = False,
     identity_init: bool = False,
-) -> nn.Module:
+) -> Conv1d | Conv2d | Conv3d:
     """Makes a "same" convolution, padded circularly on periodic axes and with zeros on others.
 
     Arguments:
@@ -228,7 +233,7 @@ def convolution(
 
 
 @torch.no_grad()
-def _init_identity(conv: nn.Module, centre: Sequence[int]) -> None:
+def _init_identity(conv: Conv1d | Conv2d | Conv3d, centre: Sequence[int]) -> None:
     conv.weight.mul_(1e-2)
     o = torch.arange(conv.out_channels)
     conv.weight[(o, o % conv.in_channels, *centre)] += 1

@@ -55,9 +55,10 @@ class AdaZero(nn.Sequential):
     """
 
     def __init__(self, features: int, outputs: int) -> None:
-        super().__init__(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, outputs))
+        last = nn.Linear(features, outputs)
         with torch.no_grad():
-            self[-1].weight.mul_(1e-2)
+            last.weight.mul_(1e-2)
+        super().__init__(nn.Linear(features, features), nn.SiLU(), last)
 
     @full_precision
     def forward(self, mod: Tensor) -> Tensor:
