@@ -9,15 +9,31 @@ Vectors and tensors turn with the axes: component (a, b, …) of the result is c
 (p(a), p(b), …) of the source, times -1 for each index that lies along a flipped axis. Boundary
 conditions move with their sides. Augmentation acts on the host, one copy in all.
 
+Gravity singles out its axis, whose flip alone is no symmetry. With the buoyancy b mirrored it is
+one of the Boussinesq equations. Let u, p, b solve
+
+    ∂_t u + u·∇u = ν Δu - ∇p + b e_y,    ∂_t b + u·∇b = κ Δb,    ∇·u = 0
+
+between walls at y_0 and y_1 with u = 0, b = b_0 below and b = b_1 above. Then, at the mirrored
+height y* = y_0 + y_1 - y, so do
+
+    u_x'(y) = u_x(y*),   u_y'(y) = -u_y(y*),   b'(y) = b_0 + b_1 - b(y*),
+    p'(y) = p(y*) + (b_0 + b_1) (y - (y_0 + y_1) / 2).
+
+The momentum along y at y* times -1 is ∂_t u_y' + u'·∇u_y' = ν Δu_y' + (∂_y p)(y*) - b(y*); with
+-∂_y p' = (∂_y p)(y*) - (b_0 + b_1), the right side is ν Δu_y' - ∂_y p' + b'. The linear equation of
+b changes sign and shifts by a constant; the walls' values change places and are restored by it. The
+added pressure is the hydrostatic one of the uniform buoyancy b_0 + b_1; its mean is zero, as the
+gauge of p wants it. In The Well's units b_0 = 1 (the hot plate) and b_1 = 0.
+
 Codes of boundary conditions: 0 wall, 1 open, 2 periodic, two sides per axis.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -26,9 +42,68 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 PERIODIC = 2
-AUGMENTATIONS = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
+BUOYANCY_SUM = 1.0  # of the values at the two walls, in The Well's units
+AUGMENTATIONS = (
+    "random_axis_flip",
+    "random_axis_permute",
+    "random_axis_roll",
+    "random_buoyancy_flip",
+)
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """What a flip along gravity does beside moving values: b -> sum - b, p -> p + sum y.
+
+    Attributes:
+        axis: gravity's axis.
+        buoyancy: channel of the buoyancy.
+        pressure: channel of the pressure, if there is one.
+        heights: coordinates along the axis, from the middle.
+    """
+
+    axis: int
+    buoyancy: int
+    pressure: int | None
+    heights: tuple[float, ...]
+
+    def apply(self, x: np.ndarray) -> None:
+        """Completes a flipped window (C, L, *S) in place."""
+        np.subtract(BUOYANCY_SUM, x[self.buoyancy], out=x[self.buoyancy])
+        if self.pressure is not None:
+            shape = [1] * (x.ndim - 1)
+            shape[1 + self.axis] = -1
+            x[self.pressure] += np.array(self.heights, x.dtype).reshape(shape) * BUOYANCY_SUM
+
+
+def find_mirror(
+    channels: Sequence[str],
+    axes: Sequence[str],
+    gravity: Sequence[int],
+    space: Mapping[str, Mapping[str, Any]],
+) -> Mirror | None:
+    """The mirror of a Boussinesq flow, if that is what a dataset holds.
+
+    Arguments:
+        channels: names of the channels.
+        axes: names of the spatial axes.
+        gravity: the axes along which gravity points.
+        space: the grid of each axis, `{"start", "step", "size"}` or `{"values"}`.
+
+    Returns:
+        None unless there are a channel `buoyancy` and one axis of gravity with a symmetric grid.
+    """
+    if len(gravity) != 1 or "buoyancy" not in channels or axes[gravity[0]] not in space:
+        return None
+    grid = space[axes[gravity[0]]]
+    y = np.array(grid["values"]) if "values" in grid else grid["step"] * np.arange(grid["size"])
+    y = y - (y[0] + y[-1]) / 2
+    if np.abs(y + y[::-1]).max() > 1e-5 * np.abs(y).max():
+        return None
+    pressure = channels.index("pressure") if "pressure" in channels else None
+    return Mirror(gravity[0], channels.index("buoyancy"), pressure, tuple(y.tolist()))
 
 
 @dataclass(frozen=True)
@@ -39,13 +114,15 @@ class WindowSpec:
         ranks: tensor rank of each field, in channel order: 0 scalar, 1 vector, 2 tensor, whose
             components are channels in row-major order.
         dims: N, number of spatial axes.
-        fixed: axes whose direction the physics singles out, such as gravity's: never flipped,
-            never exchanged.
+        fixed: axes whose direction the physics singles out, such as gravity's: never exchanged,
+            and flipped with the mirror only.
+        mirror: what makes a flip along gravity a symmetry, if anything does.
     """
 
     ranks: tuple[int, ...]
     dims: int
     fixed: tuple[int, ...] = ()
+    mirror: Mirror | None = None
 
     @cached_property
     def components(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -71,6 +148,12 @@ class Symmetry:
     flips: tuple[bool, ...]
     shifts: tuple[int, ...]
 
+    @property
+    def trivial(self) -> bool:
+        """Whether this is the identity."""
+        moved = self.permutation != tuple(range(len(self.permutation)))
+        return not (moved or any(self.flips) or any(self.shifts))
+
     def codes(self, codes: np.ndarray) -> np.ndarray:
         """Boundary codes (N, 2) of the transformed window."""
         moved = codes[list(self.permutation)]
@@ -92,23 +175,47 @@ class Symmetry:
         source = x.transpose(axes)[(slice(None), slice(None), *flip)]
         if out is None:
             out = np.empty(source.shape, x.dtype)
+        parts = self._roll_parts(source.shape[2:])
+        for here, there, negate in self._channel_runs(spec):
+            for end, begin in parts:
+                _copy(source[(there, *end)], negate, out[(here, *begin)])
+        if spec.mirror is not None and self.flips[spec.mirror.axis]:
+            spec.mirror.apply(out)
+        return out
+
+    def _channel_runs(self, spec: WindowSpec) -> list[tuple[slice, slice, bool]]:
+        """(result, source, whether negated) slices of channels that are moved alike."""
         channels = {component: c for c, component in enumerate(spec.components)}
+        runs: list[tuple[slice, slice, bool]] = []
         for c, (field, indices) in enumerate(spec.components):
             origin = channels[field, tuple(self.permutation[index] for index in indices)]
-            sign = math.prod(-1 if self.flips[index] else 1 for index in indices)
-            for there, here in self._roll_parts(source.shape[2:]):
-                np.multiply(source[origin][there], x.dtype.type(sign), out=out[c][here])
-        return out
+            negate = sum(self.flips[index] for index in indices) % 2 == 1
+            if runs and runs[-1][1].stop == origin and runs[-1][2] == negate:
+                here, there, _ = runs.pop()
+                runs.append((slice(here.start, c + 1), slice(there.start, origin + 1), negate))
+            else:
+                runs.append((slice(c, c + 1), slice(origin, origin + 1), negate))
+        return runs
 
     def _roll_parts(self, sizes: Sequence[int]) -> list[tuple[Any, ...]]:
         """(source, result) slices over (L, *S) that together roll every axis."""
-        parts = [[(slice(None), slice(None))]]
+        parts = [[(slice(None), slice(None))]]  # of the frames
         for size, shift in zip(sizes, self.shifts):
             shift %= size
             stay = (slice(0, size - shift), slice(shift, size))
             wrap = (slice(size - shift, size), slice(0, shift))
             parts.append([stay, wrap] if shift else [stay])
         return [tuple(zip(*pairs)) for pairs in itertools.product(*parts)]
+
+
+def _copy(source: np.ndarray, negate: bool, out: np.ndarray) -> None:
+    """Copies values, or their negatives; bfloat16 comes as its bits in uint16."""
+    if not negate:
+        np.copyto(out, source)
+    elif source.dtype == np.uint16:
+        np.bitwise_xor(source, np.uint16(0x8000), out=out)
+    else:
+        np.negative(source, out=out)
 
 
 def check_augmentations(names: Sequence[str], spec: WindowSpec, sizes: Sequence[int]) -> None:
@@ -126,6 +233,12 @@ def check_augmentations(names: Sequence[str], spec: WindowSpec, sizes: Sequence[
             f"augment: random_axis_permute needs axes of one size, this grid is {tuple(sizes)}; "
             "remove it from the list"
         )
+    if "random_buoyancy_flip" in names and spec.mirror is None:
+        raise ValueError(
+            "augment: random_buoyancy_flip needs a field buoyancy and one axis of gravity with a "
+            "symmetric grid; set gravity in the dataset's configuration before sharding, or remove "
+            "it from the list"
+        )
 
 
 def draw_symmetry(
@@ -137,8 +250,9 @@ def draw_symmetry(
         names: which kinds to draw; the others stay trivial.
             random_axis_flip: each axis with probability 1/2;
             random_axis_permute: a uniform permutation of the axes;
-            random_axis_roll: a uniform shift of each axis that is periodic on both sides.
-        spec: what the window's channels are; its fixed axes are not flipped and not exchanged.
+            random_axis_roll: a uniform shift of each axis that is periodic on both sides;
+            random_buoyancy_flip: gravity's axis with probability 1/2, the buoyancy mirrored.
+        spec: what the window's channels are.
         sizes: sizes of the spatial axes.
         codes: boundary codes, (N, 2).
         seed: fixes the draw, on every machine and version.
@@ -160,6 +274,8 @@ def draw_symmetry(
         for axis, source in enumerate(permutation):
             if (np.asarray(codes[source]) == PERIODIC).all():
                 shifts[axis] = rng.randrange(sizes[source])
+    if "random_buoyancy_flip" in names and spec.mirror is not None:
+        flips[spec.mirror.axis] = rng.random() < 0.5
     return Symmetry(tuple(permutation), tuple(flips), tuple(shifts))
 
 

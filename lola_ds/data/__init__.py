@@ -4,6 +4,7 @@ from .batch import Batch
 from .format import ShardError
 from .index import Index, open_index
 from .loader import Loader, build_loader, evaluation_batches
+from .orders import make_order
 from .sampler import ElasticSampler
 from .verify import verify_split
 from .windows import ShardDataset
@@ -19,6 +20,7 @@ __all__ = [
     "ShardWriter",
     "build_loader",
     "evaluation_batches",
+    "make_order",
     "open_index",
     "publish",
     "verify_split",

@@ -13,7 +13,8 @@ class Batch:
     """A (micro-)batch of windows.
 
     Attributes:
-        x: the windows, (B, C, L, *S) float32; physical units, or latents.
+        x: the windows, (B, C, L, *S) float32; physical units, or latents. Batches of a loader over
+            shards of float16 or bfloat16 hold those until `to` makes them float32.
         label: the trajectories' labels, (B, D) float32: scalars, then two boundary codes per axis.
         seed: one random seed per sample, (B,) int64: a hash of run seed, epoch and window. Noise,
             times and masks derive from it, so that they do not depend on ranks or micro-batches.
@@ -32,6 +33,8 @@ class Batch:
         return len(self.x)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`, x in float32: half precision travels as it is stored."""
         tensors = (value.to(device, non_blocking=non_blocking) for value in vars(self).values())
-        return Batch(*tensors)
+        batch = Batch(*tensors)
+        batch.x = batch.x.float()
+        return batch

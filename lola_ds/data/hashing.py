@@ -74,3 +74,17 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     keys.sort()
     keys &= (np.uint64(1) << bits) - np.uint64(1)
     return keys.view(np.int64)
+
+
+def permutation_within(groups: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The ids 0..n-1 sorted by group, uniformly permuted within each group.
+
+    Arguments:
+        groups: group of each id, (n,) integers from 0.
+        seed, epoch: fix the permutation.
+
+    Returns:
+        (n,) int64.
+    """
+    order = permutation(len(groups), seed, epoch)
+    return order[np.argsort(groups[order], kind="stable")]

@@ -1,15 +1,20 @@
 """Batches of windows, read ahead by threads.
 
 Reading (preadv), hashing (xxhash) and copying (numpy) release the GIL, so threads share one
-process, one set of open files and one memory. Each sample is read straight into its place in the
-batch; what a sample is depends on (seed, epoch, window) alone, never on the thread that read it.
+process, one set of open files and one memory. Each thread takes one run of a batch's samples and
+reads them straight into their places; what a sample is depends on (seed, epoch, window) alone,
+never on the thread that read it.
 
 Batch memory is laid out (B, L, C, *S), one contiguous run per frame as in the shards, and shown as
-(B, C, L, *S); it is used again once nothing refers to it.
+(B, C, L, *S); it is used again once nothing refers to it. Half precision stays as it is stored
+until the batch is on its device.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from ..augment import check_augmentations, draw_symmetry
 from .batch import Batch
+from .format import STORED, ShardError
 from .hashing import hash64, sample_seeds
 from .sampler import ElasticSampler, Step
 from .windows import ShardDataset
@@ -30,31 +36,55 @@ SPARE_BUFFERS = 8
 
 
 class _Plan(NamedTuple):
-    """A micro-batch to read; `step` is the global batch that it completes, if it does."""
+    """A micro-batch to read, part of global batch `step` (if any), whose last part it may be."""
 
     windows: np.ndarray
     seeds: np.ndarray
     weights: np.ndarray
     step: Step | None = None
+    last: bool = False
+
+
+class _Pending(NamedTuple):
+    """A micro-batch that is being read; `failed` collects windows that cannot be."""
+
+    plan: _Plan
+    batch: Batch
+    failed: list[int]
+    jobs: list[Future]
 
 
 class _Buffers:
     """Batch memory, leased until the last tensor on it goes."""
 
-    def __init__(self, pin_memory: bool) -> None:
-        self.pin_memory = pin_memory
+    def __init__(self, dtype: str, pin_memory: bool) -> None:
+        self.dtype, self.pin_memory = dtype, pin_memory
         self._spare: deque[np.ndarray] = deque(maxlen=SPARE_BUFFERS)
 
-    def lease(self, shape: Sequence[int]) -> Tensor:
-        """A float32 tensor of `shape`, contents arbitrary."""
+    def lease(self, shape: Sequence[int]) -> tuple[np.ndarray, Tensor]:
+        """An array of `shape` in the stored type, contents arbitrary, and a tensor on it."""
+        kind = getattr(torch, self.dtype)
         if self.pin_memory:  # torch keeps pinned memory for the next use by itself
-            return torch.empty(tuple(shape), pin_memory=True)
-        memory = self._spare.popleft() if self._spare else np.empty(shape, np.float32)
-        if memory.shape != tuple(shape):
-            memory = np.empty(shape, np.float32)
+            tensor = torch.empty(tuple(shape), dtype=kind, pin_memory=True)
+            bits = tensor.view(torch.uint16) if kind is torch.bfloat16 else tensor
+            return bits.numpy(), tensor
+        memory = self._spare.popleft() if self._spare else None
+        if memory is None or memory.shape != tuple(shape):
+            memory = np.empty(shape, STORED[self.dtype])
         lease = memory.view()  # the tensor's storage holds this view; its end is the lease's end
         weakref.finalize(lease, self._spare.append, memory).atexit = False
-        return torch.from_numpy(lease)
+        return memory, torch.from_numpy(lease).view(kind)
+
+
+class _Scratch(threading.local):
+    """One window's memory for each thread, used again and again: it stays in the cache."""
+
+    memory: np.ndarray | None = None
+
+    def like(self, out: np.ndarray) -> np.ndarray:
+        if self.memory is None or self.memory.shape != out.shape:
+            self.memory = np.empty_like(out)
+        return self.memory
 
 
 class _Assembler:
@@ -65,10 +95,16 @@ class _Assembler:
         augment: names of augmentations, see `lola_ds.augment`.
         workers: number of threads; 0 reads in the caller's.
         pin_memory: use page-locked memory.
+        tolerant: collect windows that cannot be read instead of raising.
     """
 
     def __init__(
-        self, dataset: ShardDataset, augment: Sequence[str], workers: int, pin_memory: bool
+        self,
+        dataset: ShardDataset,
+        augment: Sequence[str],
+        workers: int,
+        pin_memory: bool,
+        tolerant: bool = False,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: must be >= 0")
@@ -78,23 +114,29 @@ class _Assembler:
             )
         if dataset.spec is not None:
             check_augmentations(augment, dataset.spec, dataset.shape[1:])
-        self.dataset, self.augment = dataset, tuple(augment)
-        self._buffers = _Buffers(pin_memory)
+        if "random_buoyancy_flip" in augment and dataset.dtype != "float32":
+            raise ValueError(
+                f"augment: random_buoyancy_flip computes with values and needs float32 shards, "
+                f"these are {dataset.dtype}; remove it or write float32"
+            )
+        self.dataset, self.augment, self.tolerant = dataset, tuple(augment), tolerant
+        self._buffers = _Buffers(dataset.dtype, pin_memory)
+        self._scratch = _Scratch()
         self._threads = ThreadPoolExecutor(workers, "lola-reader") if workers else None
         self._workers = max(workers, 1)
 
-    def stream(self, plans: Iterator[_Plan]) -> Iterator[tuple[_Plan, Batch]]:
+    def stream(self, plans: Iterator[_Plan]) -> Iterator[_Pending]:
         """Yields each plan with its batch; an error in a thread is raised here, at its batch."""
-        pending: deque[tuple[_Plan, Batch, list[Future]]] = deque()
+        pending: deque[_Pending] = deque()
         try:
             for plan in plans:
-                pending.append((plan, *self._start(plan)))
+                pending.append(self._start(plan))
                 if len(pending) > self._ahead(len(plan.windows)):
-                    yield self._finish(*pending.popleft())
+                    yield self._finish(pending.popleft())
             while pending:
-                yield self._finish(*pending.popleft())
+                yield self._finish(pending.popleft())
         finally:
-            jobs = [job for _, _, started in pending for job in started]
+            jobs = [job for started in pending for job in started.jobs]
             for job in jobs:
                 job.cancel()
             wait(jobs)
@@ -108,53 +150,95 @@ class _Assembler:
         """Batches in flight beside the one awaited: two samples per thread, at least one batch."""
         return 1 + 2 * self._workers // size if self._threads else 0
 
-    def _start(self, plan: _Plan) -> tuple[Batch, list[Future]]:
-        dataset = self.dataset
-        frames = self._buffers.lease((len(plan.windows), dataset.length, *dataset.shape))
+    def _start(self, plan: _Plan) -> _Pending:
+        dataset, size = self.dataset, len(plan.windows)
+        memory, frames = self._buffers.lease((size, dataset.length, *dataset.shape))
+        labels = np.zeros((size, dataset.labels.shape[1]), np.float32)
         batch = Batch(
             x=frames.transpose(1, 2),
-            label=torch.zeros(len(plan.windows), dataset.labels.shape[1]),
+            label=torch.from_numpy(labels),
             seed=torch.from_numpy(plan.seeds),
             weight=torch.from_numpy(plan.weights.astype(np.float32)),
             window=torch.from_numpy(plan.windows),
         )
+        failed: list[int] = []
         if self._threads is None:
-            self._fill(frames, batch, range(len(batch)))
-            return batch, []
-        parts = (range(first, len(batch), self._workers) for first in range(self._workers))
-        return batch, [self._threads.submit(self._fill, frames, batch, part) for part in parts]
+            self._fill(batch, plan, memory, labels, slice(0, size), failed)
+            return _Pending(plan, batch, failed, [])
+        bounds = [size * k // self._workers for k in range(self._workers + 1)]
+        jobs = [
+            self._threads.submit(self._fill, batch, plan, memory, labels, slice(a, b), failed)
+            for a, b in itertools.pairwise(bounds)
+            if a < b
+        ]
+        return _Pending(plan, batch, failed, jobs)
 
-    def _finish(self, plan: _Plan, batch: Batch, jobs: list[Future]) -> tuple[_Plan, Batch]:
-        wait(jobs)
-        for job in jobs:
+    def _finish(self, pending: _Pending) -> _Pending:
+        for job in pending.jobs:
             job.result()
-        return plan, batch
+        return pending
 
-    def _fill(self, frames: Tensor, batch: Batch, samples: Sequence[int]) -> None:
-        """Reads samples into their places; `frames` is held for as long as this runs."""
-        memory, labels = frames.numpy(), batch.label.numpy()
-        for i in samples:
-            window, seed = int(batch.window[i]), int(batch.seed[i])
-            if window < 0:
-                memory[i] = 0
-            else:
-                self._read(window, seed, memory[i], labels[i])
-
-    def _read(self, window: int, seed: int, out: np.ndarray, label: np.ndarray) -> None:
-        """Reads one window into `out` (L, C, *S) and its label into `label` (D,)."""
-        dataset = self.dataset
-        trajectory, start = dataset.locate(window)
-        label[:] = dataset.labels[trajectory]
-        if not self.augment or dataset.spec is None:
-            dataset.read_window(trajectory, start, out)
+    def _fill(
+        self,
+        batch: Batch,
+        plan: _Plan,
+        memory: np.ndarray,
+        labels: np.ndarray,
+        part: slice,
+        failed: list[int],
+    ) -> None:
+        """Reads the samples of `part` into their places; holding `batch` keeps its memory."""
+        windows, memory, labels = plan.windows[part], memory[part], labels[part]
+        real = windows >= 0
+        if not real.all():
+            memory[~real] = 0
+        labels[real] = self.dataset.labels[self.dataset.trajectories_of(windows[real])]
+        if self.augment:
+            seeds = plan.seeds[part]
+            for i in np.flatnonzero(real):
+                self._augmented(windows[i : i + 1], int(seeds[i]), memory[i], labels[i], failed)
             return
-        source = np.empty_like(out)
-        dataset.read_window(trajectory, start, source)
+        edges = np.flatnonzero(np.diff(real, prepend=False, append=False)).tolist()
+        for first, stop in zip(edges[::2], edges[1::2]):  # runs without padding
+            self._read(windows[first:stop], memory[first:stop], failed)
+
+    def _read(self, windows: np.ndarray, out: np.ndarray, failed: list[int]) -> None:
+        """Reads windows; one that cannot be is zero and joins `failed`, if that is tolerated."""
+        try:
+            self.dataset.read_windows(windows, out)
+        except ShardError as error:
+            if not self.tolerant:
+                raise
+            if len(windows) == 1:
+                warnings.warn(f"window {windows[0]} is left out: {error}", stacklevel=2)
+                failed.append(int(windows[0]))
+                out[:] = 0
+                return
+            for i in range(len(windows)):
+                self._read(windows[i : i + 1], out[i : i + 1], failed)
+
+    def _augmented(
+        self,
+        window: np.ndarray,
+        seed: int,
+        out: np.ndarray,
+        label: np.ndarray,
+        failed: list[int],
+    ) -> None:
+        """Reads one window into `out` (L, C, *S) under a random symmetry; adapts its label (D,)."""
+        dataset = self.dataset
+        assert dataset.spec is not None
         sides = label[len(dataset.scalars) :]
         codes = sides.reshape(-1, 2)
-        sizes = dataset.shape[1:]
         # Its own stream of numbers: the objective draws from `seed` itself.
-        symmetry = draw_symmetry(self.augment, dataset.spec, sizes, codes, hash64(seed, 1))
+        symmetry = draw_symmetry(
+            self.augment, dataset.spec, dataset.shape[1:], codes, hash64(seed, 1)
+        )
+        if symmetry.trivial:
+            self._read(window, out[None], failed)
+            return
+        source = self._scratch.like(out)
+        self._read(window, source[None], failed)
         symmetry.window(source.swapaxes(0, 1), dataset.spec, out=out.swapaxes(0, 1))
         sides[:] = symmetry.codes(codes).ravel()
 
@@ -171,21 +255,49 @@ class Loader:
         self._assembler = assembler
 
     def __iter__(self) -> Iterator[Batch]:
-        for plan, batch in self._assembler.stream(self._plans()):
-            if plan.step is not None:
+        failed: list[int] = []  # of this rank in the current step
+        for plan, batch, found, _ in self._assembler.stream(self._plans()):
+            assert plan.step is not None
+            failed += found
+            if failed or self.sampler.quarantine:
+                self._drop(plan, plan.step, batch, failed)
+            if plan.last:
+                if self._assembler.tolerant:
+                    self.sampler.exclude(self._agree(failed))
+                    failed = []
                 self.sampler.advance(plan.step)
             yield batch
 
     def _plans(self) -> Iterator[_Plan]:
         """Micro-batches from the sampler's state on."""
         for step in self.sampler.steps():
-            seeds = sample_seeds(self.seed, step.epoch, step.windows)
+            seeds = sample_seeds(self.seed, step.epoch, step.draws)
             weights = np.where(step.windows < 0, 0.0, step.weight)
             for start in range(0, len(step.windows), self.micro_batch):
                 part = slice(start, start + self.micro_batch)
                 last = part.stop == len(step.windows)
-                plan = _Plan(step.windows[part], seeds[part], weights[part])
-                yield plan._replace(step=step) if last else plan
+                yield _Plan(step.windows[part], seeds[part], weights[part], step, last)
+
+    def _drop(self, plan: _Plan, step: Step, batch: Batch, failed: Sequence[int]) -> None:
+        """Makes padding of windows that fail now or are in quarantine since the plan was made.
+
+        The other weights follow from the quarantine, which all ranks share, and so agree on all of
+        them; in the step in which a window fails first, its share of the mean is lost.
+        """
+        dropped = np.isin(plan.windows, [*self.sampler.quarantine, *failed])
+        kept = torch.from_numpy(~dropped & (plan.windows >= 0))
+        batch.x[~kept] = 0
+        batch.label[~kept] = 0
+        batch.window[~kept] = -1
+        batch.weight[:] = kept * self.sampler.weight(step.epoch, step.start)
+
+    def _agree(self, failed: list[int]) -> list[int]:
+        """The windows that failed on any rank in this step."""
+        if self.sampler.world_size == 1:
+            return failed
+        gathered: list[list[int]] = [[] for _ in range(self.sampler.world_size)]
+        torch.distributed.all_gather_object(gathered, failed)
+        return [window for part in gathered for window in part]
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last complete global batch that was yielded.
@@ -219,6 +331,7 @@ def build_loader(
     workers: int = 2,
     pin_memory: bool = False,
     seed: int | None = None,
+    quarantine: bool = False,
 ) -> Loader:
     """A loader of training batches.
 
@@ -235,6 +348,9 @@ def build_loader(
         workers: number of reading threads; 0 reads when a batch is asked for.
         pin_memory: use page-locked memory, for copies to a GPU.
         seed: the run's seed (the sampler's by default).
+        quarantine: leave out windows that cannot be read, with a warning, instead of raising. They
+            are padding from then on, on every rank, and part of the state. Ranks agree on them
+            through `torch.distributed` at every step, so all of them must iterate alike.
 
     Raises:
         ValueError: the sampler is for another number of windows; micro_batch does not divide the
@@ -251,7 +367,12 @@ def build_loader(
             f"micro_batch={micro_batch} does not divide the {part} samples of a rank "
             f"(global_batch={sampler.global_batch} over {sampler.world_size}); choose a divisor"
         )
-    assembler = _Assembler(dataset, augment, workers, pin_memory)
+    if quarantine and sampler.world_size > 1 and not torch.distributed.is_initialized():
+        raise ValueError(
+            f"quarantine=True with world_size={sampler.world_size} needs torch.distributed; "
+            "initialise its process group first"
+        )
+    assembler = _Assembler(dataset, augment, workers, pin_memory, tolerant=quarantine)
     return Loader(assembler, sampler, micro_batch, sampler.seed if seed is None else seed)
 
 
@@ -298,7 +419,7 @@ def evaluation_batches(
             yield _Plan(padded[mine], seeds[mine], weights[mine])
 
     try:
-        for _, batch in assembler.stream(plans()):
-            yield batch
+        for pending in assembler.stream(plans()):
+            yield pending.batch
     finally:
         assembler.close()

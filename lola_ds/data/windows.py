@@ -7,6 +7,7 @@ trajectory by trajectory, in the order of the index.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augment import WindowSpec
+from ..augment import WindowSpec, find_mirror
+from .format import STORED, decode_frames
 from .index import Index, open_index
 from .reader import FrameReader
 
@@ -30,7 +32,8 @@ class ShardDataset:
         path: folder(s) written by `lola-ds shard` or `lola-ds encode`.
         length: L, number of frames.
         stride: s, steps between frames.
-        restrict: keep the first trajectories only (all by default).
+        restrict: keep the first trajectories of every folder only (all by default); or one number
+            for each folder, None for all.
 
     Attributes:
         kind: `fields` (physical units) or `latents`.
@@ -39,7 +42,10 @@ class ShardDataset:
         scalars: names of the scalars at the head of a label.
         axes: names of the spatial axes.
         spec: tensor character of the channels, as augmentation needs; None for latents.
+        dtype: element type in the shards: float32, float16 or bfloat16.
         trajectories: number of trajectories.
+        parts: number of windows from each folder.
+        shard_sizes: bytes of each shard, folder by folder, (S,).
         frames: number of frames of each trajectory, (N,).
 
     Raises:
@@ -52,31 +58,44 @@ class ShardDataset:
         path: str | Path | Sequence[str | Path],
         length: int = 1,
         stride: int = 1,
-        restrict: int | None = None,
+        restrict: int | Sequence[int | None] | None = None,
     ) -> None:
-        if min(length, stride, 1 if restrict is None else restrict) < 1:
-            raise ValueError(f"length={length}, stride={stride}, restrict={restrict}: must be >= 1")
         paths = [path] if isinstance(path, (str, Path)) else list(path)
         if not paths:
             raise ValueError("no folder of shards given")
+        limits = [restrict] * len(paths) if not isinstance(restrict, Sequence) else list(restrict)
+        if len(limits) != len(paths):
+            raise ValueError(f"restrict={limits}: give one for each of {len(paths)} folders")
+        if min(length, stride, *(limit for limit in limits if limit is not None)) < 1:
+            raise ValueError(f"length={length}, stride={stride}, restrict={restrict}: must be >= 1")
         self.length, self.stride = length, stride
         self.indexes = [open_index(folder) for folder in paths]
         _check_alike(self.indexes)
         self._readers = [FrameReader(index) for index in self.indexes]
         first = self.indexes[0]
-        self.kind, self.shape, self.fields = first.kind, first.shape, first.fields
-        self.scalars, self.axes = first.scalars, first.axes
-        gravity = tuple(first.axes.index(axis) for axis in first.gravity)
-        spec = WindowSpec(first.ranks, len(first.axes), fixed=gravity)
-        self.spec = spec if self.kind == "fields" else None
+        self.kind, self.dtype, self.shape = first.kind, first.dtype, first.shape
+        self.fields, self.scalars, self.axes = first.fields, first.scalars, first.axes
+        self.spec = _spec(first) if self.kind == "fields" else None
 
-        split = [(part, i) for part, index in enumerate(self.indexes) for i in range(len(index))]
-        self._where = split[:restrict]
+        kept = [slice(limit) for limit in limits]
+        self._where = [
+            (part, i)
+            for part, (index, some) in enumerate(zip(self.indexes, kept))
+            for i in range(*some.indices(len(index)))
+        ]
         self.trajectories = len(self._where)
-        self.frames = np.concatenate([index.frames for index in self.indexes])[:restrict]
-        self.labels = np.concatenate([index.labels for index in self.indexes])[:restrict]
+        pairs = list(zip(self.indexes, kept))
+        self.frames = np.concatenate([index.frames[some] for index, some in pairs])
+        self.labels = np.concatenate([index.labels[some] for index, some in pairs])
+        self.shard_sizes = np.concatenate([index.shard_sizes for index in self.indexes])
+        self._part = np.array([part for part, _ in self._where])
+        self._first = np.concatenate([index.first[some] for index, some in pairs])
         span = (length - 1) * stride + 1
-        self._ends = np.cumsum(np.maximum(self.frames - span + 1, 0))
+        counts = np.maximum(self.frames - span + 1, 0)
+        self._ends = np.cumsum(counts)
+        self._begins = self._ends - counts
+        self._steps = np.arange(length) * stride
+        self.parts = np.bincount(self._part, counts, minlength=len(paths)).astype(int).tolist()
         if not len(self):
             raise ValueError(
                 f"{paths[0]}: trajectories have at most {max(self.frames, default=0)} frames, a "
@@ -97,10 +116,10 @@ class ShardDataset:
             ShardError: the bytes are not those that were written.
         """
         trajectory, start = self.locate(i)
-        frames = np.empty((self.length, *self.shape), np.float32)
-        self.read_window(trajectory, start, frames)
+        frames = np.empty((1, self.length, *self.shape), STORED[self.dtype])
+        self.read_windows(np.array([i % len(self)]), frames)
         return {
-            "x": torch.from_numpy(frames).transpose(0, 1),
+            "x": torch.from_numpy(decode_frames(frames[0], self.dtype)).transpose(0, 1),
             "label": self.label(trajectory),
             "trajectory": trajectory,
             "start": start,
@@ -112,28 +131,59 @@ class ShardDataset:
             raise IndexError(f"window {i} of {len(self)}")
         i %= len(self)
         trajectory = int(np.searchsorted(self._ends, i, side="right"))
-        return trajectory, i - (int(self._ends[trajectory - 1]) if trajectory else 0)
+        return trajectory, i - int(self._begins[trajectory])
 
     def window(self, trajectory: int, start: int) -> int:
         """(trajectory, start) -> the window's number."""
-        before = int(self._ends[trajectory - 1]) if trajectory else 0
-        if not 0 <= start < int(self._ends[trajectory]) - before:
+        begin, end = int(self._begins[trajectory]), int(self._ends[trajectory])
+        if not 0 <= start < end - begin:
             raise IndexError(f"trajectory {trajectory} has no window at {start}")
-        return before + start
+        return begin + start
 
-    def read_window(self, trajectory: int, start: int, out: np.ndarray) -> None:
-        """Reads a window into `out`, (L, C, *S) float32, C-contiguous."""
-        part, i = self._where[trajectory]
-        stop = start + self.length * self.stride
-        self._readers[part].read(i, range(start, stop, self.stride), out)
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shard (of the first frame; numbered as `shard_sizes`) and trajectory of every window.
+
+        Returns:
+            Two (len(self),) arrays of int32.
+        """
+        counts = self._ends - self._begins
+        trajectories = np.repeat(np.arange(self.trajectories, dtype=np.int32), counts)
+        before = np.cumsum([0, *(len(index.shards) for index in self.indexes)])
+        shards = [
+            self.indexes[part].frame_shards[row : row + count] + before[part]
+            for part, row, count in zip(self._part, self._first, counts)
+        ]
+        return np.concatenate(shards).astype(np.int32), trajectories
+
+    def trajectories_of(self, windows: np.ndarray) -> np.ndarray:
+        """The trajectory of each of `windows`, (n,)."""
+        return np.searchsorted(self._ends, windows, side="right")
+
+    def read_windows(self, windows: np.ndarray, out: np.ndarray) -> None:
+        """Reads windows as they are stored.
+
+        Arguments:
+            windows: window numbers, (n,).
+            out: where to, (n, L, C, *S) of the stored type, C-contiguous.
+
+        Raises:
+            ShardError: the bytes are not those that were written.
+        """
+        trajectories = self.trajectories_of(windows)
+        starts = self._first[trajectories] + windows - self._begins[trajectories]
+        frames = starts[:, None] + self._steps
+        parts = self._part[trajectories]
+        bounds = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(windows)]
+        for first, stop in itertools.pairwise(bounds):  # runs of windows from one folder
+            target = out[first:stop].reshape(-1, *self.shape)
+            self._readers[parts[first]].read(frames[first:stop].ravel(), target)
 
     def read_trajectory(self, i: int, frames: slice = slice(None)) -> Tensor:
         """Frames of trajectory `i` at once: (C, T, *S) float32."""
-        part, row = self._where[i]
-        chosen = range(*frames.indices(int(self.frames[i])))
-        out = np.empty((len(chosen), *self.shape), np.float32)
-        self._readers[part].read(row, chosen, out)
-        return torch.from_numpy(out).transpose(0, 1)
+        chosen = np.arange(int(self.frames[i]))[frames]
+        stored = np.empty((len(chosen), *self.shape), STORED[self.dtype])
+        self._readers[self._part[i]].read(self._first[i] + chosen, stored)
+        return torch.from_numpy(decode_frames(stored, self.dtype)).transpose(0, 1)
 
     def label(self, i: int) -> Tensor:
         """Label of trajectory `i`, (D,) float32: scalars, then two boundary codes per axis."""
@@ -145,10 +195,18 @@ class ShardDataset:
         return self.indexes[part].meta(row)
 
 
+def _spec(index: Index) -> WindowSpec:
+    """What augmentation needs to know of a split's channels."""
+    gravity = tuple(index.axes.index(axis) for axis in index.gravity)
+    space = index.meta(0).get("space", {})
+    mirror = find_mirror(index.fields, index.axes, gravity, space)
+    return WindowSpec(index.ranks, len(index.axes), fixed=gravity, mirror=mirror)
+
+
 def _check_alike(indexes: Sequence[Index]) -> None:
     first = indexes[0]
     for index in indexes[1:]:
-        for name in ("kind", "shape", "fields", "ranks", "axes", "scalars", "gravity"):
+        for name in ("kind", "dtype", "shape", "fields", "ranks", "axes", "scalars", "gravity"):
             if getattr(index, name) != getattr(first, name):
                 raise ValueError(
                     f"{index.folder} has {name} {getattr(index, name)}, {first.folder} has "
