@@ -224,6 +224,9 @@ def load_emulator(path: str | Path, device: str | torch.device = "cpu") -> Emula
         trajectory=config["trajectory"],
         label_log=label_logs(config["dataset"]),
         device=device,
+        spatial=len(config["dataset"]["dimensions"]),
+        fields=config["dataset"]["fields"],
+        axes=config["dataset"]["dimensions"],
     )
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs
+from .common import make_parser, parse_arguments, parse_pairs, run_command
 
 HELP = """\
 Evaluates a trained model on a split: tables, figures, an animation, a short table here.
 
-An emulator (task surrogate or diffusion) is rolled out from the first frames of each trajectory and
-compared with the truth, with persistence (the last known state, repeated) and with its own
-autoencoder's reconstruction of the truth. An autoencoder is scored on its reconstructions.
+An emulator (task surrogate or diffusion) is rolled out from known frames of each trajectory and
+compared with the truth, with persistence (the last known state, repeated), with the climatology
+(the mean of the training split, where the shards hold it) and with its own autoencoder's
+reconstruction of the truth. An autoencoder is scored on its reconstructions.
+
+Results in OUT are kept: the same command again computes what is missing (after a kill, with more
+trajectories or starts). Results of another model, data or settings are refused.
 
 keys:
   run=…              folder of `lola-ds convert` (model.safetensors, config.yaml) (required)
@@ -22,8 +28,11 @@ keys:
   trajectories=all   all, a number (spread evenly over the split), or a list such as 0,3,7
   steps=8            states to emulate, trajectory.stride frames apart; for an autoencoder, frames
                      of each trajectory
-  start=0            first known frame
+  start=0            first known frame; of an emulator also several: 0,8,16
   device=auto        auto, cpu or cuda
+  batch=16           members through the model, and states through the autoencoder, at a time
+  memory=4           GB for decoded states, decoding and scores; lead times are decoded as many at
+                     a time as fit
 
 keys of emulators:
   members=8          members of the ensemble (diffusion only; a surrogate has one answer)
@@ -31,17 +40,18 @@ keys of emulators:
   overlap=1          states a window shares with the one before
   sampler=ab         ab, eab, ddim, ddpm or pc
   sampling_steps=16  steps of the sampler
-  seed=0             of the noise; each (trajectory, member) has its own
+  seed=0             of the noise; each (trajectory, start, member) has its own
 
 writes to OUT:
-  metrics.csv, spectra.csv, summary.json
-  vrmse.png, vrmse_by_field.png, spectra.png, spread_skill.png, snapshots_<field>.png
+  metrics.parquet, metrics.csv, spectra.csv, summary.json, model.json, training.jsonl
+  vrmse.png, vrmse_by_field.png, spectra.png, spread_skill.png, ranks.png, snapshots_<field>.png
   animation.gif, animation.mp4
 
 examples:
   lola-ds eval run=weights/dm data=SHARDS out=results/dm members=8 steps=8
   lola-ds eval run=weights/sm data=SHARDS out=results/sm split=valid trajectories=4 start=10
   lola-ds eval run=weights/ae data=SHARDS out=results/ae
+  accelerate launch --num_processes 8 --module lola_ds.cli.eval run=weights/dm data=SHARDS out=…
 """
 
 _DEFAULTS: dict[str, object] = {
@@ -51,8 +61,10 @@ _DEFAULTS: dict[str, object] = {
     "split": "test",
     "trajectories": "all",
     "steps": 8,
-    "start": 0,
+    "start": "0",
     "device": "auto",
+    "batch": 16,
+    "memory": 4.0,
     "members": 8,
     "context": 1,
     "overlap": 1,
@@ -66,42 +78,71 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command with the words `argv`."""
     _, words = parse_arguments(make_parser("eval", HELP), argv)
     keys = parse_pairs(words, _DEFAULTS, required=("run", "data", "out"))
-
-    import torch
+    chosen = _parse_trajectories(keys["trajectories"])
+    starts = _parse_starts(keys["start"])
+    for name in ("batch", "memory"):
+        if keys[name] <= 0:
+            raise ValueError(f"{name}={keys[name]} must be positive")
 
     from ..build import load_emulator, load_model, make_standardize
     from ..config import load_config
     from ..data import ShardDataset
     from ..emulate.emulator import Codec
-    from ..evaluate import Forecast, evaluate, evaluate_autoencoder, spread_trajectories
-
-    device = keys["device"]
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={device} is unknown; choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no GPU is visible here; choose device=cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    config = load_config(Path(keys["run"]) / "config.yaml")
-    dataset = ShardDataset(
-        _folders(Path(keys["data"]), config["dataset"]["physics"], keys["split"])
+    from ..evaluate import (
+        Forecast,
+        Resources,
+        evaluate,
+        evaluate_autoencoder,
+        join_processes,
+        spread_trajectories,
     )
-    chosen = _parse_trajectories(keys["trajectories"])
+    from ..evaluate.provenance import write_provenance
+
+    run, data, out = (Path(keys[name]) for name in ("run", "data", "out"))
+    config = load_config(run / "config.yaml")
+    physics = config["dataset"]["physics"]
+    dataset = ShardDataset(_folders(data, physics, keys["split"]))
     if isinstance(chosen, int):
         chosen = spread_trajectories(dataset, chosen)
-    if config["task"] == "autoencoder":
-        codec = Codec(load_model(keys["run"]), make_standardize(config["dataset"]), device)
-        evaluation, files = evaluate_autoencoder(
-            codec, dataset, keys["out"], keys["steps"], keys["start"], chosen
-        )
-    else:
-        names = "steps members start context overlap sampler sampling_steps seed".split()
-        forecast = Forecast(**{name: keys[name] for name in names})
-        emulator = load_emulator(keys["run"], device)
-        evaluation, files = evaluate(emulator, dataset, keys["out"], forecast, chosen)
-    print(evaluation.text)
-    print(f"{len(files)} files in {keys['out']}")
+    processes, device = join_processes(keys["device"])
+    shared = {
+        "trajectories": chosen,
+        "resources": Resources(keys["batch"], keys["memory"]),
+        "processes": processes,
+    }
+    try:
+        if config["task"] == "autoencoder":
+            if len(starts) > 1:
+                raise ValueError(f"start={keys['start']}: an autoencoder takes one first frame")
+            codec = Codec(load_model(run), make_standardize(config["dataset"]), device)
+            found = evaluate_autoencoder(codec, dataset, out, keys["steps"], starts[0], **shared)
+            parameters = _parameters(codec.autoencoder)
+        else:
+            names = "steps members context overlap sampler sampling_steps seed".split()
+            forecast = Forecast(start=starts, **{name: keys[name] for name in names})
+            emulator = load_emulator(run, device)
+            train = _training_split(data, physics)
+            found = evaluate(emulator, dataset, out, forecast, train=train, **shared)
+            parameters = _parameters(emulator.model)
+        if found is not None:
+            files = [*found.files, *write_provenance(out, run, config, parameters)]
+            print(found.text)
+            print(f"{len(files)} files in {out}")
+    finally:
+        processes.leave()
+
+
+def _training_split(data: Path, physics: Sequence[str]) -> Any:
+    """The training split, for the climatology; None where the shards have none."""
+    from ..data import ShardDataset
+
+    folders = [data / name / "train" for name in physics]
+    return ShardDataset(folders) if all(folder.is_dir() for folder in folders) else None
+
+
+def _parameters(model: Any) -> int:
+    """Numbers in a model that were learned."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _folders(data: Path, physics: Sequence[str], split: str) -> list[Path]:
@@ -117,6 +158,14 @@ def _folders(data: Path, physics: Sequence[str], split: str) -> list[Path]:
     return folders
 
 
+def _parse_starts(text: str) -> list[int]:
+    """`0` or `0,8,16`."""
+    try:
+        return [int(word) for word in text.split(",") if word] or [0]
+    except ValueError:
+        raise ValueError(f"start={text}: expected a number, or numbers between commas") from None
+
+
 def _parse_trajectories(text: str) -> int | list[int] | None:
     """`all` -> None, `8` -> 8, `0,3` or `5,` -> a list."""
     if text == "all":
@@ -128,3 +177,7 @@ def _parse_trajectories(text: str) -> int | list[int] | None:
             f"trajectories={text}: expected all, a number, or numbers between commas"
         ) from None
     return numbers if "," in text else numbers[0]
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -16,6 +16,7 @@ COMMANDS = {
     "encode": "autoencoder over shards -> latent shards",
     "convert": "checkpoint -> plain weights (safetensors + config)",
     "eval": "roll out over a split: tables, figures, animation",
+    "report": "results of any number of runs -> one HTML page",
 }
 
 _USAGE = """usage: lola-ds COMMAND [--flags] key=value ...

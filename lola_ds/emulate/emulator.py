@@ -10,13 +10,18 @@ frames of the model's window. Consecutive states are `stride` frames of the data
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import xxhash
+from torch import Tensor, nn
 
 from ..fields import Standardize
 from ..models import Autoencoder, Denoiser, Surrogate
 from .rollout import Step, make_step, rollout
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = ["Codec", "Emulator"]
 
@@ -82,6 +87,42 @@ class Codec:
             raise ValueError("a model of pixels has no autoencoder to reconstruct with")
         return self.decode(self.encode(x, batch)[None], batch, x.device)[0]
 
+    def identity(self) -> dict[str, str]:
+        """Hashes of all that its numbers depend on."""
+        weights = {} if self.autoencoder is None else {"autoencoder": fingerprint(self.autoencoder)}
+        transform = dict(sorted(self.standardize.transform.items()))
+        return {**weights, "statistics": fingerprint(self.standardize), "transform": str(transform)}
+
+    def decoding_bytes(self, z: Tensor) -> int:
+        """Memory that decoding one state takes, for choosing how many are decoded at a time.
+
+        Measured on a GPU; on a CPU estimated as six of the largest activations.
+
+        Arguments:
+            z: states as `decode` takes them; the first one is decoded.
+        """
+        first = z[:1, :, :1]
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.decode(first, device=self.device)
+            return torch.cuda.max_memory_allocated(self.device) - before
+        largest = 0
+
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal largest
+            if isinstance(output, Tensor):
+                largest = max(largest, output.numel() * output.element_size())
+
+        modules = [self.standardize, *(self.autoencoder or nn.Identity()).modules()]
+        hooks = [module.register_forward_hook(look) for module in modules]
+        try:
+            largest = max(largest, 4 * self.decode(first).numel())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return 6 * largest
+
 
 class Emulator:
     """A trained model with all it needs to read and write physical states.
@@ -95,6 +136,8 @@ class Emulator:
         label_log: positions in the label whose logarithm the model sees.
         device: where everything runs.
         spatial: the number of spatial axes.
+        fields: the fields' names, in channel order, for `to_xarray`.
+        axes: the spatial axes' names, likewise.
     """
 
     def __init__(
@@ -106,6 +149,8 @@ class Emulator:
         label_log: Sequence[int] = (),
         device: torch.device | str = "cpu",
         spatial: int = 2,
+        fields: Sequence[str] = (),
+        axes: Sequence[str] = (),
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
@@ -113,6 +158,9 @@ class Emulator:
         self.length, self.stride = int(trajectory["length"]), int(trajectory["stride"])
         self.label_log = list(label_log)
         self.spatial = spatial
+        channels = len(self.codec.standardize.mean)
+        self.fields = list(fields) or [f"field_{i}" for i in range(channels)]
+        self.axes = list(axes) or [f"axis_{i}" for i in range(spatial)]
 
     @property
     def generative(self) -> bool:
@@ -161,6 +209,40 @@ class Emulator:
         Raises:
             ValueError: a shape that is no state, or counts that do not fit the window.
         """
+        z = self.generate(
+            x0, label, steps, members, seed, context, overlap, sampler, sampling_steps, batch,
+            progress,
+        )  # fmt: skip
+        forecast = self.decode(z, batch, x0.device)
+        return forecast.expand(members, *forecast.shape[1:])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x0: Tensor,
+        label: Tensor | None,
+        steps: int,
+        members: int = 1,
+        seed: int = 0,
+        context: int = 1,
+        overlap: int = 1,
+        sampler: str = "ab",
+        sampling_steps: int = 16,
+        batch: int = 16,
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> Tensor:
+        """The states of a rollout as the model holds them, for decoding a few at a time.
+
+        Arguments:
+            x0, label, …: as for `rollout`.
+
+        Returns:
+            (M, C', T, *S'), latents (or standardised states) on the emulator's device; M is 1 for
+            a surrogate, whose members are all the same.
+
+        Raises:
+            ValueError: a shape that is no state, or counts that do not fit the window.
+        """
         if steps < 1 or members < 1 or batch < 1:
             raise ValueError(f"steps={steps}, members={members}, batch={batch}: must be at least 1")
         z0 = self.codec.encode(self._known(x0, context), batch)
@@ -187,9 +269,58 @@ class Emulator:
                 overlap,
                 members=min(size, distinct - first),
             )
-            pieces.append(self.codec.decode(z[:, :, context:], batch, x0.device))
-        forecast = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        return forecast.expand(members, *forecast.shape[1:])
+            pieces.append(z[:, :, context:])
+        return torch.cat(pieces)
+
+    def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
+        """States of `generate` in physical units: (M, C', T, *S') -> (M, C, T, *S) on `device`."""
+        return self.codec.decode(z, batch, device)
+
+    def to_xarray(
+        self,
+        states: Tensor,
+        step: float | None = None,
+        coordinates: Mapping[str, Sequence[float]] | None = None,
+    ) -> xarray.Dataset:
+        """A forecast with names: one variable per field over (member, lead, *axes).
+
+        Arguments:
+            states: (M, C, T, *S), physical units, as `rollout` returns them.
+            step: time between two states, for a coordinate `time` (lead time) beside `lead`, which
+                counts states from 1.
+            coordinates: axis -> its coordinates.
+
+        Raises:
+            ImportError: xarray is not installed (`pip install "lola_ds[xarray]"`).
+            ValueError: states of another shape.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise ImportError('to_xarray needs `pip install "lola_ds[xarray]"`') from error
+        if states.ndim != 3 + self.spatial or states.shape[1] != len(self.fields):
+            raise ValueError(
+                f"states of shape {tuple(states.shape)} are not (M, C, T, *S) with "
+                f"C={len(self.fields)} fields and {self.spatial} spatial axes"
+            )
+        M, _, T = states.shape[:3]
+        values = states.detach().cpu().numpy()
+        dims = ("member", "lead", *self.axes)
+        named: dict[str, Any] = {"member": range(M), "lead": range(1, T + 1), **(coordinates or {})}
+        if step is not None:
+            named["time"] = ("lead", [step * k for k in range(1, T + 1)])
+        variables = {field: (dims, values[:, c]) for c, field in enumerate(self.fields)}
+        return xarray.Dataset(variables, coords=named)
+
+    def identity(self) -> dict[str, Any]:
+        """All that its forecasts depend on, weights and statistics as hashes; JSON values."""
+        return {
+            "model": fingerprint(self.model),
+            **self.codec.identity(),
+            "window": self.length,
+            "stride": self.stride,
+            "label_log": self.label_log,
+        }
 
     def windows(self, steps: int, context: int = 1, overlap: int = 1) -> int:
         """Number of windows it takes to emulate `steps` states."""
@@ -229,3 +360,13 @@ def _counted(step: Step, progress: Callable[[int], object]) -> Step:
         return y
 
     return counted
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's parameters and buffers, those left out of its state included."""
+    digest = xxhash.xxh3_64()
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,21 +1,24 @@
-"""Evaluations of emulators and autoencoders over a split: tables, figures, animation."""
+"""Evaluations of emulators and autoencoders over a split: tables, figures, animation, report."""
 
+from .processes import Processes, join_processes
 from .run import (
     Evaluation,
     Forecast,
+    Resources,
     evaluate,
     evaluate_autoencoder,
-    score_autoencoder,
-    score_emulator,
     spread_trajectories,
 )
+from .store import read_results
 
 __all__ = [
     "Evaluation",
     "Forecast",
+    "Processes",
+    "Resources",
     "evaluate",
     "evaluate_autoencoder",
-    "score_autoencoder",
-    "score_emulator",
+    "join_processes",
+    "read_results",
     "spread_trajectories",
 ]

@@ -79,6 +79,7 @@ def render_frames(
                 image.set_data(states[index])
             fig.suptitle(title)
             canvas.draw()
+            fig.set_layout_engine("none")  # the first frame's layout holds for all
             frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     stacked = np.stack(frames)
     return stacked[:, : stacked.shape[1] // 2 * 2, : stacked.shape[2] // 2 * 2]

@@ -31,12 +31,13 @@ from .style import (
     lines,
     pretty,
 )
-from .tables import ensemble_scores, lead_times, mean_over_fields
+from .tables import ensemble_scores, evenly, lead_times, mean_over_fields
 
 __all__ = [
     "TimeAxis",
     "plot_error",
     "plot_error_by_field",
+    "plot_ranks",
     "plot_snapshots",
     "plot_spectra",
     "plot_spread_skill",
@@ -153,6 +154,35 @@ def plot_spread_skill(
         right.legend(ncols=2, loc="lower right")
         for ax in (left, right):
             _add_state_axis(ax, table, axis)
+
+
+def plot_ranks(ranks: pd.DataFrame, path: Path, axis: TimeAxis = TimeAxis()) -> None:
+    """Rank histograms: a panel for each of three lead times, a line per field, 1 for flat.
+
+    Arguments:
+        ranks: mean rank histograms of an ensemble (see `tables.mean_ranks`).
+        path: the PNG.
+        axis: names of the time axis.
+    """
+    every = sorted(ranks["lead"].unique())
+    leads = [every[i] for i in evenly(len(every), 3)]
+    members = int(ranks["rank"].max())
+    name = axis.below.split(" (")[0]
+    with figure(path, 2.4 * len(leads) + 0.6, 2.9) as fig:
+        axes = fig.subplots(1, len(leads), sharey=True, squeeze=False)[0]
+        for ax, lead in zip(axes, leads):
+            panel = ranks[ranks["lead"] == lead]
+            ax.axhline(1, color="0.3", lw=1)
+            for index, (field, rows) in enumerate(panel.groupby("field", sort=False)):
+                color = FIELD_COLOURS[index % len(FIELD_COLOURS)]
+                height = rows["frequency"] * (members + 1)
+                ax.step(rows["rank"], height, where="mid", color=color, label=pretty(str(field)))
+            ax.set_title(f"{name} {panel['time'].iloc[0]:.3g}")
+        axes[0].set_ylim(bottom=0)
+        axes[0].set_ylabel("frequency relative to flat")
+        fig.supxlabel(f"members below the truth, of {members}", fontsize=9)
+        handles = axes[0].get_legend_handles_labels()
+        fig.legend(*handles, loc="outside upper center", ncols=min(5, ranks["field"].nunique()))
 
 
 def plot_snapshots(

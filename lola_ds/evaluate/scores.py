@@ -1,21 +1,43 @@
 """Every score of one forecast against one trajectory, field by field and lead time by lead time.
 
 Symbols: `u` the truth (C, T, *S) over T lead times; `v` the forecast (M, C, T, *S), M members.
-Lead times are scored one after the other, so that the float64 copies and spectra of one state, not
-of the trajectory, set the memory needed. A forecast that is not finite has infinite errors and no
-correlation with anything: NaN would drop out of averages and flatter the model that blew up.
+Lead times and members are scored one after the other, so that the float64 copies and spectra of
+one state, not of the trajectory, set the memory needed. A forecast that is not finite has infinite
+errors and no correlation with anything: NaN would drop out of averages and flatter the model that
+blew up.
+
+Scores of single states, averaged over members where there are several:
+
+    rmse, nrmse, vrmse        see `lola_ds.metrics.errors`
+    linf                      largest error of any cell, field's unit
+    pearson                   correlation over space
+    total                     error of the domain's total, relative to the truth's magnitude
+    wasserstein               distance of the distributions of values, field's unit
+    sliced_wasserstein        the same of all fields together, no unit (field `all`)
+    spectrum_{low,mid,high}   relative error of the power spectrum in a band
+    correlation_{…}           correlation with the truth in a band, phase kept
+
+Scores of an ensemble: the above of its mean, and
+
+    spread, skill, spread_skill (corrected), crps (fair), energy (score, fair), coverage (of the
+    range of all members), rank (histogram)
+
+Scores against the autoencoded truth, of which a latent emulator can be the best, end in
+`_autoencoded`: rmse, nrmse, vrmse and the errors of the spectrum.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .. import metrics
+from ..metrics import Grid
 
-__all__ = ["Scores", "score_ensemble", "score_states", "score_truth"]
+__all__ = ["Scores", "join_leads", "score_ensemble", "score_states", "score_truth"]
 
 
 @dataclass(frozen=True)
@@ -24,76 +46,161 @@ class Scores:
 
     Attributes:
         values: metric -> (C, T) float64.
-        power: power spectrum (C, T, K) float64, averaged over members.
+        joint: metric of all fields together -> (T,) float64.
+        binned: metric -> (C, T, bins) float64: `power`, the spectrum averaged over members, by
+            wave number, and an ensemble's `rank` histogram.
     """
 
     values: dict[str, Tensor]
-    power: Tensor
+    joint: dict[str, Tensor] = field(default_factory=dict)
+    binned: dict[str, Tensor] = field(default_factory=dict)
 
 
-def score_states(u: Tensor, v: Tensor) -> Scores:
+def score_states(
+    u: Tensor, v: Tensor, grid: Grid | None = None, autoencoded: Tensor | None = None
+) -> Scores:
     """Scores of single states, averaged over the members: what to expect of ONE member.
 
-    Metrics: rmse, nrmse, vrmse; spectrum_low, _mid, _high (relative error of the power spectrum in
-    a band) and correlation_low, _mid, _high (with the truth, phase kept).
+    Arguments:
+        u: the truth, (C, T, *S).
+        v: the forecast, (M, C, T, *S).
+        grid: the spatial axes, evenly spaced by default.
+        autoencoded: the truth, encoded and decoded, for the scores against it.
     """
-    return _stack([_score_state(u[:, t], v[:, :, t]) for t in range(u.shape[1])])
+    grid = grid or Grid(u.shape[2:])
+    return join_leads(
+        [
+            _score_state(
+                u[:, t], v[:, :, t], grid, None if autoencoded is None else autoencoded[:, t]
+            )
+            for t in range(u.shape[1])
+        ]
+    )
 
 
-def score_ensemble(u: Tensor, v: Tensor) -> Scores:
+def score_ensemble(u: Tensor, v: Tensor, grid: Grid | None = None) -> Scores:
     """Scores of the members together: their mean as one state, and the ensemble's own.
 
-    Metrics: those of `score_states`, spread, skill, spread_skill (corrected), crps (fair).
+    Arguments:
+        u, v, grid: as for `score_states`.
 
     Raises:
         ValueError: with fewer than 2 members.
     """
-    return _stack([_score_ensemble(u[:, t], v[:, :, t]) for t in range(u.shape[1])])
+    grid = grid or Grid(u.shape[2:])
+    return join_leads([_score_ensemble(u[:, t], v[:, :, t], grid) for t in range(u.shape[1])])
 
 
-def score_truth(u: Tensor) -> Scores:
+def score_truth(u: Tensor, grid: Grid | None = None) -> Scores:
     """The truth's spatial standard deviation (metric std), the unit of relative errors."""
-    spatial = u.ndim - 2
-    std = u.double().flatten(2).std(dim=2, correction=0)
-    power = torch.stack(
-        [metrics.power_spectrum(u[:, t], spatial) for t in range(u.shape[1])], dim=1
+    spatial, grid = u.ndim - 2, grid or Grid(u.shape[2:])
+    pieces = []
+    for x in u.unbind(dim=1):
+        mean = metrics.spatial_mean(x, spatial, grid.volumes)[(...,) + (None,) * spatial]
+        deviation = (x.to(torch.float64) - mean).square()
+        std = metrics.spatial_mean(deviation, spatial, grid.volumes).sqrt()
+        power = metrics.power_spectrum(grid.to_uniform(x), spatial)
+        pieces.append(_one_lead({"std": std}, binned={"power": power}))
+    return join_leads(pieces)
+
+
+def join_leads(pieces: Sequence[Scores]) -> Scores:
+    """The scores of consecutive lead times as one."""
+
+    def join(dicts: list[dict[str, Tensor]], axis: int) -> dict[str, Tensor]:
+        return {name: torch.cat([d[name] for d in dicts], dim=axis) for name in dicts[0]}
+
+    return Scores(
+        join([p.values for p in pieces], 1),
+        join([p.joint for p in pieces], 0),
+        join([p.binned for p in pieces], 1),
     )
-    return Scores({"std": std}, power)
 
 
-def _score_state(u: Tensor, v: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """u (C, *S), v (M, C, *S) -> metric -> (C,), power (C, K)."""
-    spatial, shape = u.ndim - 1, u.shape[1:]
-    errors = {"rmse": metrics.rmse, "nrmse": metrics.nrmse, "vrmse": metrics.vrmse}
-    values = {name: _bad(error(u, v, spatial)).mean(dim=0) for name, error in errors.items()}
-    p_u, p_v = metrics.power_spectrum(u, spatial), metrics.power_spectrum(v, spatial)
-    banded = {
-        "spectrum": _bad(metrics.spectrum_error(p_u, p_v, shape)),
-        "correlation": metrics.band_mean(
-            metrics.spectral_correlation(u, v, spatial).nan_to_num(nan=0.0), shape
-        ),
-    }
-    for name, x in banded.items():
-        for band, value in zip(metrics.BANDS, x.mean(dim=0).unbind(dim=-1)):
-            values[f"{name}_{band}"] = value
-    return values, p_v.mean(dim=0)
+def _one_lead(
+    values: dict[str, Tensor],
+    joint: dict[str, Tensor] | None = None,
+    binned: dict[str, Tensor] | None = None,
+) -> Scores:
+    """Scores of one lead time: values (C,), joint (), binned (C, bins); on the CPU."""
+    return Scores(
+        {name: x.cpu()[:, None] for name, x in values.items()},
+        {name: x.cpu()[None] for name, x in (joint or {}).items()},
+        {name: x.cpu()[:, None] for name, x in (binned or {}).items()},
+    )
 
 
-def _score_ensemble(u: Tensor, v: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _score_state(u: Tensor, v: Tensor, grid: Grid, autoencoded: Tensor | None = None) -> Scores:
+    """u (C, *S), v (M, C, *S), autoencoded (C, *S); one member at a time."""
+    total: dict[str, Tensor] = {}
     spatial = u.ndim - 1
-    values, power = _score_state(u, v.mean(dim=0, keepdim=True))
-    values["spread"] = _bad(metrics.spread(v, spatial))
-    values["skill"] = _bad(metrics.skill(u, v, spatial))
-    values["spread_skill"] = metrics.spread_skill_ratio(u, v, spatial)
-    values["crps"] = _bad(metrics.fair_crps(u, v, spatial))
-    return values, power
+    p_u = metrics.power_spectrum(grid.to_uniform(u), spatial)
+    p_r = None
+    if autoencoded is not None:
+        p_r = metrics.power_spectrum(grid.to_uniform(autoencoded), spatial)
+    for x in v:
+        scores = _errors(u, x, grid)
+        p_x = metrics.power_spectrum(grid.to_uniform(x), spatial)
+        scores |= _banded("spectrum", _bad(metrics.spectrum_error(p_u, p_x, grid.shape)))
+        rho = metrics.spectral_correlation(grid.to_uniform(u), grid.to_uniform(x), spatial)
+        scores |= _banded("correlation", metrics.band_mean(rho.nan_to_num(nan=0.0), grid.shape))
+        if autoencoded is not None and p_r is not None:
+            scores |= _autoencoded_errors(autoencoded, x, p_r, p_x, grid)
+        scores["sliced_wasserstein"] = _bad(metrics.sliced_wasserstein(u, x, spatial, grid.volumes))
+        scores["power"] = p_x
+        total = {name: total[name] + s for name, s in scores.items()} if total else scores
+    mean = {name: s / len(v) for name, s in total.items()}
+    joint, binned = {"sliced_wasserstein": mean.pop("sliced_wasserstein")}, mean.pop("power")
+    return _one_lead(mean, joint, {"power": binned})
+
+
+def _errors(u: Tensor, x: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """Scores of one state that need no transform, (C,) each."""
+    where = (u.ndim - 1, grid.volumes)
+    return {
+        "rmse": _bad(metrics.rmse(u, x, *where)),
+        "nrmse": _bad(metrics.nrmse(u, x, *where)),
+        "vrmse": _bad(metrics.vrmse(u, x, *where)),
+        "linf": _bad(metrics.worst_error(u, x, u.ndim - 1)),
+        "pearson": metrics.correlation(u, x, *where).nan_to_num(nan=0.0),
+        "total": _bad(metrics.total_error(u, x, *where)),
+        "wasserstein": _bad(metrics.wasserstein(u, x, *where)),
+    }
+
+
+def _autoencoded_errors(
+    r: Tensor, x: Tensor, p_r: Tensor, p_x: Tensor, grid: Grid
+) -> dict[str, Tensor]:
+    """Scores of one state against the autoencoded truth `r`, (C,) each."""
+    errors = {"rmse": metrics.rmse, "nrmse": metrics.nrmse, "vrmse": metrics.vrmse}
+    values = {name: _bad(f(r, x, x.ndim - 1, grid.volumes)) for name, f in errors.items()}
+    values |= _banded("spectrum", _bad(metrics.spectrum_error(p_r, p_x, grid.shape)))
+    return {f"{name}_autoencoded": value for name, value in values.items()}
+
+
+def _score_ensemble(u: Tensor, v: Tensor, grid: Grid) -> Scores:
+    spatial, volumes = u.ndim - 1, grid.volumes
+    mean = _score_state(u, v.mean(dim=0, keepdim=True), grid)
+    ranks = metrics.rank_histogram(u, v, spatial)
+    own = _one_lead(
+        {
+            "spread": _bad(metrics.spread(v, spatial, volumes)),
+            "skill": _bad(metrics.skill(u, v, spatial, volumes)),
+            "spread_skill": metrics.spread_skill_ratio(u, v, spatial, volumes),
+            "crps": _bad(metrics.fair_crps(u, v, spatial, volumes)),
+            "energy": _bad(metrics.energy_score(u, v, spatial, volumes)),
+            "coverage": metrics.coverage(ranks)[:, 0],
+        },
+        binned={"rank": ranks},
+    )
+    return Scores(mean.values | own.values, mean.joint, mean.binned | own.binned)
+
+
+def _banded(name: str, x: Tensor) -> dict[str, Tensor]:
+    """(C, 3) -> name_low, name_mid, name_high (C,)."""
+    return {f"{name}_{band}": x[:, i] for i, band in enumerate(metrics.BANDS)}
 
 
 def _bad(error: Tensor) -> Tensor:
     """Errors with infinity in the place of NaN."""
     return torch.where(error.isnan(), torch.inf, error)
-
-
-def _stack(states: list[tuple[dict[str, Tensor], Tensor]]) -> Scores:
-    values = {name: torch.stack([s[name] for s, _ in states], dim=1).cpu() for name in states[0][0]}
-    return Scores(values, torch.stack([power for _, power in states], dim=1).cpu())

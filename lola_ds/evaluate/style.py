@@ -48,6 +48,7 @@ class Line:
 METHODS = {
     "truth": Line("truth", "#000000", "-", ""),
     "persistence": Line("persistence", "#e69f00", "--", "^"),
+    "climatology": Line("climatology", "#56b4e9", "-.", "v"),
     "autoencoder": Line("autoencoder's reconstruction", "#cc79a7", ":", "D"),
     "emulator": Line("emulator", "#0072b2", "-", "o"),
     "ensemble": Line("emulator, ensemble mean", "#009e73", "-.", "s"),

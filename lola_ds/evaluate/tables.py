@@ -1,11 +1,14 @@
 """Tables of an evaluation: tidy rows, their averages, a summary, a few lines for the terminal.
 
-`metrics.csv` has one number a row: method, trajectory, start (first known frame), field, lead (in
-states), time (lead time in the data's time unit), metric, value. Methods:
+`metrics.parquet` and `metrics.csv` have one number a row: method, trajectory, start (first known
+frame), field, lead (in states), time (lead time in the data's time unit), metric (see
+`lola_ds.evaluate.scores`), bin (wave number of a `power`, rank of a `rank`; -1 elsewhere), value.
+Methods:
 
     emulator      one member of the forecast (average over the members)
     ensemble      the members' mean, and the scores of the members together
     persistence   the last known state, repeated
+    climatology   the mean of the training split
     autoencoder   the truth, encoded and decoded: what a latent emulator cannot surpass
     truth         the truth's own standard deviation
 """
@@ -26,27 +29,32 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from ..metrics import BANDS, finite_ensemble_factor
+from ..metrics import BANDS, correlation_time, finite_ensemble_factor, nominal_coverage
 from .scores import Scores
 from .style import METHODS, lines, replacing
 
 __all__ = [
     "COLUMNS",
+    "correlation_times",
     "ensemble_scores",
     "format_forecast",
     "format_reconstruction",
     "lead_times",
     "mean_over_fields",
+    "mean_ranks",
     "mean_spectra",
     "score_rows",
-    "spectrum_rows",
     "summarize",
     "write_csv",
     "write_json",
 ]
 
-COLUMNS = ("method", "trajectory", "start", "field", "lead", "time", "metric", "value")
+COLUMNS = ("method", "trajectory", "start", "field", "lead", "time", "metric", "bin", "value")
+
+# The lead time at which the spatial correlation falls below this is a summary's correlation time.
+CORRELATED = 0.8
 
 
 def score_rows(
@@ -57,46 +65,40 @@ def score_rows(
     fields: Sequence[str],
     leads: Sequence[int],
     times: Sequence[float],
+    spectra_at: Sequence[int] = (),
 ) -> pd.DataFrame:
-    """The tidy rows of one forecast: fields × leads × metrics."""
-    shape = (len(scores.values), len(fields), len(leads))
-    metric, field, lead = (index.ravel() for index in np.indices(shape))
-    columns = {
-        "method": method,
-        "trajectory": trajectory,
-        "start": start,
-        "field": np.asarray(fields)[field],
-        "lead": np.asarray(leads)[lead],
-        "time": np.asarray(times)[lead],
-        "metric": np.asarray(list(scores.values))[metric],
-        "value": np.stack([value.numpy() for value in scores.values.values()]).ravel(),
-    }
-    return pd.DataFrame(columns, columns=list(COLUMNS))
+    """The tidy rows of one forecast: metrics × fields × leads (× bins).
 
-
-def spectrum_rows(
-    scores: Scores,
-    method: str,
-    trajectory: int,
-    fields: Sequence[str],
-    leads: Sequence[int],
-    times: Sequence[float],
-    chosen: Sequence[int],
-) -> pd.DataFrame:
-    """The power spectra of one forecast at the `chosen` positions of `leads`."""
-    power = scores.power[:, list(chosen)].numpy()
-    field, lead, wavenumber = (index.ravel() for index in np.indices(power.shape))
-    return pd.DataFrame(
-        {
+    Arguments:
+        scores: of T lead times.
+        method, trajectory, start: what was scored.
+        fields: names of the C fields.
+        leads, times: of the T lead times.
+        spectra_at: positions in `leads` whose power spectra are kept.
+    """
+    every, joint = range(len(leads)), ["all"]
+    blocks = [(name, fields, every, x[..., None]) for name, x in scores.values.items()]
+    blocks += [(name, joint, every, x[None, :, None]) for name, x in scores.joint.items()]
+    for name, x in scores.binned.items():
+        kept = list(spectra_at) if name == "power" else list(every)
+        blocks.append((name, fields, kept, x[:, kept]))
+    parts = []
+    for metric, names, at, values in blocks:
+        field, lead, index = (i.ravel() for i in np.indices(values.shape))
+        chosen = np.asarray(at, np.int64)[lead]
+        columns = {
             "method": method,
             "trajectory": trajectory,
-            "field": np.asarray(fields)[field],
-            "lead": np.asarray(leads)[list(chosen)][lead],
-            "time": np.asarray(times)[list(chosen)][lead],
-            "wavenumber": wavenumber,
-            "power": power.ravel(),
+            "start": start,
+            "field": np.asarray(names)[field],
+            "lead": np.asarray(leads)[chosen],
+            "time": np.asarray(times)[chosen],
+            "metric": metric,
+            "bin": index if metric in scores.binned else -1,
+            "value": values.numpy().ravel(),
         }
-    )
+        parts.append(pd.DataFrame(columns, columns=list(COLUMNS)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def mean_over_fields(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -106,10 +108,37 @@ def mean_over_fields(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
 
 
-def mean_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
-    """Spectra averaged over trajectories, in the order of methods, fields, leads."""
-    keys = ["method", "field", "lead", "wavenumber"]
-    return spectra.groupby(keys, sort=False, as_index=False)[["time", "power"]].mean()
+def mean_spectra(table: pd.DataFrame) -> pd.DataFrame:
+    """Power spectra averaged over trajectories: method, field, lead, wavenumber, time, power."""
+    return _binned(table, "power").rename(columns={"bin": "wavenumber", "value": "power"})
+
+
+def mean_ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Rank histograms averaged over trajectories: method, field, lead, rank, time, frequency."""
+    return _binned(table, "rank").rename(columns={"bin": "rank", "value": "frequency"})
+
+
+def _binned(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    keys = ["method", "field", "lead", "bin"]
+    rows = table[table["metric"] == metric]
+    return rows.groupby(keys, sort=False, as_index=False)[["time", "value"]].mean()
+
+
+def correlation_times(table: pd.DataFrame, threshold: float = CORRELATED) -> dict[str, float]:
+    """Method -> how long its forecasts stay correlated with the truth, mean over all of them.
+
+    In the data's time unit; a forecast that never falls below the threshold counts with its last
+    lead time, so the mean is a lower bound.
+    """
+    rows = table[table["metric"] == "pearson"]
+    found = {}
+    for method, group in rows.groupby("method", sort=False):
+        keys = ["trajectory", "start", "field"]
+        series = group.pivot_table(index=keys, columns="lead", values="value")
+        times = torch.tensor(lead_times(group)[series.columns].to_numpy())
+        rho = torch.tensor(series.to_numpy())
+        found[str(method)] = float(correlation_time(rho, times, threshold).mean())
+    return found
 
 
 def lead_times(table: pd.DataFrame) -> pd.Series:
@@ -175,7 +204,11 @@ def summarize(table: pd.DataFrame, members: int) -> dict[str, Any]:
         "spectrum_error": {method: _bands(table, method, "spectrum") for method in methods},
         "correlation": {method: _bands(table, method, "correlation") for method in methods},
     }
+    for name in ("linf", "total", "wasserstein", "sliced_wasserstein"):
+        means = table[table["metric"] == name].groupby("method", sort=False)["value"].mean()
+        summary[name] = {str(method): float(x) for method, x in means.items()}
     if "persistence" in methods:
+        summary["correlation_time"] = correlation_times(table)
         summary["ratio_to_persistence"] = {}
         for method in methods:
             ratio = by_lead[method] / by_lead["persistence"]
@@ -195,10 +228,14 @@ def _summarize_ensemble(
     scores = ensemble_scores(table, members)
     names = ["relative_spread", "relative_skill", "spread_skill"]
     means = scores.groupby("lead")[names].mean()
-    crps = table[table["metric"] == "crps"].groupby("lead")["value"].mean()
+    means_of = {
+        name: table[table["metric"] == name].groupby("lead")["value"].mean().tolist()
+        for name in ("crps", "energy", "coverage")
+    }
     return {
         **{name: means[name].tolist() for name in names},
-        "crps": crps.tolist(),
+        **means_of,
+        "nominal_coverage": nominal_coverage(members)[0],
         "mean_over_member": float((by_lead["ensemble"] / by_lead["emulator"]).mean()),
     }
 

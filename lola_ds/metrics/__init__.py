@@ -1,17 +1,24 @@
-"""Metrics of forecasts, field by field: pointwise errors, ensemble scores, spectra.
+"""Metrics of forecasts, field by field: pointwise errors, ensemble scores, spectra, distributions.
 
 All take torch tensors with the spatial axes last and say how many there are; see each module's
-docstring for symbols, units and sources.
+docstring for symbols, units and sources. `Grid` has the volumes of cells that differ in size.
 """
 
+from .distributions import sliced_wasserstein, wasserstein
 from .ensemble import (
+    coverage,
+    energy_score,
     fair_crps,
     finite_ensemble_factor,
+    nominal_coverage,
+    rank_histogram,
     skill,
     spread,
     spread_skill_ratio,
 )
-from .errors import nrmse, rmse, spatial_mean, vrmse
+from .errors import correlation, nrmse, rmse, spatial_mean, total_error, vrmse, worst_error
+from .grid import Grid
+from .horizon import correlation_time
 from .spectra import (
     BANDS,
     band_edges,
@@ -23,18 +30,29 @@ from .spectra import (
 
 __all__ = [
     "BANDS",
+    "Grid",
     "band_edges",
     "band_mean",
+    "correlation",
+    "correlation_time",
+    "coverage",
+    "energy_score",
     "fair_crps",
     "finite_ensemble_factor",
+    "nominal_coverage",
     "nrmse",
     "power_spectrum",
+    "rank_histogram",
     "rmse",
     "skill",
+    "sliced_wasserstein",
     "spatial_mean",
     "spectral_correlation",
     "spectrum_error",
     "spread",
     "spread_skill_ratio",
+    "total_error",
     "vrmse",
+    "wasserstein",
+    "worst_error",
 ]

@@ -8,7 +8,8 @@ Shell k = 0, 1, 2… holds the n with k - 1/2 ≤ κ < k + 1/2.
     p_u(k) = Σ_{n in shell k} |û(n)|²          power, in the field's unit squared
 
 Σ_k p_u(k) = ⟨u²⟩ (Parseval), the shells beyond the Nyquist wave number N/2 (the corners of the
-grid) included; bands end at N/2. Fields are transformed as they are: on axes that are not
+grid) included; bands end at N/2. Axes whose cells differ in size must be interpolated first
+(`Grid.to_uniform`). Fields are transformed as they are: on axes that are not
 periodic, the jump across the boundary adds power ∝ k⁻² to truth and forecast alike.
 
 References:

@@ -24,15 +24,15 @@ from lola_ds.data import ShardDataset
 from lola_ds.evaluate import (
     Evaluation,
     Forecast,
+    Resources,
     evaluate,
     evaluate_autoencoder,
-    score_autoencoder,
-    score_emulator,
+    read_results,
     spread_trajectories,
 )
 from lola_ds.evaluate.run import frame_times, trajectory_seed
-from lola_ds.evaluate.tables import COLUMNS
-from lola_ds.metrics import vrmse
+from lola_ds.evaluate.tables import COLUMNS, correlation_times
+from lola_ds.metrics import rank_histogram, vrmse
 
 FIELDS = ["density", "momentum_x", "momentum_y"]
 
@@ -40,6 +40,7 @@ FIELDS = ["density", "momentum_x", "momentum_y"]
 def values(table: pd.DataFrame, method: str, metric: str) -> np.ndarray:
     """(trajectory, field, lead) array of one method's metric."""
     rows = table[(table["method"] == method) & (table["metric"] == metric)]
+    assert (rows["bin"] == -1).all()
     shape = [rows[name].nunique() for name in ("trajectory", "field", "lead")]
     return rows["value"].to_numpy().reshape(shape)
 
@@ -58,17 +59,23 @@ def dataset(split: Path) -> ShardDataset:
 
 
 @pytest.fixture(scope="module")
-def ensemble(
-    split: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Evaluation, list[Path], Path]:
+def ensemble(split: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
     """Four members that are the truth plus noise 0.3, evaluated from frame 1."""
     out = tmp_path_factory.mktemp("results") / "a" / "b"
-    forecast = Forecast(steps=4, members=4, start=1)
-    found = evaluate(WaveEmulator(0.3), ShardDataset(split), out, forecast, progress=False)
-    return *found, out
+    forecast, dataset = Forecast(steps=4, members=4, start=1), ShardDataset(split)
+    found = evaluate(WaveEmulator(0.3), dataset, out, forecast, train=dataset, progress=False)
+    assert found is not None
+    return found, out
 
 
-def test_an_ensemble_of_known_noise(ensemble: tuple[Evaluation, list[Path], Path]) -> None:
+def quick(dataset: ShardDataset, out: Path, *args: object, **options: object) -> pd.DataFrame:
+    """The table of an evaluation."""
+    found = evaluate(args[0], dataset, out, *args[1:], progress=False, **options)
+    assert found is not None
+    return found.table
+
+
+def test_an_ensemble_of_known_noise(ensemble: tuple[Evaluation, Path]) -> None:
     """Members are the truth plus noise s: VRMSE s, of the mean s/√M, spread s."""
     table = ensemble[0].table
     assert values(table, "emulator", "vrmse") == pytest.approx(0.3, rel=0.25)
@@ -79,7 +86,7 @@ def test_an_ensemble_of_known_noise(ensemble: tuple[Evaluation, list[Path], Path
 
 
 def test_baselines_are_the_last_known_state_and_the_reconstruction(
-    ensemble: tuple[Evaluation, list[Path], Path],
+    ensemble: tuple[Evaluation, Path],
 ) -> None:
     table = ensemble[0].table
     lead_3 = table[(table["lead"] == 3) & (table["method"] == "persistence")]
@@ -94,9 +101,9 @@ def test_baselines_are_the_last_known_state_and_the_reconstruction(
 
 
 def test_the_summary_follows_from_the_table(
-    ensemble: tuple[Evaluation, list[Path], Path],
+    ensemble: tuple[Evaluation, Path],
 ) -> None:
-    result, _, out = ensemble
+    result, out = ensemble
     summary = json.loads((out / "summary.json").read_text())
     assert summary == result.summary
     errors = {m: values(result.table, m, "vrmse") for m in ("emulator", "ensemble", "persistence")}
@@ -120,18 +127,20 @@ def test_the_summary_follows_from_the_table(
     assert "3 trajectories" in result.text
 
 
-def test_files_are_what_they_claim(ensemble: tuple[Evaluation, list[Path], Path]) -> None:
-    result, files, out = ensemble
+def test_files_are_what_they_claim(ensemble: tuple[Evaluation, Path]) -> None:
+    result, out = ensemble
     names = {path.name for path in out.iterdir()}
-    assert names == {path.name for path in files}  # and no temporary file is left
-    expected = {"metrics.csv", "spectra.csv", "summary.json", "animation.gif"}
+    assert names == {path.name for path in result.files}  # and no temporary file is left
+    expected = {"metrics.csv", "spectra.csv", "summary.json", "animation.gif", "metrics.parquet"}
     expected |= {f"{n}.png" for n in ("vrmse", "vrmse_by_field", "spectra", "spread_skill")}
+    expected |= {"ranks.png", "climatology.npz"}
     expected |= {f"snapshots_{field}.png" for field in FIELDS}
     assert expected <= names
     table = pd.read_csv(out / "metrics.csv")
     assert tuple(table.columns) == COLUMNS
     pd.testing.assert_frame_equal(table, result.table)
-    assert set(table["field"]) == set(FIELDS)
+    pd.testing.assert_frame_equal(read_results(out), result.table)
+    assert set(table["field"]) == {*FIELDS, "all"}
     assert set(table["trajectory"]) == set(range(TRAJECTORIES))
     for path in out.glob("*.png"):
         with Image.open(path) as image:
@@ -142,8 +151,9 @@ def test_files_are_what_they_claim(ensemble: tuple[Evaluation, list[Path], Path]
         assert image.info["loop"] == 0
 
 
-def test_the_spectra_are_the_mean_over_trajectories(dataset: ShardDataset) -> None:
-    result = score_emulator(WaveEmulator(), dataset, Forecast(2, 1), progress=False)
+def test_the_spectra_are_the_mean_over_trajectories(dataset: ShardDataset, tmp_path: Path) -> None:
+    result = evaluate(WaveEmulator(), dataset, tmp_path, Forecast(2, 1), progress=False)
+    assert result is not None
     spectra = result.spectra[result.spectra["lead"] == 1]
     truth = spectra[spectra["method"] == "truth"]
     total = truth.groupby("field")["power"].sum()
@@ -153,14 +163,69 @@ def test_the_spectra_are_the_mean_over_trajectories(dataset: ShardDataset) -> No
     assert emulated["power"].to_numpy() == pytest.approx(truth["power"].to_numpy(), rel=1e-6)
 
 
+def test_the_climatology_is_the_mean_of_the_training_split(
+    ensemble: tuple[Evaluation, Path],
+) -> None:
+    table = ensemble[0].table
+    states = np.concatenate([travelling_waves(i) for i in range(TRAJECTORIES)]).astype(np.float64)
+    mean = torch.from_numpy(states.mean(axis=0)).float()
+    x = torch.from_numpy(travelling_waves(1)).transpose(0, 1)
+    expected = vrmse(x[:, 1 + 2 * 2], mean, 2).numpy()
+    assert values(table, "climatology", "vrmse")[1, :, 1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_scores_against_the_autoencoded_truth(ensemble: tuple[Evaluation, Path]) -> None:
+    """The codec keeps nine tenths: the truth is then a tenth off, relative to nine."""
+    table = ensemble[0].table
+    against = values(table, "emulator", "vrmse_autoencoded")
+    assert (against > values(table, "emulator", "vrmse")).all()
+    assert not (table[table["method"] != "emulator"]["metric"] == "vrmse_autoencoded").any()
+
+
+def test_ensembles_have_ranks_and_coverage(ensemble: tuple[Evaluation, Path]) -> None:
+    """The truth is the centre of its members, so it is in the middle more often than not."""
+    result, _ = ensemble
+    rows = result.table[result.table["metric"] == "rank"]
+    assert set(rows["bin"]) == set(range(5))
+    totals = rows.groupby(["trajectory", "field", "lead"])["value"].sum()
+    assert totals.to_numpy() == pytest.approx(1)
+    coverage = values(result.table, "ensemble", "coverage")
+    middle = rows[rows["bin"].between(1, 3)].groupby(["trajectory", "field", "lead"], sort=False)
+    assert coverage.ravel() == pytest.approx(middle["value"].sum().to_numpy())
+    assert result.summary["ensemble"]["nominal_coverage"] == pytest.approx(3 / 5)
+    noise = torch.randn(5, 1, 200, 200, generator=torch.Generator().manual_seed(0))
+    expected = rank_histogram(torch.zeros(1, 200, 200), noise[1:], 2)[0]
+    frequency = rows.groupby("bin")["value"].mean().to_numpy()
+    assert frequency == pytest.approx(expected.numpy(), abs=0.03)
+
+
+def test_correlation_times_follow_from_the_table(ensemble: tuple[Evaluation, Path]) -> None:
+    result, _ = ensemble
+    times = correlation_times(result.table, threshold=0.8)
+    assert times["emulator"] == pytest.approx(4 * 2 * 0.015)  # ρ = 1/√1.09 throughout
+    assert times["persistence"] == pytest.approx(0.2 * 2 * 0.015, rel=0.3)  # noise, moved
+    assert result.summary["correlation_time"] == pytest.approx(times)
+
+
+def test_timing_counts_generation_and_decoding_apart(
+    ensemble: tuple[Evaluation, Path],
+) -> None:
+    timing = ensemble[0].summary["timing"]
+    assert timing["states"] == TRAJECTORIES * 4 * 4
+    assert timing["generation_seconds_per_state"] > 0
+    assert timing["decoding_seconds_per_state"] > 0
+    assert timing["device"] == "CPU"
+
+
 def test_a_surrogate_of_pixels_that_blows_up(dataset: ShardDataset, tmp_path: Path) -> None:
     """One member, no autoencoder; one trajectory of NaN makes the average infinite, not smaller."""
     emulator = WaveEmulator(generative=False, pixels=True)
-    rollout = emulator.rollout
-    emulator.rollout = lambda x0, label, *a, **k: (
-        rollout(x0, label, *a, **k) * (torch.nan if label[0] < 1.5 else 1.0)
+    generate = emulator.generate
+    emulator.generate = lambda x0, label, *a, **k: (
+        generate(x0, label, *a, **k) * (torch.nan if label[0] < 1.5 else 1.0)
     )
-    result, _ = evaluate(emulator, dataset, tmp_path, Forecast(steps=2), progress=False)
+    result = evaluate(emulator, dataset, tmp_path, Forecast(steps=2), progress=False)
+    assert result is not None
     assert set(result.table["method"]) == {"truth", "persistence", "emulator"}
     assert (result.summary["task"], result.summary["members"]) == ("surrogate", 1)
     assert "ensemble" not in result.summary
@@ -173,25 +238,49 @@ def test_a_surrogate_of_pixels_that_blows_up(dataset: ShardDataset, tmp_path: Pa
     assert summary["vrmse"]["persistence"]["mean"] > 0
 
 
-def test_each_trajectory_has_its_noise_whichever_are_evaluated(dataset: ShardDataset) -> None:
+def test_each_forecast_has_its_noise_whichever_are_evaluated(
+    dataset: ShardDataset, tmp_path: Path
+) -> None:
     forecast = Forecast(steps=2, members=2, seed=5)
     emulator = WaveEmulator(0.3)
-    everything = score_emulator(emulator, dataset, forecast, progress=False).table
-    alone = score_emulator(emulator, dataset, forecast, [2], progress=False).table
+    everything = quick(dataset, tmp_path / "a", emulator, forecast)
+    alone = quick(dataset, tmp_path / "b", emulator, forecast, [2])
     expected = everything[everything["trajectory"] == 2].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, expected)
-    other = score_emulator(emulator, dataset, Forecast(2, 2, seed=6), [2], progress=False)
-    assert not np.allclose(other.table["value"], alone["value"])
-    assert len({trajectory_seed(s, i) for s in range(20) for i in range(20)}) == 400
+    other = quick(dataset, tmp_path / "c", emulator, Forecast(2, 2, seed=6), [2])
+    assert not np.allclose(other["value"], alone["value"])
+    seeds = {trajectory_seed(s, i, t) for s in range(8) for i in range(8) for t in range(8)}
+    assert len(seeds) == 512
 
 
-def test_a_context_of_several_states_counts_leads_from_the_last(dataset: ShardDataset) -> None:
+def test_the_numbers_do_not_depend_on_the_memory(dataset: ShardDataset, tmp_path: Path) -> None:
+    forecast = Forecast(steps=5, members=3)
+    together = quick(dataset, tmp_path / "a", WaveEmulator(0.3), forecast)
+    small = Resources(batch=2, memory=0.00054)
+    assert small.plan(4 * 3 * 16 * 16, 3, 1)[0] == 2
+    apart = quick(dataset, tmp_path / "b", WaveEmulator(0.3), forecast, resources=small)
+    pd.testing.assert_frame_equal(apart, together)
+    with pytest.raises(ValueError, match="give memory="):
+        quick(dataset, tmp_path / "c", WaveEmulator(), forecast, resources=Resources(memory=1e-4))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_context_of_several_states_counts_leads_from_the_last(
+    dataset: ShardDataset, tmp_path: Path
+) -> None:
     forecast = Forecast(steps=2, members=1, start=1, context=3)
-    table = score_emulator(WaveEmulator(), dataset, forecast, progress=False).table
+    table = quick(dataset, tmp_path, WaveEmulator(), forecast)
     assert values(table, "emulator", "vrmse").max() == 0
     x = torch.from_numpy(travelling_waves(0)).transpose(0, 1)
     expected = vrmse(x[:, 1 + 4 * 2], x[:, 1 + 2 * 2], 2)
     assert values(table, "persistence", "vrmse")[0, :, 1] == pytest.approx(expected.numpy())
+
+
+def test_several_starts_are_several_forecasts(dataset: ShardDataset, tmp_path: Path) -> None:
+    table = quick(dataset, tmp_path, WaveEmulator(0.3), Forecast(2, 2, start=(0, 3)), [1])
+    assert table.groupby("start", sort=False).size().index.tolist() == [0, 3]
+    alone = quick(dataset, tmp_path / "b", WaveEmulator(0.3), Forecast(2, 2, start=3), [1])
+    pd.testing.assert_frame_equal(table[table["start"] == 3].reset_index(drop=True), alone)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +294,7 @@ def test_a_context_of_several_states_counts_leads_from_the_last(dataset: ShardDa
         (Forecast(members=0), "members=0"),
         (Forecast(start=-1), "start=-1"),
         (Forecast(sampling_steps=0), "sampling_steps=0"),
+        (Forecast(sampler="rk4"), "sampler='rk4' is unknown"),
         (Forecast(context=4), "context=4 must be between 1 and 3"),
         (Forecast(overlap=0), "overlap=0 must be between 1 and 3"),
     ],
@@ -217,29 +307,30 @@ def test_impossible_forecasts_are_refused_before_anything_is_written(
     assert not (tmp_path / "r").exists()
 
 
-def test_the_longest_forecast_offered_is_possible(dataset: ShardDataset) -> None:
-    result = score_emulator(WaveEmulator(), dataset, Forecast(6, 1), [0], progress=False)
-    assert result.table["lead"].max() == 6
+def test_the_longest_forecast_offered_is_possible(dataset: ShardDataset, tmp_path: Path) -> None:
+    table = quick(dataset, tmp_path, WaveEmulator(), Forecast(6, 1), [0])
+    assert table["lead"].max() == 6
 
 
-def test_trajectories_are_chosen(dataset: ShardDataset) -> None:
+def test_trajectories_are_chosen(dataset: ShardDataset, tmp_path: Path) -> None:
     assert spread_trajectories(dataset, 2) == [0, 2]
     assert spread_trajectories(dataset, 3) == [0, 1, 2]
     with pytest.raises(ValueError, match="trajectories=4"):
         spread_trajectories(dataset, 4)
     with pytest.raises(ValueError, match=r"trajectories=\[3\]"):
-        score_emulator(WaveEmulator(), dataset, Forecast(), [1, 3], progress=False)
+        quick(dataset, tmp_path, WaveEmulator(), Forecast(), [1, 3])
 
 
-def test_data_of_other_fields_is_refused(dataset: ShardDataset) -> None:
+def test_data_of_other_fields_is_refused(dataset: ShardDataset, tmp_path: Path) -> None:
     emulator = WaveEmulator()
     emulator.codec.standardize.mean = torch.zeros(5)
     with pytest.raises(ValueError, match="3 channels, the model was made for 5"):
-        score_emulator(emulator, dataset, Forecast(), progress=False)
+        quick(dataset, tmp_path, emulator)
 
 
 def test_an_autoencoder_alone(dataset: ShardDataset, tmp_path: Path) -> None:
-    result, files = evaluate_autoencoder(WaveCodec(), dataset, tmp_path, 4, progress=False)
+    result = evaluate_autoencoder(WaveCodec(), dataset, tmp_path, 4, progress=False)
+    assert result is not None
     frames = [0, 4, 8, 12]
     assert sorted(result.table["lead"].unique()) == frames
     assert result.summary["times"] == pytest.approx([0.015 * k for k in frames])
@@ -247,15 +338,15 @@ def test_an_autoencoder_alone(dataset: ShardDataset, tmp_path: Path) -> None:
     assert values(result.table, "autoencoder", "spectrum_mid") == pytest.approx(0.19, rel=1e-4)
     assert values(result.table, "autoencoder", "correlation_low") == pytest.approx(1, rel=1e-6)
     assert result.summary["vrmse"]["autoencoder"]["mean"] == pytest.approx(0.1, rel=0.1)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in result.files}
     assert "mean over fields" in result.text
 
 
-def test_frames_that_do_not_exist_are_refused(dataset: ShardDataset) -> None:
+def test_frames_that_do_not_exist_are_refused(dataset: ShardDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose steps between 1 and 13"):
-        score_autoencoder(WaveCodec(), dataset, steps=FRAMES + 1, progress=False)
+        evaluate_autoencoder(WaveCodec(), dataset, tmp_path, FRAMES + 1, progress=False)
     with pytest.raises(ValueError, match="start between 0 and 5"):
-        score_autoencoder(WaveCodec(), dataset, steps=8, start=6, progress=False)
+        evaluate_autoencoder(WaveCodec(), dataset, tmp_path, 8, 6, progress=False)
 
 
 def test_times_come_from_the_grid(dataset: ShardDataset) -> None:

@@ -37,8 +37,9 @@ def test_states_are_scored_one_member_at_a_time(case: tuple[torch.Tensor, torch.
     expected = torch.stack([metrics.vrmse(u, v[m], 3) for m in range(4)]).mean(dim=0)
     torch.testing.assert_close(scores.values["vrmse"], expected)
     assert all(value.shape == (2, 3) for value in scores.values.values())
+    assert scores.joint["sliced_wasserstein"].shape == (3,)
     power = torch.stack([metrics.power_spectrum(v[m], 3) for m in range(4)])
-    torch.testing.assert_close(scores.power, power.mean(dim=0))
+    torch.testing.assert_close(scores.binned["power"], power.mean(dim=0))
     truth = metrics.power_spectrum(u, 3)
     error = torch.stack([metrics.spectrum_error(truth, p, (8, 6, 6)) for p in power])
     torch.testing.assert_close(scores.values["spectrum_mid"], error.mean(dim=0)[..., 1])
@@ -51,6 +52,7 @@ def test_the_ensemble_is_scored_by_its_mean(case: tuple[torch.Tensor, torch.Tens
     torch.testing.assert_close(scores["skill"], scores["rmse"])
     torch.testing.assert_close(scores["spread"], metrics.spread(v, 3))
     torch.testing.assert_close(scores["crps"], metrics.fair_crps(u, v, 3))
+    torch.testing.assert_close(scores["energy"], metrics.energy_score(u, v, 3))
     torch.testing.assert_close(scores["spread_skill"], metrics.spread_skill_ratio(u, v, 3))
 
 
@@ -74,14 +76,27 @@ def test_a_forecast_that_is_not_finite_is_infinitely_wrong(
     assert score_ensemble(u, v).values["crps"][0, 2] == torch.inf
 
 
+def test_cells_of_different_sizes_count_by_their_volume() -> None:
+    """Everything beyond y = 1/2 is wrong by 1: half of the volume, more than half of the cells."""
+    y = (1 - np.cos(np.pi * (np.arange(32) + 0.5) / 64)) / 2  # denser towards 0
+    y = np.where(y > 0, y, 0)
+    grid = metrics.Grid((8, 32), [None, y])
+    u = torch.zeros(1, 1, 8, 32)
+    v = (torch.from_numpy(y) > y.max() / 2).float().expand(1, 1, 1, 8, 32)
+    found = score_states(u, v, grid).values["rmse"].item() ** 2
+    assert found == pytest.approx(0.5, abs=0.05)
+    assert score_states(u, v).values["rmse"].item() ** 2 < 0.4
+    assert score_truth(v[0], grid).values["std"].item() == pytest.approx(0.5, abs=0.01)
+
+
 def make_table(spread: list[float], skill: list[float]) -> pd.DataFrame:
     """Spread and skill of one field and lead on several trajectories; the truth's std is 2."""
     parts = []
     for i, (a, b) in enumerate(zip(spread, skill)):
         where = {"trajectory": i, "start": 0, "fields": ["p"], "leads": [1], "times": [0.1]}
         scores = {"spread": torch.tensor([[a]]), "skill": torch.tensor([[b]])}
-        parts.append(score_rows(Scores(scores, torch.empty(0)), method="ensemble", **where))
-        std = Scores({"std": torch.tensor([[2.0]])}, torch.empty(0))
+        parts.append(score_rows(Scores(scores), method="ensemble", **where))
+        std = Scores({"std": torch.tensor([[2.0]])})
         parts.append(score_rows(std, method="truth", **where))
     return pd.concat(parts, ignore_index=True)
 
@@ -99,9 +114,7 @@ def test_rows_keep_fields_leads_and_metrics_apart() -> None:
         "rmse": torch.arange(6.0).reshape(2, 3),
         "vrmse": 10 + torch.arange(6.0).reshape(2, 3),
     }
-    rows = score_rows(
-        Scores(values, torch.empty(0)), "emulator", 4, 2, ["a", "b"], [1, 2, 3], [0.5, 1.0, 1.5]
-    )
+    rows = score_rows(Scores(values), "emulator", 4, 2, ["a", "b"], [1, 2, 3], [0.5, 1.0, 1.5])
     assert tuple(rows.columns) == COLUMNS
     found = rows[(rows["metric"] == "vrmse") & (rows["field"] == "b") & (rows["lead"] == 2)]
     assert found[["value", "time", "trajectory", "start"]].to_numpy().tolist() == [[14, 1.0, 4, 2]]
@@ -111,7 +124,7 @@ def test_rows_keep_fields_leads_and_metrics_apart() -> None:
 def test_clocks_that_differ_by_round_off_are_one_lead() -> None:
     tables = []
     for i, step in enumerate((0.1, 0.1 + 1e-12)):
-        scores = Scores({"vrmse": torch.ones(1, 2)}, torch.empty(0))
+        scores = Scores({"vrmse": torch.ones(1, 2)})
         tables.append(score_rows(scores, "emulator", i, 0, ["a"], [1, 2], [step, 2 * step]))
     times = lead_times(pd.concat(tables))
     assert times.index.tolist() == [1, 2]

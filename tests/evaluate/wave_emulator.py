@@ -40,41 +40,64 @@ def write_split(folder: Path) -> None:
 
 
 class WaveEmulator:
-    """Knows the dynamics (one cell a frame) and adds noise of a chosen size to each member."""
+    """Knows the dynamics (one cell a frame) and adds noise of a chosen size to each member.
+
+    Its "latents" are the physical states.
+    """
 
     length, stride = 4, 2
+    device = torch.device("cpu")
 
     def __init__(self, noise: float = 0.0, generative: bool = True, pixels: bool = False) -> None:
         self.noise, self.generative = noise, generative
         self.codec = WaveCodec(pixels)
+        self.generated: list[int] = []  # seed of every forecast made
 
     def windows(self, steps: int, context: int, overlap: int) -> int:
         return 1 + -(-max(0, steps - (self.length - context)) // (self.length - overlap))
 
-    def rollout(
+    def generate(
         self, x0: Tensor, label: Tensor, steps: int, members: int, seed: int, **options: object
     ) -> Tensor:
+        self.generated.append(seed)
         last = x0[:, -1]
         truth = torch.stack([last.roll(2 * (k + 1), dims=1) for k in range(steps)], dim=1)
         pieces = []
         for m in range(members):
             generator = torch.Generator().manual_seed((seed + m) % 2**62)
             pieces.append(truth + self.noise * torch.randn(truth.shape, generator=generator))
-        windows = self.windows(steps, options["context"], options["overlap"])
-        for _ in range(windows):
-            options["progress"](members)
+        if "progress" in options:
+            for _ in range(self.windows(steps, options["context"], options["overlap"])):
+                options["progress"](members)
         return torch.stack(pieces)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        return self.codec.reconstruct(x)
+    def decode(self, z: Tensor, batch: int, device: torch.device) -> Tensor:
+        return z
+
+    def reconstruct(self, x: Tensor, batch: int) -> Tensor:
+        return self.codec.reconstruct(x, batch)
+
+    def identity(self) -> dict[str, object]:
+        return {"model": f"waves with noise {self.noise}", **self.codec.identity()}
 
 
 class WaveCodec:
     """An autoencoder that loses a tenth of every field."""
 
+    device = torch.device("cpu")
+
     def __init__(self, pixels: bool = False) -> None:
         self.autoencoder = None if pixels else torch.nn.Identity()
         self.standardize = type("Statistics", (), {"mean": torch.zeros(3)})()
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def reconstruct(self, x: Tensor, batch: int) -> Tensor:
         return 0.9 * x
+
+    def decoding_bytes(self, z: Tensor) -> int:
+        return 1
+
+    def identity(self) -> dict[str, object]:
+        return {"autoencoder": "a tenth lost"}

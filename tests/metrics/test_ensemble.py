@@ -7,13 +7,18 @@ import math
 
 import numpy as np
 import pytest
+import scoringrules
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lola_ds.metrics import (
+    coverage,
+    energy_score,
     fair_crps,
     finite_ensemble_factor,
+    nominal_coverage,
+    rank_histogram,
     rmse,
     skill,
     spread,
@@ -99,3 +104,70 @@ def test_a_single_member_is_refused() -> None:
 def test_the_correction_tends_to_one() -> None:
     assert finite_ensemble_factor(1) == pytest.approx(math.sqrt(2))
     assert finite_ensemble_factor(10**6) == pytest.approx(1, abs=1e-6)
+
+
+@given(members=st.integers(2, 7), seed=st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_scores_match_scoringrules(members: int, seed: int) -> None:
+    """Its energy score is fair too on request, on Euclid's norm: ours divides by √cells."""
+    rng = np.random.default_rng(seed)
+    u, v = rng.normal(size=(3, 4, 5)), rng.normal(size=(members, 3, 4, 5))
+    tu, tv = torch.tensor(u), torch.tensor(v)
+    crps = scoringrules.crps_ensemble(u, v, m_axis=0, estimator="fair").mean(axis=(1, 2))
+    assert fair_crps(tu, tv, 2).numpy() == pytest.approx(crps, rel=1e-9)
+    flat = v.reshape(members, 3, 20)
+    es = scoringrules.es_ensemble(u.reshape(3, 20), flat, m_axis=0, v_axis=-1, estimator="fair")
+    assert energy_score(tu, tv, 2).numpy() == pytest.approx(es / math.sqrt(20), rel=1e-9)
+
+
+def test_the_energy_score_sees_structure_that_the_crps_does_not() -> None:
+    """Fields constant in space, against members with the same values shuffled over cells."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randn(17, 200, 1, 1, generator=generator)
+    fields = levels.expand(17, 200, 8, 8)
+    noise = torch.randn(16, 200, 8, 8, generator=generator)
+    u, v = fields[0], fields[1:]
+    assert float(fair_crps(u, noise, 2).mean()) == pytest.approx(
+        float(fair_crps(u, v, 2).mean()), rel=0.1
+    )
+    assert float(energy_score(u, v, 2).mean()) < 0.9 * float(energy_score(u, noise, 2).mean())
+
+
+@given(members=st.integers(1, 6), seed=st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_ranks_match_a_count_cell_by_cell(members: int, seed: int) -> None:
+    """Small integers, so that ties are many."""
+    rng = np.random.default_rng(seed)
+    u, v = rng.integers(0, 3, (5, 4)), rng.integers(0, 3, (members, 5, 4))
+    expected = np.zeros(members + 1)
+    for cell in np.ndindex(5, 4):
+        x = v[(slice(None), *cell)]
+        below, equal = (x < u[cell]).sum(), (x == u[cell]).sum()
+        expected[below : below + equal + 1] += 1 / (equal + 1)
+    found = rank_histogram(torch.tensor(u), torch.tensor(v), 2)
+    assert found.numpy() == pytest.approx(expected / 20)
+    assert float(found.sum()) == pytest.approx(1)
+
+
+def test_the_histogram_of_a_calibrated_ensemble_is_flat() -> None:
+    x = torch.randn(9, 3, 300, 300, generator=torch.Generator().manual_seed(0))
+    flat = rank_histogram(x[0], x[1:], 2)
+    assert flat.numpy() == pytest.approx(1 / 9, abs=3e-3)
+    found = coverage(flat)
+    assert found.shape == (3, 4)
+    expected = nominal_coverage(8)
+    assert expected == pytest.approx([7 / 9, 5 / 9, 3 / 9, 1 / 9])
+    assert found.numpy() == pytest.approx(np.tile(expected, (3, 1)), abs=5e-3)
+    sure = rank_histogram(x[0], 0.3 * x[1:], 2)[0]
+    assert float(sure[0]) > 2 / 9  # a U
+    assert float(sure[4]) < 1 / 9
+    assert float(coverage(sure)[0]) < 0.6
+
+
+def test_volumes_weigh_every_score() -> None:
+    """Weights 2 and 0 on halves: the scores of the first half alone."""
+    u, v = torch.randn(3, 8, 4), torch.randn(5, 3, 8, 4)
+    volumes = torch.cat([torch.full((4, 4), 2.0), torch.zeros(4, 4)]).double()
+    for score in (skill, fair_crps, energy_score, spread_skill_ratio):
+        found, expected = score(u, v, 2, volumes), score(u[:, :4], v[:, :, :4], 2)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

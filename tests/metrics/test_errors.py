@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lola_ds.metrics import nrmse, rmse, spatial_mean, vrmse
+from lola_ds.metrics import (
+    correlation,
+    nrmse,
+    rmse,
+    spatial_mean,
+    total_error,
+    vrmse,
+    worst_error,
+)
 
 
 def naive(u: np.ndarray, v: np.ndarray, eps: float = 1e-6) -> tuple[float, float, float]:
@@ -88,3 +96,48 @@ def test_the_members_axis_broadcasts() -> None:
 def test_axes_that_do_not_exist_are_refused(spatial: int) -> None:
     with pytest.raises(ValueError, match=f"spatial={spatial}"):
         spatial_mean(torch.zeros(4, 4), spatial)
+
+
+@given(spatial=st.integers(1, 3), seed=st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_other_errors_match_numpy(spatial: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(2, 6, size=spatial)
+    volumes = rng.uniform(0.2, 2, shape)
+    volumes /= volumes.mean()
+    u, v = rng.normal(1, 2, shape), rng.normal(0, 1, shape)
+    tu, tv, tw = (torch.from_numpy(x) for x in (u, v, volumes))
+    assert float(worst_error(tu, tv, spatial)) == np.abs(u - v).max()
+    covariance = np.cov(u.ravel(), v.ravel(), aweights=volumes.ravel())
+    rho = covariance[0, 1] / math.sqrt(covariance[0, 0] * covariance[1, 1])
+    assert float(correlation(tu, tv, spatial, tw)) == pytest.approx(rho, rel=1e-9)
+    totals = abs((v * volumes).sum() - (u * volumes).sum()) / volumes.sum()
+    scale = math.sqrt((u**2 * volumes).mean() + 1e-6)
+    assert float(total_error(tu, tv, spatial, tw)) == pytest.approx(totals / scale, rel=1e-9)
+    error = math.sqrt(((u - v) ** 2 * volumes).mean())
+    assert float(rmse(tu, tv, spatial, tw)) == pytest.approx(error, rel=1e-9)
+    variance = np.average((u - np.average(u, weights=volumes)) ** 2, weights=volumes)
+    expected = error / math.sqrt(variance + 1e-6)
+    assert float(vrmse(tu, tv, spatial, tw)) == pytest.approx(expected, rel=1e-9)
+    expected = error / math.sqrt((u**2 * volumes).mean() + 1e-6)
+    assert float(nrmse(tu, tv, spatial, tw)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_correlation_is_of_patterns() -> None:
+    x = torch.arange(64, dtype=torch.float64) * 2 * math.pi / 64
+    u = 5 + torch.cos(3 * x)
+    for shift, expected in ((0.0, 1.0), (math.pi, -1.0), (math.pi / 2, 0.0), (1.0, math.cos(1.0))):
+        v = 40 * torch.cos(3 * x - shift) - 2
+        assert float(correlation(u, v, 1)) == pytest.approx(expected, abs=1e-12)
+    assert float(correlation(u, torch.ones(64), 1)) == 0
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert abs(float(correlation(a, b, 2))) < 0.02
+
+
+def test_totals_of_fields_of_zero_mean_do_not_explode() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(64, 64, generator=generator)
+    u -= u.mean()
+    assert float(total_error(u, u, 2)) == 0
+    assert float(total_error(u, u + 0.1, 2)) == pytest.approx(0.1, rel=0.05)
+    assert float(total_error(u, u.roll(3, 0), 2)) < 1e-6

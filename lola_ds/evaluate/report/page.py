@@ -1,0 +1,394 @@
+"""The page: sections, each made from the runs by one function."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ...metrics import BANDS
+from ..style import METHODS, pretty, replacing
+from .charts import Line, line_chart
+from .parts import Row, number_table, picture, text_table, video
+from .runs import Run, differences, find_runs
+
+__all__ = ["write_report"]
+
+# Nothing from outside the file: what is not in it does not load.
+_POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
+FORECASTS = ("emulator", "ensemble")
+BASELINES = ("persistence", "climatology", "autoencoder")
+
+
+def write_report(paths: Sequence[Path], out: Path, title: str = "Evaluation report") -> list[str]:
+    """Writes a page that compares evaluations; whole or not at all.
+
+    Arguments:
+        paths: folders of results, or folders of such folders.
+        out: the HTML file.
+        title: the page's.
+
+    Returns:
+        The names of the runs on the page.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder without results, or with damaged ones.
+    """
+    runs = find_runs(paths)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_text(_page(runs, title), encoding="utf-8")
+    return [run.name for run in runs]
+
+
+def _page(runs: Sequence[Run], title: str) -> str:
+    makers: list[tuple[str, str, Callable[[Sequence[Run]], str]]] = [
+        ("overview", "Overview", _overview),
+        ("configuration", "Configuration", _configuration),
+        ("training", "Training", _training),
+        ("forecasts", "Forecasts", _forecasts),
+        ("ensembles", "Ensembles", _ensembles),
+        ("spectra", "Scales", _spectra),
+        ("reconstructions", "Reconstructions", _reconstructions),
+        ("figures", "Figures", _figures),
+    ]
+    sections = [(key, name, maker(runs)) for key, name, maker in makers]
+    sections = [(key, name, body) for key, name, body in sections if body]
+    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{name}</h2>'
+        f"{content}</section>"
+        for key, name, content in sections
+    )
+    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"""<!DOCTYPE html>
+<html lang="en" data-theme="light">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{_asset("page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the results</a>
+<header><h1>{escape(title)}</h1><p class="soft">{counted}, evaluated by lola-ds. Press a table's
+heading to sort by it; bold is the best of a column, baselines apart.</p></header>
+<nav aria-label="Sections"><ul>{links}<li><button id="theme" type="button"
+aria-pressed="false">Dark theme</button></li></ul></nav>
+<main id="main">{body}</main>
+<footer>Definitions, formulas and sources of all metrics: docs/evaluation.md of lola_ds.</footer>
+<script>{_asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _asset(name: str) -> str:
+    return (files("lola_ds.evaluate.report") / name).read_text(encoding="utf-8")
+
+
+def _overview(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        summary, timing = run.summary, run.summary.get("timing", {})
+        method = _headline(run)
+        ratio = summary.get("ratio_to_persistence", {}).get(method, {}).get("mean")
+        rows.append(
+            Row(
+                f"{run.name} ({run.task})",
+                [
+                    run.model.get("parameters"),
+                    summary["trajectories"],
+                    summary["members"],
+                    summary["vrmse"][method]["mean"],
+                    ratio,
+                    summary.get("correlation_time", {}).get(method),
+                    _mean(summary.get("ensemble", {}).get("spread_skill")),
+                    _milliseconds(timing, "generation"),
+                    _milliseconds(timing, "decoding") or _milliseconds(timing, "reconstruction"),
+                ],
+            )
+        )
+    caption = (
+        "One line per run: of an ensemble its mean, averaged over fields, lead times and "
+        "trajectories. Correlation time: until the correlation with the truth falls below 0.8."
+    )
+    columns = ["parameters", "trajectories", "members", "VRMSE", "VRMSE / persistence"]
+    columns += ["correlation time", "spread / skill", "ms / state", "ms / state, decoding"]
+    best = ["none", "none", "none", "low", "low", "high", "one", "low", "low"]
+    return number_table(caption, "run", columns, rows, best)
+
+
+def _configuration(runs: Sequence[Run]) -> str:
+    rows = [(key, values) for key, values in differences(runs).items()]
+    parts = []
+    if len(runs) > 1 and rows:
+        caption = "Settings that differ; an empty cell: the run has no such setting."
+        parts.append(text_table(caption, ["setting", *(run.name for run in runs)], rows))
+    elif len(runs) > 1:
+        parts.append("<p>All runs have the same settings.</p>")
+    for run in runs:
+        content = {"model": run.model, "evaluation": run.summary["settings"]}
+        text = escape(json.dumps(content, indent=2))
+        parts.append(
+            f"<details><summary>All settings of {escape(run.name)}</summary>"
+            f'<pre tabindex="0">{text}</pre></details>'
+        )
+    return "".join(parts)
+
+
+def _training(runs: Sequence[Run]) -> str:
+    logged = {key for run in runs for line in run.training for key in line}
+    charts = []
+    for key in sorted(logged - {"step", "time"}, key=_training_order):
+        lines = []
+        for index, run in enumerate(runs):
+            points = [(line["step"], line[key]) for line in run.training if key in line]
+            if points:
+                lines.append(Line(run.name, *zip(*_thin(points)), colour=index))
+        positive = all(y > 0 for line in lines for y in line.y if y == y)
+        charts.append(line_chart(key, lines, "optimizer step", key, log_y=positive))
+    if not charts:
+        return ""
+    first, rest = charts[:2], charts[2:]
+    more = f"<details><summary>{len(rest)} more</summary>{_grid(rest)}</details>" if rest else ""
+    return _grid(first) + more
+
+
+def _forecasts(runs: Sequence[Run]) -> str:
+    emulators = [run for run in runs if run.emulates]
+    if not emulators:
+        return ""
+    charts = [
+        line_chart(
+            "VRMSE, mean over fields",
+            list(_lead_lines(emulators, "vrmse", (*FORECASTS, *BASELINES))),
+            "lead (states)",
+            "VRMSE",
+            log_y=True,
+        ),
+        line_chart(
+            "Correlation with the truth, mean over fields",
+            list(_lead_lines(emulators, "pearson", (*FORECASTS, "persistence", "climatology"))),
+            "lead (states)",
+            "correlation",
+        ),
+    ]
+    metrics = {
+        "vrmse": "VRMSE (error relative to the truth's spatial standard deviation)",
+        "nrmse": "NRMSE (error relative to the truth's magnitude)",
+        "linf": "Largest error of any cell, fields' units",
+        "total": "Error of the domain's total, relative to the truth's magnitude",
+        "wasserstein": "Wasserstein-1 distance of the values' distributions, fields' units",
+        "sliced_wasserstein": "Sliced Wasserstein-1 distance of all fields together",
+        "vrmse_autoencoded": "VRMSE against the autoencoded truth",
+    }
+    tables = [_lead_table(emulators, metric, caption) for metric, caption in metrics.items()]
+    return _grid(charts) + "".join(tables[:1]) + _field_tables(emulators) + "".join(tables[1:])
+
+
+def _ensembles(runs: Sequence[Run]) -> str:
+    found = [run for run in runs if "ensemble" in run.methods]
+    if not found:
+        return ""
+    charts = []
+    for key, label in (("spread_skill", "spread / skill, corrected"), ("coverage", "coverage")):
+        lines = [
+            Line(run.name, run.summary["leads"], _numbers(run.summary["ensemble"][key]), index)
+            for index, run in enumerate(found)
+        ]
+        name = "1 is calibrated" if key == "spread_skill" else "of the range of all members"
+        charts.append(line_chart(f"{label.capitalize()} ({name})", lines, "lead (states)", label))
+    rows = []
+    for run in found:
+        values = [run.mean("ensemble", metric) for metric in ("crps", "energy", "spread", "skill")]
+        summary = run.summary["ensemble"]
+        calibration = [_mean(summary["spread_skill"]), _mean(summary["coverage"])]
+        rows.append(Row(run.name, [*values, *calibration, summary["nominal_coverage"]]))
+    columns = ["CRPS", "energy score", "spread", "skill", "spread / skill", "coverage", "nominal"]
+    best = ["low", "low", "none", "low", "one", "none", "none"]
+    caption = "Ensemble scores, mean over fields, lead times and trajectories; fair estimates."
+    return _grid(charts) + number_table(caption, "run", columns, rows, best)
+
+
+def _spectra(runs: Sequence[Run]) -> str:
+    tables = []
+    kinds = {
+        "spectrum": ("Relative error of the power spectrum by band of wave number", "low"),
+        "correlation": ("Correlation with the truth by band of wave number, phase kept", "high"),
+    }
+    for kind, (caption, best) in kinds.items():
+        names = [f"{kind}_{band}" for band in BANDS]
+        rows = _method_rows(runs, lambda run, m, names=names: [run.mean(m, n) for n in names])
+        tables.append(number_table(caption, "method", BANDS, rows, best))
+    return "".join(tables)
+
+
+def _reconstructions(runs: Sequence[Run]) -> str:
+    found = [run for run in runs if not run.emulates]
+    metrics = {"VRMSE": "vrmse", "NRMSE": "nrmse", "largest error": "linf", "total": "total"}
+    rows = [
+        Row(run.name, [run.mean("autoencoder", metric) for metric in metrics.values()])
+        for run in found
+    ]
+    caption = "Reconstructions of the truth, mean over fields, frames and trajectories."
+    return number_table(caption, "run", list(metrics), rows) if rows else ""
+
+
+def _figures(runs: Sequence[Run]) -> str:
+    captions = {
+        "vrmse": "VRMSE against lead time, quartiles over trajectories",
+        "vrmse_by_field": "VRMSE field by field",
+        "spectra": "Power spectra",
+        "spread_skill": "Spread and skill",
+        "ranks": "Rank histograms",
+    }
+    parts = []
+    for index, run in enumerate(runs):
+        shown = []
+        for name, suffix in (("animation", ".mp4"), ("animation", ".gif")):
+            path = run.folder / f"{name}{suffix}"
+            if path.is_file():
+                show = video if suffix == ".mp4" else picture
+                shown.append(show(path, f"{run.name}: the first trajectory"))
+                break
+        for name, caption in captions.items():
+            path = run.folder / f"{name}.png"
+            if path.is_file():
+                shown.append(picture(path, f"{run.name}: {caption}"))
+        for field in run.summary["fields"]:
+            path = run.folder / f"snapshots_{field}.png"
+            if path.is_file():
+                shown.append(picture(path, f"{run.name}: {pretty(field)}"))
+        state = " open" if index == 0 else ""
+        parts.append(
+            f"<details{state}><summary>{escape(run.name)}</summary>"
+            f'<div class="pictures">{"".join(shown)}</div></details>'
+        )
+    return "".join(parts)
+
+
+def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Iterator[Line]:
+    """A line per run and method; baselines that are the same in all runs once."""
+    seen: list[list[float]] = []
+    for index, run in enumerate(runs):
+        for method in methods:
+            values = run.by_lead(method, metric)
+            if method not in run.methods or not len(values):
+                continue
+            if method in BASELINES:
+                if values.tolist() in seen:
+                    continue
+                seen.append(values.tolist())
+            one_of_two = method == "emulator" and "ensemble" in run.methods
+            colour = index if method in FORECASTS else 6 if method == "persistence" else 7
+            colour = 5 if method == "autoencoder" else colour
+            x, y = values.index.tolist(), values.tolist()
+            yield Line(_name(run, method), x, y, colour, one_of_two or method in BASELINES)
+
+
+def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> str:
+    """A metric over thirds of the lead times and all of them, as the paper has it."""
+    last = max(max(run.summary["leads"]) for run in runs)
+    cuts = sorted({0, round(last / 3), round(2 * last / 3), last})
+    thirds = [range(a + 1, b + 1) for a, b in itertools.pairwise(cuts)]
+    spans = [*thirds, range(1, last + 1)] if len(thirds) > 1 else thirds
+
+    def values(run: Run, method: str) -> list[float | None]:
+        return [
+            run.mean(method, metric, span) if span[-1] <= max(run.summary["leads"]) else None
+            for span in spans
+        ]
+
+    rows = _method_rows(runs, values)
+    columns = [f"lead {s[0]}–{s[-1]}" if len(s) > 1 else f"lead {s[0]}" for s in spans]
+    return number_table(caption, "method", columns, rows) if rows else ""
+
+
+def _field_tables(runs: Sequence[Run]) -> str:
+    """VRMSE field by field, for runs of the same fields together."""
+    tables = []
+    for fields in dict.fromkeys(tuple(run.summary["fields"]) for run in runs):
+        same = [run for run in runs if tuple(run.summary["fields"]) == fields]
+
+        def values(run: Run, method: str, fields: tuple[str, ...] = fields) -> list[float | None]:
+            return [run.summary["vrmse"][method]["by_field"].get(field) for field in fields]
+
+        rows = _method_rows(same, values)
+        caption = "VRMSE by field, mean over lead times and trajectories"
+        tables.append(number_table(caption, "method", [pretty(f) for f in fields], rows))
+    return "".join(tables)
+
+
+def _method_rows(
+    runs: Sequence[Run], values: Callable[[Run, str], list[float | None]]
+) -> list[Row]:
+    """A row per run and method that has numbers, baselines last and each once."""
+    rows, baselines = [], {}
+    for run in runs:
+        for method in run.methods:
+            numbers = values(run, method)
+            if all(x is None for x in numbers):
+                continue
+            if method in FORECASTS or not run.emulates:
+                rows.append(Row(_name(run, method), numbers))
+            elif method in BASELINES:
+                row = Row(_name(run, method), numbers, baseline=True)
+                baselines.setdefault((method, tuple(numbers)), row)
+    return rows + list(baselines.values())
+
+
+def _name(run: Run, method: str) -> str:
+    if method in ("persistence", "climatology"):
+        return METHODS[method].label
+    if method == "autoencoder":
+        return f"{run.name}, reconstruction" if run.emulates else run.name
+    if "ensemble" not in run.methods:
+        return run.name
+    return (
+        f"{run.name}, mean of {run.summary['members']}"
+        if method == "ensemble"
+        else (f"{run.name}, one member")
+    )
+
+
+def _headline(run: Run) -> str:
+    """The method that stands for a run."""
+    return next(m for m in ("ensemble", "emulator", "autoencoder") if m in run.methods)
+
+
+def _training_order(key: str) -> tuple[int, str]:
+    order = ["train/loss", "valid/loss"]
+    return (order.index(key) if key in order else len(order), key)
+
+
+def _thin(points: list[Any], most: int = 400) -> list[Any]:
+    step = max(1, len(points) // most)
+    return points[::step]
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if x is None else x for x in values]
+
+
+def _mean(values: Sequence[float | None] | None) -> float | None:
+    known = [x for x in values or [] if x is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _milliseconds(timing: dict[str, Any], kind: str) -> float | None:
+    seconds = timing.get(f"{kind}_seconds_per_state")
+    return None if seconds is None else 1e3 * seconds
+
+
+def _grid(charts: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""

@@ -1,0 +1,136 @@
+"""Folders of results, read for a report."""
+
+# pandas declares what a selection returns as a union of everything it may be, which pyright cannot
+# narrow:
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..provenance import read_model, read_training
+from ..store import read_results
+
+__all__ = ["Run", "differences", "find_runs"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation.
+
+    Attributes:
+        name: the folder's, with as many of its parents as tell it from the others.
+        folder: where the results lie.
+        summary: the content of `summary.json`.
+        table: the rows of `metrics.parquet`.
+        model: path, parameters and config of the model, as far as they are known.
+        training: the lines of the training's log.
+    """
+
+    name: str
+    folder: Path
+    summary: dict[str, Any]
+    table: pd.DataFrame
+    model: dict[str, Any]
+    training: list[dict[str, float]]
+
+    @property
+    def task(self) -> str:
+        """`autoencoder`, `surrogate` or `diffusion`."""
+        return self.summary["task"]
+
+    @property
+    def emulates(self) -> bool:
+        """Whether it forecasts, and not only reconstructs."""
+        return self.task != "autoencoder"
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that were scored."""
+        return list(self.summary["vrmse"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that was chosen, model and evaluation, flat: dotted keys -> values."""
+        return {
+            **flatten(self.model.get("config", {})),
+            **flatten(self.summary["settings"], "eval."),
+        }
+
+    def mean(self, method: str, metric: str, leads: Iterable[int] | None = None) -> float | None:
+        """A metric's mean over forecasts, fields and `leads`; None where there is no such row."""
+        rows = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
+        if leads is not None:
+            rows = rows[rows["lead"].isin(list(leads))]
+        return float(rows["value"].mean()) if len(rows) else None
+
+    def by_lead(self, method: str, metric: str) -> pd.Series:
+        """A metric's mean over forecasts and fields, by lead."""
+        rows = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
+        return rows.groupby("lead")["value"].mean()
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """The evaluations in some folders, or in the folders inside these.
+
+    Raises:
+        FileNotFoundError: a folder holds no results.
+        ValueError: a file is damaged.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        found = [path] if _holds_results(path) else sorted(filter(_holds_results, path.glob("*")))
+        if not found:
+            raise FileNotFoundError(
+                f"{path} holds no results (summary.json); `lola-ds eval out={path}` writes them"
+            )
+        folders += [folder for folder in found if folder not in folders]
+    return [_read(folder, name) for folder, name in zip(folders, _names(folders))]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Settings that are not the same in all runs: key -> its value in each, None if it has none."""
+    settings = [run.settings for run in runs]
+    keys = {key: None for flat in settings for key in flat}
+    rows = {key: [flat.get(key) for flat in settings] for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _holds_results(folder: Path) -> bool:
+    return (folder / "summary.json").is_file()
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, of one length, that differ."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _read(folder: Path, name: str) -> Run:
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'summary.json'} is damaged ({error})") from error
+    table = read_results(folder)
+    return Run(name, folder, summary, table, read_model(folder), read_training(folder))

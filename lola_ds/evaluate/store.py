@@ -1,0 +1,162 @@
+"""Results on disk: one tidy Parquet that grows unit by unit, whatever interrupts it.
+
+A unit is one forecast: (trajectory, start). Each process writes every unit it has finished to a
+file of its own in `parts/`, whole or not at all; at the end one process merges them, in the order
+of the units, into `metrics.parquet` (and `metrics.csv`), again whole or not at all. Whoever comes
+back after a kill finds in the two what is done, and computes the rest.
+
+Every file carries the identity of the evaluation (model, data, settings) and page checksums:
+results of another evaluation, and files that were damaged, are refused and never mixed in.
+"""
+
+# pandas declares what a selection returns as a union of everything it may be, which pyright cannot
+# narrow:
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .style import replacing
+from .tables import COLUMNS, write_csv
+
+__all__ = ["ResultStore", "Unit", "read_results"]
+
+SCHEMA = 1
+RESULTS, PARTS = "metrics.parquet", "parts"
+_KEY = b"lola_ds"
+
+
+class Unit(NamedTuple):
+    """One forecast of an evaluation: a trajectory of the dataset from its frame `start`."""
+
+    trajectory: int
+    start: int
+
+
+class ResultStore:
+    """The results of one evaluation in a folder.
+
+    Arguments:
+        folder: the folder of results; made when the first unit is added.
+        identity: what the numbers depend on, JSON values by name; a folder holds results of one.
+
+    Raises:
+        ValueError: the folder holds results of another evaluation, or a damaged file; names the
+            file and what differs.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, json.loads(json.dumps(identity))
+        self.done = {unit for path in self._files() for unit in self._units(path)}
+
+    def add(self, unit: Unit, table: pd.DataFrame, timing: Mapping[str, float]) -> None:
+        """Writes the rows of one unit, whole or not at all."""
+        parts = self.folder / PARTS
+        parts.mkdir(parents=True, exist_ok=True)
+        path = parts / f"trajectory{unit.trajectory:06d}_start{unit.start:06d}.parquet"
+        self._write(path, table, {_name(unit): dict(timing)})
+        self.done.add(unit)
+
+    def merge(self) -> tuple[pd.DataFrame, dict[Unit, dict[str, float]]]:
+        """Merges all parts into the Parquet and the CSV; for one process, when all are done.
+
+        Returns:
+            All rows, sorted by unit, and what each unit took.
+        """
+        tables: dict[Unit, pd.DataFrame] = {}
+        timings: dict[Unit, dict[str, float]] = {}
+        for path in self._files():
+            table, content = _read(path)
+            groups = dict(list(table.groupby(["trajectory", "start"], sort=False)))
+            for name, timing in content["units"].items():
+                unit = _unit(name)
+                tables.setdefault(unit, groups[unit])
+                timings.setdefault(unit, timing)
+        units = sorted(tables)
+        merged = pd.concat([tables[unit] for unit in units], ignore_index=True)
+        if (self.folder / PARTS).exists() or not (self.folder / RESULTS).exists():
+            record = {_name(unit): timings[unit] for unit in units}
+            self._write(self.folder / RESULTS, merged, record)
+        write_csv(merged, self.folder / "metrics.csv")
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+        return merged, {unit: timings[unit] for unit in units}
+
+    def _files(self) -> list[Path]:
+        parts = sorted((self.folder / PARTS).glob("[!.]*.parquet"))
+        return [path for path in (self.folder / RESULTS, *parts) if path.exists()]
+
+    def _units(self, path: Path) -> list[Unit]:
+        """The units of one file, which must be of this evaluation and whole."""
+        _, content = _read(path)
+        theirs = content["identity"]
+        keys = [
+            key for key in {**self.identity, **theirs} if self.identity.get(key) != theirs.get(key)
+        ]
+        if keys:
+            differ = ", ".join(
+                f"{key}: {theirs.get(key)} there, {self.identity.get(key)} here" for key in keys[:3]
+            )
+            raise ValueError(
+                f"{path} holds results of another evaluation ({differ}); choose another out=, or "
+                f"remove {self.folder}"
+            )
+        return [_unit(name) for name in content["units"]]
+
+    def _write(self, path: Path, table: pd.DataFrame, units: dict[str, dict[str, float]]) -> None:
+        content = {"schema": SCHEMA, "identity": self.identity, "units": units, "rows": len(table)}
+        data = pa.Table.from_pandas(table[list(COLUMNS)], preserve_index=False)
+        data = data.replace_schema_metadata({_KEY: json.dumps(content)})
+        with replacing(path) as temporary:
+            pq.write_table(data, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    """The tidy rows of a folder of results.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: the file is damaged or not one of ours.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `lola-ds eval out={folder}` writes it")
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows and metadata of a file of ours, its checksums verified."""
+    advice = "remove it, and what is missing is computed again"
+    try:
+        data = pq.read_table(path, page_checksum_verification=True)
+        content = json.loads((data.schema.metadata or {}).get(_KEY, b"null"))
+        table = data.to_pandas(ignore_metadata=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({_first_line(error)}); {advice}") from error
+    ours = isinstance(content, dict) and {"schema", "identity", "units", "rows"} <= set(content)
+    if not ours or tuple(table.columns) != COLUMNS or content["schema"] != SCHEMA:
+        raise ValueError(f"{path} was not written by this version of `lola-ds eval`; {advice}")
+    units = set(map(tuple, table[["trajectory", "start"]].drop_duplicates().to_numpy().tolist()))
+    if content["rows"] != len(table) or units != {_unit(name) for name in content["units"]}:
+        raise ValueError(f"{path} is damaged (rows are missing); {advice}")
+    return table, content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _name(unit: Unit) -> str:
+    return f"{unit.trajectory}:{unit.start}"
+
+
+def _unit(name: str) -> Unit:
+    return Unit(*map(int, name.split(":")))

@@ -1,0 +1,240 @@
+"""The report in a real browser: nothing broken or from outside; sorting, keyboard, themes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wave_emulator import WaveCodec, WaveEmulator, write_split
+
+from lola_ds.cli.common import run_command
+from lola_ds.cli.report import main
+from lola_ds.data import ShardDataset
+from lola_ds.evaluate import Forecast, evaluate, evaluate_autoencoder
+from lola_ds.evaluate.provenance import write_provenance
+from lola_ds.evaluate.report.charts import Line, line_chart
+from lola_ds.evaluate.report.parts import Row, number_table
+from lola_ds.evaluate.report.runs import differences, find_runs
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+TITLE = 'Waves & "noise" <compared>'
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ensembles (little noise, much noise), a surrogate of pixels and an autoencoder."""
+    root = tmp_path_factory.mktemp("report")
+    (root / "shards" / "waves").mkdir(parents=True)
+    write_split(root / "shards" / "waves" / "test")
+    dataset = ShardDataset(root / "shards" / "waves" / "test")
+    out, runs = root / "results", root / "runs"
+    forecast = Forecast(steps=3, members=3)
+    for name, noise in (("calm", 0.1), ("noisy", 0.5)):
+        evaluate(WaveEmulator(noise), dataset, out / name, forecast, train=dataset, progress=False)
+        keep_provenance(out / name, runs / name, {"task": "diffusion", "noise": noise})
+    surrogate = WaveEmulator(0.2, generative=False, pixels=True)
+    evaluate(surrogate, dataset, out / "surrogate", forecast, progress=False)
+    evaluate_autoencoder(WaveCodec(), dataset, out / "autoencoder", 3, progress=False)
+    return out
+
+
+def keep_provenance(out: Path, run: Path, config: dict[str, Any]) -> None:
+    run.mkdir(parents=True)
+    lines = [{"step": s, "time": s, "train/loss": 1 / s, "train/lr": 1e-3} for s in range(1, 9)]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "ti'
+    (run / "metrics.jsonl").write_text(text)
+    write_provenance(out, run, config | {"run": str(run)}, parameters=12345)
+
+
+@pytest.fixture(scope="module")
+def page(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "new" / "report.html"
+    main([str(results), f"out={out}", f"title={TITLE}"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("chromium or chromedriver is missing (Debian: chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.add_argument("--window-size=1200,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+def column(browser: Any, table: int, index: int) -> list[str]:
+    script = """const t = document.querySelectorAll("table.sortable")[arguments[0]];
+    return [...t.tBodies[0].rows].map(row => row.cells[arguments[1]].textContent);"""
+    return browser.execute_script(script, table, index)
+
+
+@pytest.mark.xdist_group("chromium")
+def test_the_page_in_chromium(browser: Any, page: Path) -> None:
+    browser.get(page.as_uri())
+    browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert browser.title == TITLE
+    loaded = browser.execute_async_script(
+        """const done = arguments[0];
+        const images = [...document.images];
+        const videos = [...document.querySelectorAll("video")];
+        const ready = videos.map(v => v.readyState >= 2 ? null : new Promise(
+            resolve => { v.onloadeddata = v.onerror = resolve; }));
+        Promise.all([...images.map(i => i.decode()), ...ready]).then(() => done({
+            images: images.map(i => i.naturalWidth),
+            videos: videos.map(v => [v.readyState, v.videoWidth, v.error && v.error.message]),
+        })).catch(error => done(String(error)));"""
+    )
+    assert isinstance(loaded, dict), loaded
+    assert len(loaded["images"]) > 20
+    assert min(loaded["images"]) > 100
+    media = len(loaded["videos"]) + sum("animation.gif" in t for t in [page.read_text()])
+    assert media >= 1
+    for state, width, error in loaded["videos"]:
+        assert (state >= 2, width > 100, error) == (True, True, None)
+    assert browser.get_log("browser") == []
+    wide = "return document.documentElement.scrollWidth <= window.innerWidth"
+    assert browser.execute_script(wide)
+    browser.set_window_size(500, 900)
+    assert browser.execute_script(wide)
+    browser.set_window_size(1200, 900)
+
+
+@pytest.mark.xdist_group("chromium")
+def test_tables_sort_by_keyboard(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(page.as_uri())
+    buttons = "table.sortable thead th:nth-child(5) button"
+    button = browser.find_element("css selector", buttons)  # VRMSE of the overview
+    button.send_keys(Keys.ENTER)
+    names = [name.split()[0] for name in column(browser, 0, 0)]
+    assert names.index("calm") < names.index("noisy")
+    numbers = [float(x) for x in column(browser, 0, 4)]
+    assert numbers == sorted(numbers)
+    button.send_keys(Keys.SPACE)
+    assert [float(x) for x in column(browser, 0, 4)] == sorted(numbers, reverse=True)
+    state = "return arguments[0].closest('th').getAttribute('aria-sort')"
+    assert browser.execute_script(state, button) == "descending"
+    ratio = browser.find_element("css selector", buttons.replace("5", "6"))
+    for _ in range(2):  # the autoencoder has none: last either way
+        ratio.send_keys(Keys.ENTER)
+        assert column(browser, 0, 5)[-1] == "–"
+    names = browser.find_element("css selector", buttons.replace("5", "1"))
+    names.send_keys(Keys.ENTER)
+    assert column(browser, 0, 0) == sorted(column(browser, 0, 0))
+
+
+@pytest.mark.xdist_group("chromium")
+def test_light_and_dark(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(page.as_uri())
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    light = browser.execute_script(colour)
+    browser.find_element("id", "theme").send_keys(Keys.ENTER)
+    dark = browser.execute_script(colour)
+    sums = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in (light, dark)]
+    assert sums[0] > 600
+    assert sums[1] < 120
+    browser.find_element("id", "theme").send_keys(Keys.SPACE)
+    assert browser.execute_script(colour) == light
+    browser.find_element("css selector", "body").send_keys(Keys.TAB)
+    first = browser.execute_script("return document.activeElement.className")
+    assert first == "skip"
+
+
+def test_the_file_holds_everything(page: Path) -> None:
+    text = page.read_text()
+    assert "&lt;compared&gt;" in text
+    assert "<compared>" not in text
+    sources = re.findall(r'(?:src|href)="([^"]{1,30})', text)
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert "@import" not in text
+    assert text.count('class="best"') > 10
+    assert "12,345" in text
+    for name in ("calm", "noisy", "surrogate", "autoencoder"):
+        assert f"<summary>{name}</summary>" in text
+    assert "train/loss" in text
+
+
+def test_differences_and_names(results: Path, tmp_path: Path) -> None:
+    runs = find_runs([results])
+    assert [run.name for run in runs] == ["autoencoder", "calm", "noisy", "surrogate"]
+    calm, noisy = runs[1:3]
+    assert differences([calm, noisy]) == {
+        "noise": [0.1, 0.5],
+        "run": [calm.model["config"]["run"], noisy.model["config"]["run"]],
+    }
+    assert differences([calm, calm]) == {}
+    assert len(calm.training) == 8  # without the torn line
+    copy = tmp_path / "calm"
+    shutil.copytree(results / "calm", copy)
+    names = [run.name for run in find_runs([results / "calm", copy])]
+    assert names == ["results/calm", f"{tmp_path.name}/calm"]
+    assert len(find_runs([results, results / "calm"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no results given"),
+        (["nowhere"], "nowhere holds no results"),
+        (["{results}", "output=x"], "unknown key 'output'"),
+        (["{damaged}"], "summary.json is damaged"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    results: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "summary.json").write_text("{")
+    given = [word.format(results=results, damaged=damaged) for word in words]
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, [*given, f"out={tmp_path / 'report.html'}"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_best_is_bold_and_ties_share() -> None:
+    rows = [
+        Row("a", [0.123456, 1.2, None]),
+        Row("b", [0.123457, 0.9, float("inf")]),
+        Row("c", [0.2, 0.5, 3.0]),
+        Row("persistence", [0.01, 1.0, 1.0], baseline=True),
+    ]
+    html = number_table("t", "m", ["x", "y", "z"], rows, ["low", "one", "high"])
+    cells = re.findall(r'<td( class="best")? data-value="([^"]*)">([^<]*)</td>', html)
+    best = [shown for kind, _, shown in cells if kind]
+    assert best == ["0.123", "0.123", "0.9"]
+    assert ("", "", "–") in cells
+    assert ("", "1e308", "∞") in cells
+
+
+def test_charts_leave_out_what_cannot_be_drawn() -> None:
+    lines = [Line("a", [1, 2, 3], [0.1, 0.0, float("nan")], 0), Line("b", [1], [-1.0], 1)]
+    html = line_chart("c", lines, "x", "y", log_y=True)
+    assert html.count("<circle") == 1
+    assert html.count("<li>") == 1
+    assert "nan" not in html
+    assert "nothing to draw" in line_chart("c", lines[1:], "x", "y", log_y=True)
+    flat = line_chart("c", [Line("a", [1, 2], [0.0, 0.0], 0)], "x", "y")
+    assert flat.count("<circle") == 2
