@@ -29,6 +29,7 @@ from .train.export import PREFIX, find_checkpoint, model_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
 from .train.loop import Plan, Trainer
 from .train.optim import make_optimizer, make_schedule
+from .train.stop import StopRequest
 from .train.tracking import Tracker
 
 WEIGHTS = "model.safetensors"
@@ -247,12 +248,15 @@ def autoencoder_folder(path: Path, config: dict[str, Any]) -> Path:
 # Training
 
 
-def build_training(config: dict[str, Any], ranks: Ranks) -> Trainer:
+def build_training(
+    config: dict[str, Any], ranks: Ranks, stop: StopRequest | None = None
+) -> Trainer:
     """Everything a run needs, at the step where its newest checkpoint left off.
 
     Arguments:
         config: the composed configuration as plain dictionaries.
         ranks: this process among its peers.
+        stop: tells when this process is asked to stop early.
 
     Raises:
         ValueError: a configuration, data or checkpoint that does not fit.
@@ -303,6 +307,7 @@ def build_training(config: dict[str, Any], ranks: Ranks) -> Trainer:
         tracker=_make_tracker(config, plan, step, ranks),
         plan=plan,
         step=step,
+        stop=stop,
     )
 
 

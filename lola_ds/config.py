@@ -8,6 +8,7 @@ combinations. Every refusal names the key, the value and the fix.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import re
@@ -144,6 +145,50 @@ class Config:
     wandb: Wandb = field(default_factory=Wandb)
 
 
+@dataclass
+class Cluster:
+    """Where jobs run; the keys are explained in `configs/cluster/default.yaml`."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gpu_request: str = "gpus-per-node"
+    gpu_type: str | None = None
+    cpus_per_gpu: int = 8
+    memory: str | None = None
+    time: str = "24:00:00"
+    signal: str = "USR2"
+    warning: int = 120
+    retries: int = 3
+    modules: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    interface: str | None = None
+    container: str | None = None
+    image: str | None = None
+    mounts: list[str] = field(default_factory=list)
+    python: str | None = None
+    runs: str | None = None
+    data: str | None = None
+    cache: str = "/tmp"
+
+
+@dataclass
+class Compute:
+    nodes: int = 1
+    gpus: int = 1
+
+
+@dataclass
+class Submission:
+    """The configuration of `lola-ds submit`, beside the job's own words."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+    compute: Compute = field(default_factory=Compute)
+    pipeline: dict[str, Any] = field(default_factory=dict)
+
+
 def config_folder(name: str = "configs") -> Path:
     """The folder of the YAML files (`configs`) or DeepSpeed JSON files (`ds_configs`)."""
     package = Path(__file__).resolve().parent
@@ -160,18 +205,73 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         ValueError: a key that does not exist, an option that does not exist, a value of the wrong
             type, a missing value, or a combination that cannot work.
     """
+    config = _compose("train", Config, overrides)
+    check(config)
+    return config
+
+
+def compose_submission(overrides: Sequence[str]) -> dict[str, Any]:
+    """Composes `configs/submit.yaml` with overrides of `cluster`, `compute` and `pipeline`.
+
+    Raises:
+        ValueError: a key or option that does not exist, or a value that cannot be.
+    """
+    config = _compose("submit", Submission, overrides)
+    try:
+        plain = to_dict(config)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is not set; add {error.full_key}=…") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(_explain(error)) from error
+    _choice(plain, "cluster.gpu_request", ("gpus-per-node", "gres", "none"))
+    _choice(plain, "cluster.signal", ("USR1", "USR2", "TERM"))
+    for key in ("compute.nodes", "compute.gpus", "cluster.cpus_per_gpu", "cluster.warning"):
+        if _get(plain, key) < 1:
+            raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
+    if plain["cluster"]["container"] is not None:
+        _choice(plain, "cluster.container", ("apptainer", "pyxis"))
+        if plain["cluster"]["image"] is None:
+            raise ValueError("cluster.container needs cluster.image=…")
+    return plain
+
+
+def expand_sweep(words: Sequence[str]) -> list[list[str]]:
+    """The points of a sweep: `["a=1,2", "b=3"]` -> `[["a=1", "b=3"], ["a=2", "b=3"]]`.
+
+    Commas in quotes and brackets separate nothing, as in Hydra.
+
+    Raises:
+        ValueError: a word that is not an override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    choices: list[list[str]] = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+            if override.is_sweep_override():
+                key = override.get_key_element()
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                choices.append([word])
+        except HydraException as error:
+            raise ValueError(_explain(error)) from error
+    return [list(point) for point in itertools.product(*choices)]
+
+
+def _compose(root: str, schema: type, overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = hydra_compose("train", overrides=list(overrides))
-        config = OmegaConf.merge(OmegaConf.structured(Config), composed)
+            composed = hydra_compose(root, overrides=list(overrides))
+        config = OmegaConf.merge(OmegaConf.structured(schema), composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error)) from error
     assert isinstance(config, DictConfig)
-    check(config)
     return config
 
 
@@ -425,7 +525,11 @@ def _explain(error: Exception) -> str:
 
 
 def _nearest(key: str) -> str:
-    known = [k for k in _flatten(OmegaConf.to_container(OmegaConf.structured(Config))) if k]
+    known = [
+        key
+        for schema in (Config, Submission)
+        for key in _flatten(OmegaConf.to_container(OmegaConf.structured(schema)))
+    ]
     close = difflib.get_close_matches(key, known, n=2)
     return f"(did you mean {' or '.join(close)}?)" if close else "(--help lists the keys)"
 

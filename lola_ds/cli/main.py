@@ -16,6 +16,9 @@ COMMANDS = {
     "encode": "autoencoder over shards -> latent shards",
     "convert": "checkpoint -> plain weights (safetensors + config)",
     "eval": "roll out over a split: tables, figures, animation",
+    "submit": "a training, sweep or pipeline -> Slurm (or this machine)",
+    "runs": "state, progress and speed of the runs in a folder",
+    "logs": "what a run said: its ranks, its jobs",
     "report": "results of any number of runs -> one HTML page",
 }
 

@@ -10,6 +10,8 @@ from .common import make_parser, parse_arguments, run_command
 
 HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
 
+SIGTERM, SIGUSR1 or SIGUSR2 to any rank: all finish their step, save and exit with status 75.
+
 task=autoencoder learns to compress states; task=surrogate and task=diffusion learn to continue a
 trajectory, in latent space when ae_run= names an autoencoder, else in pixel space.
 
@@ -40,6 +42,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the configuration, exit")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; ignored")
     args, words = parse_arguments(parser, argv)
+    from ..train.stop import EXIT_STOPPED, StopRequest
+
+    stop = StopRequest()
+    if not args.print_config:
+        stop.listen()  # before the slow imports: an early signal counts
 
     from ..config import compose, fill_deepspeed, to_dict
 
@@ -58,13 +65,17 @@ def main(argv: Sequence[str]) -> None:
     try:
         from ..build import build_training
 
-        trainer = build_training(config, ranks)
+        trainer = build_training(config, ranks, stop)
         if trainer.step >= trainer.plan.total_steps:
             trainer.tracker.say(f"{config['run']} is complete ({trainer.step} steps)")
         trainer.fit()
+        if trainer.stopping:
+            trainer.tracker.say(f"stopped at step {trainer.step}, saved; the same command resumes")
         trainer.close()
     finally:
         leave()
+    if trainer.stopping and trainer.step < trainer.plan.total_steps:
+        raise SystemExit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

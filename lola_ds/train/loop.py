@@ -22,6 +22,7 @@ from .checkpoint import CheckpointStore
 from .ema import Ema
 from .engine import Ranks, sum_over_ranks
 from .fragments import Fragment, torch_optimizer
+from .stop import StopRequest
 from .tracking import Tracker
 
 
@@ -59,6 +60,7 @@ class Trainer:
         tracker: where numbers go.
         plan: lengths and intervals.
         step: optimizer steps already done.
+        stop: becomes true when this process is asked to stop early.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Trainer:
         tracker: Tracker,
         plan: Plan,
         step: int = 0,
+        stop: StopRequest | None = None,
     ) -> None:
         self.engine = engine
         self.ranks = ranks
@@ -89,16 +92,21 @@ class Trainer:
         self.tracker = tracker
         self.plan = plan
         self.step = step
+        self.stop = StopRequest() if stop is None else stop
+        self.stopping = False
 
     def fit(self) -> None:
         """Trains to the end of the plan, validating after every epoch and saving on the way.
+
+        When any rank is asked to stop, all of them return early after the same step, saved, and
+        `stopping` is true.
 
         Raises:
             TrainingStoppedError: a loss or gradient is not finite.
         """
         batches = iter(self.loader)
         clock = _Clock()
-        while self.step < self.plan.total_steps:
+        while self.step < self.plan.total_steps and not self.stopping:
             values = self.train_step(batches)
             self.tracker.advance(self.plan.batch_size, values["train/loss"])
             if self.step % self.plan.log_every == 0:
@@ -107,7 +115,7 @@ class Trainer:
             if self.step % self.plan.epoch_steps == 0:
                 self.tracker.log(self.step, self.validate())
             last = self.step == self.plan.total_steps
-            if last or self.step % self.plan.save_every == 0:
+            if last or self.stopping or self.step % self.plan.save_every == 0:
                 self.save()
 
     def close(self) -> None:
@@ -174,8 +182,9 @@ class Trainer:
         )
 
     def _average(self, totals: Mapping[str, Tensor], batch: Batch) -> dict[str, float]:
-        """Means over micro-batches and ranks; stops all ranks together on a non-finite loss."""
-        vector = torch.stack([value.double() for value in totals.values()])
+        """Means over micro-batches and ranks; agrees on stopping; refuses a non-finite loss."""
+        asked = torch.full((), float(bool(self.stop)), dtype=torch.float64, device=batch.x.device)
+        vector = torch.stack([*(value.double() for value in totals.values()), asked])
         healthy = bool(torch.isfinite(vector[0]))
         sums = sum_over_ranks(vector) / (self.plan.accumulation * self.ranks.world_size)
         if not math.isfinite(sums[0].item()):
@@ -185,6 +194,7 @@ class Trainer:
                 f"{sums[0].item()}; training stopped before the weights changed, "
                 "the last checkpoint is intact"
             )
+        self.stopping = sums[-1].item() > 0
         return dict(zip(totals, sums.tolist()))
 
     def _norm_before_step(self) -> float | None:

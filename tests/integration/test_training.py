@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -12,26 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from ranks import ROOT, run_ranks, start_ranks
+from reading import assert_same_bits, metrics
 from words import overrides
 
 from lola_ds.train.checkpoint import list_checkpoints
-from lola_ds.train.export import find_checkpoint
 
 TRAIN = ["-m", "lola_ds.cli.train"]
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 pytestmark = pytest.mark.ranks
-
-
-def metrics(run: Path, name: str) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
-
-
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    reader = find_checkpoint(run)
-    return {f"{k}/{n}": t for k in ("weight", "ema") for n, t in reader.tensors(k)}
 
 
 def train_all(runs: dict[Path, list[str]], task: str, data: Path, world_size: int) -> None:
@@ -96,12 +84,7 @@ def test_killed_training_resumes_bit_for_bit(
     for _ in range(kills):
         kill_after(words, 2, rng.randint(1, 19), run)
     run_ranks(words, 2)
-    expected = tensors(tmp_path / "whole")
-    found = tensors(run)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-    assert metrics(run, "train/loss") == metrics(tmp_path / "whole", "train/loss")
+    assert_same_bits(run, tmp_path / "whole")
     assert len(list_checkpoints(run / "checkpoints")) == 2
     assert not list((run / "checkpoints").glob(".*.partial"))
 

@@ -1,0 +1,47 @@
+"""The same command without Slurm: one node, this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from lola_ds.train.stop import EXIT_STOPPED
+
+from . import attempt
+from .job import Job, Task
+from .node import Node
+from .script import job_environment
+
+
+def run(job: Job, cluster: Mapping[str, Any]) -> int:
+    """Runs the tasks of a job one after another.
+
+    Returns:
+        0, or the status of the first that failed; `EXIT_STOPPED` where it was asked to stop.
+
+    Raises:
+        ValueError: the job wants several nodes.
+    """
+    if job.nodes > 1:
+        raise ValueError(f"compute.nodes={job.nodes}: without Slurm there is one node")
+    os.environ.update(job_environment(job, cluster))
+    for task in job.tasks:
+        if status := _run_task(job, task, cluster["retries"]):
+            return status
+    return 0
+
+
+def _run_task(job: Job, task: Task, retries: int) -> int:
+    while True:
+        attempt.begin(task.diary)
+        if job.trains:
+            status = Node(job.gpus, task.folder / "logs").run(task.words)
+        else:
+            command = [sys.executable, "-m", "lola_ds.cli.main", job.command, *task.words]
+            status = subprocess.run(command, check=False).returncode
+        again = attempt.end(task.diary, status, retries)
+        if again != EXIT_STOPPED or status == EXIT_STOPPED:
+            return again

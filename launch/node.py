@@ -1,0 +1,243 @@
+"""The wrapper around `deepspeed` on one node.
+
+    python -m launch.node --ranks N --logs FOLDER -- key=value …
+
+Slurm starts one per node (`srun --ntasks-per-node=1`); without Slurm it starts the only node.
+DeepSpeed's launcher alone would die of a forwarded SIGUSR1 and orphan its ranks, and call the job a
+success when one of its own processes is killed. So this wrapper forwards signals to the ranks,
+waits for them, counts them, and leaves no process behind. It exits with
+
+  0    all ranks of this node finished
+  2    a mistake of the user's, in every rank
+  75   asked to stop, and saved (`lola_ds.train.stop.EXIT_STOPPED`)
+  79   a rank failed, was lost or never came
+
+`srun` reports the highest status of all nodes, so a loss anywhere outweighs the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from lola_ds.train.stop import EXIT_STOPPED
+
+from .address import find_address, find_port
+from .lifeline import NAME, Lifeline, RankState
+from .rank import GPUS, LOGS
+
+EXIT_MISTAKE = 2
+EXIT_LOST = 79
+MASTER = "LOLA_MASTER"
+"""Environment variable with `address:port` of the first node."""
+
+FAREWELL = 3.0  # seconds for the other ranks to say their own error once one has failed
+GRACE = 25.0  # seconds after SIGTERM; Slurm's SIGKILL follows it after 30
+PATIENCE = 10.0  # seconds for DeepSpeed's launcher to notice that all its ranks are done
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs this node's ranks and exits with the status of them all."""
+    parser = argparse.ArgumentParser(prog="launch.node", description=__doc__)
+    parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
+    parser.add_argument("--logs", type=Path, required=True, help="folder of the ranks' logs")
+    parser.add_argument("words", nargs="+", help="for lola-ds train")
+    args = parser.parse_args(argv)
+    node = Node(args.ranks, args.logs)
+    code = node.run(args.words)
+    raise SystemExit(code)
+
+
+class Node:
+    """This node's ranks.
+
+    Arguments:
+        ranks: how many on this node (and every other).
+        logs: folder of their logs.
+    """
+
+    def __init__(self, ranks: int, logs: Path) -> None:
+        self.expected = ranks
+        self.logs = logs
+        self.lifeline = Lifeline()
+        self.asked: signal.Signals | None = None
+        self.deadline = float("inf")
+
+    def run(self, words: Sequence[str]) -> int:
+        """Starts `deepspeed`, waits, cleans up; returns the status to exit with."""
+        _adopt_orphans()
+        with tempfile.TemporaryDirectory(prefix="lola-") as folder, self._signals():
+            launcher = subprocess.Popen(
+                deepspeed_command(Path(folder), self.expected, words),
+                env=self._environment(),
+                start_new_session=True,
+                preexec_fn=_spare_launcher,
+            )
+            try:
+                self._wait(launcher)
+            finally:
+                _kill_group(launcher)
+        code = verdict(self.lifeline.ranks.values(), self.expected)
+        if code == EXIT_LOST:
+            self._explain(launcher.returncode)
+        return code
+
+    def _environment(self) -> dict[str, str]:
+        added = {NAME: self.lifeline.name, LOGS: str(self.logs.absolute())}
+        if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            added[GPUS] = gpus
+        return os.environ | added
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Forwards signals to the ranks, as they come and to those that come later."""
+        numbers = (
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+        )
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        """Asks the ranks to stop. SIGTERM sets a deadline; a second Ctrl-C ends it at once."""
+        urgent = number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if urgent:
+            again = number == signal.SIGINT and self.deadline < float("inf")
+            self.deadline = min(self.deadline, time.monotonic() + (0 if again else GRACE))
+        self.asked = signal.SIGTERM if urgent else signal.Signals(number)
+        for state in list(self.lifeline.ranks.values()):
+            _forward(state, self.asked)
+
+    def _wait(self, launcher: subprocess.Popen[bytes]) -> None:
+        """Returns when all ranks are done, or when there is nothing left to wait for."""
+        failed_at = done_at = float("inf")
+        while launcher.poll() is None:
+            for state in self.lifeline.hear(0.2):
+                if self.asked is not None:
+                    _forward(state, self.asked)
+            now, ranks = time.monotonic(), self.lifeline.ranks.values()
+            if any(s.lost or s.code not in (None, 0, EXIT_STOPPED) for s in ranks):
+                failed_at = min(failed_at, now)
+            if len(ranks) == self.expected and not any(s.running for s in ranks):
+                done_at = min(done_at, now)
+            if now > min(failed_at + FAREWELL, done_at + PATIENCE, self.deadline):
+                return
+        for _ in range(10):  # last words that were on their way
+            self.lifeline.hear(0.05)
+
+    def _explain(self, launcher_code: int | None) -> None:
+        """Says which ranks are to blame, with the end of their logs."""
+        ranks = self.lifeline.ranks.values()
+        for state in sorted(ranks, key=lambda s: s.rank):
+            if state.lost or state.code not in (None, 0, EXIT_STOPPED):
+                what = "was lost (killed?)" if state.lost else f"failed with status {state.code}"
+                path = self.logs / f"rank_{state.rank:05d}.log"
+                _say(f"rank {state.rank} {what}; its log {path} ends with\n{_tail(path)}")
+        if len(ranks) < self.expected:
+            _say(
+                f"{self.expected - len(ranks)} of {self.expected} ranks never started "
+                f"(deepspeed exited with {launcher_code})"
+            )
+        if time.monotonic() > self.deadline:
+            _say("the ranks did not stop in time")
+
+
+def verdict(ranks: Collection[RankState], expected: int) -> int:
+    """The status of a node from the ends of its ranks."""
+    codes = {EXIT_LOST if state.code is None else state.code for state in ranks}
+    if len(ranks) < expected or not codes <= {0, EXIT_MISTAKE, EXIT_STOPPED}:
+        return EXIT_LOST
+    return codes.pop() if len(codes) == 1 else EXIT_LOST
+
+
+def deepspeed_command(folder: Path, ranks: int, words: Sequence[str]) -> list[str]:
+    """`deepspeed` for this node of the job.
+
+    DeepSpeed learns the number of nodes from a host file only. Its names are never resolved, since
+    nothing is started remotely.
+
+    Arguments:
+        folder: for the host file.
+        ranks: on each node.
+        words: for the training.
+    """
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    hosts = folder / "hostfile"
+    hosts.write_text("".join(f"node{i} slots={ranks}\n" for i in range(nodes)))
+    address, _, port = os.environ.get(MASTER, "").rpartition(":")
+    return [
+        str(Path(sys.executable).with_name("deepspeed")),
+        f"--hostfile={hosts}",
+        "--no_ssh",
+        f"--node_rank={os.environ.get('SLURM_NODEID', '0')}",
+        f"--master_addr={address or find_address()}",
+        f"--master_port={port or find_port()}",
+        "--log_level=error",
+        "--module",
+        "launch.rank",
+        *words,
+    ]
+
+
+def _forward(state: RankState, number: signal.Signals) -> None:
+    if state.running:
+        with suppress(ProcessLookupError):  # its connection will tell
+            os.kill(state.pid, number)
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of every descendant whose own parent dies."""
+    set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def _spare_launcher() -> None:
+    """Makes DeepSpeed's processes deaf to the warning signals, which are for the ranks."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_group(launcher: subprocess.Popen[bytes]) -> None:
+    """Leaves nothing running: not the launcher, not what it or its ranks have started."""
+    with suppress(ProcessLookupError):
+        os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    while children := psutil.Process().children(recursive=True):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=5)
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    try:
+        text = path.read_text(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return "  (no log)"
+    return "\n".join(f"  {line}" for line in text)
+
+
+def _say(message: str) -> None:
+    print(f"lola-ds: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,95 @@
+"""One rank under DeepSpeed's launcher: `python -m launch.rank --local_rank=0 key=value …`.
+
+Runs `lola-ds train` in this process, with its output in a log of its own and its life tied to the
+wrapper (`launch.node`) and to the launcher that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from .lifeline import RankEnd
+
+LOGS = "LOLA_LOGS"
+"""Environment variable with the folder of the ranks' logs."""
+GPUS = "LOLA_GPUS"
+"""Environment variable with CUDA_VISIBLE_DEVICES as the scheduler set it."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains, reports the exit status to the wrapper and exits with it."""
+    rank = int(os.environ["RANK"])
+    _die_with_parent()
+    end = RankEnd(rank)
+    copy = _write_log(Path(os.environ[LOGS]) / f"rank_{rank:05d}.log", shown=rank == 0)
+    if GPUS in os.environ:  # DeepSpeed's launcher numbers the GPUs from 0, whichever are ours
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.pop(GPUS)
+    code = _train(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    end.finish(code)
+    if copy is not None:
+        copy.returncode = 0  # it ends after this process, with the end of its input
+    raise SystemExit(code)
+
+
+def _train(argv: Sequence[str]) -> int:
+    sys.argv = ["lola-ds train", *argv]
+    try:
+        runpy.run_module("lola_ds.cli.train", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel for SIGKILL when DeepSpeed's launcher dies: it cannot tell anyone."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+def _write_log(path: Path, shown: bool) -> subprocess.Popen[bytes] | None:
+    """Appends standard output and error to `path`, and goes on showing them if `shown`.
+
+    Returns:
+        The process that writes both copies, if there are two.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copy = None
+    with path.open("ab", buffering=0) as log:
+        job = os.environ.get("SLURM_JOB_ID", "local")
+        where = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        log.write(f"\n=== {now} job {job}, node {where}, pid {os.getpid()}\n".encode())
+        target = log.fileno()
+        if shown:
+            # The copy outlives the signals that end the rank, and ends with its output.
+            copy = subprocess.Popen(
+                ["tee", "-a", str(path)],
+                stdin=subprocess.PIPE,
+                preexec_fn=lambda: [signal.signal(n, signal.SIG_IGN) for n in _SIGNALS],
+            )
+            assert copy.stdin is not None
+            target = copy.stdin.fileno()
+        for stream in (1, 2):
+            os.dup2(target, stream)
+    return copy
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,172 @@
+"""What has become of runs: read from their folders, and from the queue where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import attempt
+from .job import FOLDER, Task
+
+_DEPTH = 5  # folders below the one searched
+_ERROR = re.compile(r"(Error|error|lola-ds: rank \d+)\b.*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: state, samples done and in total, samples per second, attempts, last error."""
+
+    folder: Path
+    state: str
+    done: int
+    total: int
+    speed: float
+    attempts: int
+    error: str
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end at the present speed; infinite if it is unknown."""
+        return (self.total - self.done) / self.speed if self.speed else float("inf")
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders below `root` (or itself) that hold a diary or metrics, in order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder")
+    found = []
+    for folder, names, files in os.walk(root):
+        path = Path(folder)
+        if "metrics.jsonl" in files or (path / FOLDER / attempt.FILE).is_file():
+            found.append(path)
+        deep = len(path.relative_to(root).parts) >= _DEPTH
+        names[:] = [] if deep else sorted(n for n in names if n not in _INSIDE and n[0] != ".")
+    return found
+
+
+_INSIDE = {FOLDER, "logs", "checkpoints", "wandb"}
+
+
+def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Run:
+    """The present state of the run in `folder`; `queue` is what `launch.slurm.queue` returns."""
+    config = _read_config(folder)
+    train = config.get("train", {})
+    total = train["epochs"] * train["epoch_size"] if train else 0
+    step, speed = _last_metrics(folder)
+    done = step * train["batch_size"] if train else 0
+    lines = attempt.read(folder / FOLDER)
+    state = _state(folder, lines, queue, bool(total) and done >= total)
+    troubled = state in ("failed", "lost", "queued") or state.startswith("waiting")
+    attempts = sum(line["event"] == "begin" for line in lines)
+    error = last_error(folder) if troubled and attempts else ""
+    return Run(folder, state, done, total, speed, attempts, error)
+
+
+def table(runs: Sequence[Run], root: Path) -> str:
+    """A table for people."""
+    rows = [("run", "state", "progress", "samples/s", "left", "attempts", "last error")]
+    for run in runs:
+        path = run.folder.relative_to(root) if run.folder.is_relative_to(root) else run.folder
+        progress = f"{run.done / run.total:.0%} of {run.total}" if run.total else ""
+        speed = f"{run.speed:.1f}" if run.speed else ""
+        going = run.state in ("running", "queued") and run.total
+        left = _duration(run.left) if going and run.speed else ""
+        attempts = str(run.attempts) if run.attempts else ""
+        name = str(path) if path.parts else run.folder.name
+        rows.append((name, run.state, progress, speed, left, attempts, run.error[:100]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
+
+
+def last_error(folder: Path) -> str:
+    """The last line that speaks of an error, in the ranks' logs or else the jobs' output."""
+    for pattern in ("logs/rank_*.log", f"{FOLDER}/job_*.out"):
+        files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+        for path in reversed(files):
+            for line in reversed(tail(path, 200)):
+                if found := _ERROR.search(line):
+                    return (line if len(line) < 200 else found[0]).strip()
+    return ""
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file; of a progress bar, only its last state."""
+    with path.open(errors="replace", newline="\n") as file:
+        last = deque(file, maxlen=lines)
+    return [line.rstrip("\r\n").rpartition("\r")[2] for line in last]
+
+
+def follow(path: Path) -> Iterator[str]:
+    """What is appended to a file from now on, piece by piece, without end."""
+    import time
+
+    with path.open(errors="replace", newline="") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            if piece := file.read():
+                yield piece
+            else:
+                time.sleep(0.5)
+
+
+def _state(
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    queue: Mapping[str, Sequence[tuple[str, str]]],
+    complete: bool,
+) -> str:
+    if job := Task(folder, ()).queued(queue):
+        states = {state for _, state in queue[job]}
+        return "running" if "RUNNING" in states else "queued"
+    last = lines[-1] if lines else {"event": None}
+    if last["event"] == "begin":
+        return "running" if _alive(last) else "lost"
+    if last["event"] == "submit":
+        return "never started"
+    if last["event"] == "end" and last["status"] != 0:
+        return "stopped" if last.get("again") else "failed" if last["status"] else "lost"
+    return "complete" if complete or last["event"] == "end" else "stopped"
+
+
+def _alive(line: Mapping[str, Any]) -> bool:
+    """Whether an attempt that began outside Slurm goes on."""
+    return line["job"] == "local" and Path(f"/proc/{line['pid']}").exists()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text()) if path.is_file() else None
+    return config if isinstance(config, dict) else {}
+
+
+def _last_metrics(folder: Path) -> tuple[int, float]:
+    """The last step and the last known speed."""
+    path = folder / "metrics.jsonl"
+    step, speed = 0, 0.0
+    if path.is_file():
+        for text in tail(path, 50):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue  # being written
+            step, speed = line["step"], line.get("samples_per_second", speed)
+    return step, speed
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,117 @@
+"""Jobs to Slurm, or to this machine: what is done or queued already is left alone."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import local, slurm
+from .job import Job
+from .plan import Link
+from .script import render
+
+SCRIPT = "job.sh"
+
+
+def show(links: Sequence[Link], cluster: Mapping[str, Any]) -> str:
+    """The script, as it is; of a pipeline all of them, each under the command that submits it."""
+    if len(links) == 1:
+        return render(links[0].job, cluster, Path.cwd())
+    parts = []
+    for link in links:
+        after = f" --dependency=afterok:<{'>:<'.join(link.needs)}>" if link.needs else ""
+        command = f"# sbatch{after} {shlex.quote(str(link.job.folder / SCRIPT))}"
+        parts.append(f"{command}\n{render(link.job, cluster, Path.cwd())}")
+    return "\n".join(parts)
+
+
+def submit(
+    links: Sequence[Link], cluster: Mapping[str, Any], say: Callable[[str], None]
+) -> list[str]:
+    """Submits what is neither done nor queued, with its dependencies.
+
+    Returns:
+        The numbers of the new jobs.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: Slurm is missing, refuses or does not answer.
+    """
+    queue = slurm.queue()
+    active: dict[str, list[str]] = {}
+    new = []
+    for link in links:
+        job = link.job
+        after = [number for need in link.needs for number in active.get(need, ())]
+        queued = {i: task.queued(queue) for i, task in enumerate(job.tasks)}
+        waiting = sorted({number for number in queued.values() if number is not None})
+        again = bool(after)  # what it needs is made anew, so it is too
+        todo = [
+            i
+            for i, task in enumerate(job.tasks)
+            if queued[i] is None and (again or not task.done())
+        ]
+        if waiting:
+            say(f"{job.name}: in the queue as job {', '.join(waiting)}")
+        active[job.name] = waiting
+        if todo:
+            number = _submit_job(job, cluster, after, todo)
+            active[job.name] = [*waiting, number]
+            new.append(number)
+            some = f", tasks {','.join(map(str, todo))}" if len(todo) < len(job.tasks) else ""
+            say(f"{job.name}: job {number}{some}")
+        elif not waiting:
+            say(f"{job.name}: done already, nothing to do")
+            del active[job.name]
+    return new
+
+
+def run_here(links: Sequence[Link], cluster: Mapping[str, Any], say: Callable[[str], None]) -> int:
+    """Runs what is not done, here and now; what needs a failed link is left out.
+
+    Returns:
+        0, or the status of the first link that failed.
+    """
+    status, failed, ran = 0, set(), set()
+    for link in links:
+        job = link.job
+        if failed.intersection(link.needs):
+            failed.add(job.name)
+            say(f"{job.name}: not started, since what it needs has failed")
+            continue
+        again = bool(ran.intersection(link.needs))
+        todo = [task for task in job.tasks if again or not task.done()]
+        if not todo:
+            say(f"{job.name}: done already, nothing to do")
+            continue
+        ran.add(job.name)
+        _write_script(job, cluster)
+        for task in todo:
+            task.note_submission()
+        if code := local.run(replace(job, tasks=todo), cluster):
+            say(f"{job.name}: ended with status {code}")
+            failed.add(job.name)
+            status = status or code
+    return status
+
+
+def _submit_job(
+    job: Job, cluster: Mapping[str, Any], after: Sequence[str], todo: Sequence[int]
+) -> str:
+    script = _write_script(job, cluster)
+    for i in todo:
+        job.tasks[i].note_submission()
+    number = slurm.submit(script, after, todo if len(todo) < len(job.tasks) else None)
+    for i in todo:
+        job.tasks[i].note_job(number, i)
+    return number
+
+
+def _write_script(job: Job, cluster: Mapping[str, Any]) -> Path:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    path = job.folder / SCRIPT
+    path.write_text(render(job, cluster, Path.cwd()))
+    path.chmod(0o755)
+    return path

@@ -1,0 +1,387 @@
+"""From `lola-ds submit` to the finished run, on a real Slurm of several nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ranks import ROOT, run_ranks
+from reading import assert_same_bits, metrics
+from slurm import Slurm, missing_programs, start_slurm
+from words import overrides
+
+from launch import attempt
+from launch.runs import find_runs, read_run
+from lola_ds.train.export import find_checkpoint
+
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(missing_programs()), reason=f"no Slurm: {missing_programs()}"),
+]
+LONG = ["train.epochs=100", "checkpoint.every=100"]  # 500 steps; no checkpoint unless asked
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with start_slurm(tmp_path_factory.mktemp("slurm"), nodes=4) as slurm:
+        slurm.env |= {"DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "default"}
+        yield slurm
+
+
+@pytest.fixture
+def slurm(cluster: Slurm) -> Iterator[Slurm]:
+    """The cluster with every node up; afterwards no job and no process of ours is left."""
+    cluster.resume()
+    yield cluster
+    cluster.run("scancel", "--user=root" if os.getuid() == 0 else f"--user={os.getlogin()}")
+    cluster.resume()
+    deadline = time.monotonic() + 60
+    while left := our_processes():
+        assert time.monotonic() < deadline, f"processes are left: {left}"
+        time.sleep(0.5)
+
+
+def our_processes() -> list[str]:
+    """Command lines of wrappers, launchers and ranks on this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "launch.node" in line or "launch.rank" in line:
+            found.append(line)
+    return found
+
+
+def lola(slurm: Slurm, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "lola_ds.cli.main", *words],
+        env=slurm.env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done
+
+
+def submit(slurm: Slurm, *words: str) -> list[str]:
+    """Submits; returns the numbers of the new jobs."""
+    said = lola(slurm, "submit", "cluster.time=10", *words).stderr
+    lines = [line for line in said.splitlines() if ": job " in line]
+    return [line.rpartition(": job ")[2].split(",")[0] for line in lines]
+
+
+def output(run: Path) -> str:
+    """Everything that jobs and ranks of a run said."""
+    files = [*run.glob("launch/job_*.out"), *run.glob("logs/*.log")]
+    return "\n".join(f"==> {file}\n{file.read_text(errors='replace')}" for file in files)
+
+
+def wait_for_steps(run: Path, steps: int, timeout: float = 120) -> None:
+    path, deadline = run / "metrics.jsonl", time.monotonic() + timeout
+    while not path.is_file() or path.read_text().count("train/loss") < steps:
+        assert time.monotonic() < deadline, output(run)
+        time.sleep(0.05)
+
+
+def complete(slurm: Slurm, job: str, run: Path, timeout: float = 240) -> dict[str, str]:
+    found = slurm.wait(job, timeout)
+    assert found["JobState"] == "COMPLETED", output(run)
+    return found
+
+
+def ranks_of(run: Path) -> list[psutil.Process]:
+    """The processes of a run's ranks."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line[2:4] == ["-m", "launch.rank"] and f"run={run}" in line:
+            found.append(process)
+    return found
+
+
+def test_two_nodes_train_like_one_machine(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    """Submitted twice: the second time there is nothing to do."""
+    run, local = tmp_path / "it's a run", tmp_path / "local"
+    words = ["deepspeed=zero2", "train.epochs=2", "wandb.mode=offline"]
+    quoted = [w for w in overrides("autoencoder", shards, run, *words) if not w.startswith("run=")]
+    quoted.append("run='" + str(run).replace("'", "\\'") + "'")
+    (job,) = submit(slurm, *quoted, "compute.nodes=2")
+    run_ranks(["-m", "lola_ds.cli.train", *overrides("autoencoder", shards, local, *words)], 2)
+    complete(slurm, job, run)
+    assert_same_bits(run, local)
+    assert "world_size 2" in (run / "environment.txt").read_text()
+    assert [line["event"] for line in attempt.read(run / "launch")] == ["submit", "begin", "end"]
+    assert len(list(run.glob("logs/rank_*.log"))) == 2
+    assert submit(slurm, *quoted, "compute.nodes=2") == []
+    assert "complete" in lola(slurm, "runs", str(tmp_path)).stdout
+    assert "autoencoder: 100%" in lola(slurm, "logs", str(run)).stdout
+
+
+def test_sbatch_accepts_every_kind_of_script(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    words = overrides("autoencoder", shards, tmp_path / "run", "seed=0,1")
+    for more in (
+        ["compute.nodes=4", "compute.gpus=2"],
+        ["cluster=h100", "cluster.gpu_type=null", "cluster.cpus_per_gpu=2", "cluster.memory=1G"],
+        ["cluster.gpu_request=gres", "cluster.exclude='node[2-3]'", "cluster.time=1-00:00:00"],
+        ["cluster.account=physics", "cluster.signal=USR1", "cluster.partition=main"],
+    ):
+        path = tmp_path / "job.sh"
+        path.write_text(lola(slurm, "submit", "--dry-run", *words, *more).stdout)
+        slurm.run("sbatch", "--test-only", str(path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_four_nodes(stage: str, slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    run, local = tmp_path / "run", tmp_path / "local"
+    words = [f"deepspeed={stage}", "train.epochs=2", "ae.dropout=null"]
+    (job,) = submit(slurm, *overrides("autoencoder", shards, run, *words), "compute.nodes=4")
+    complete(slurm, job, run)
+    run_ranks(["-m", "lola_ds.cli.train", *overrides("autoencoder", shards, local, *words)], 1)
+    for name in ("train/loss", "valid/loss"):
+        assert metrics(run, name) == pytest.approx(metrics(local, name), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_warning_saves_requeues_and_finishes(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    """Slurm's own --signal, two ranks on each of two nodes; bit-equal to an uninterrupted run."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    words = overrides("autoencoder", shards, run, "deepspeed=zero2", *LONG)
+    # The time limit counts in minutes; the warning comes up to a minute early.
+    limits = ["cluster.time=2", "cluster.warning=75", "compute.nodes=2", "compute.gpus=2"]
+    (job,) = submit(slurm, *words, *limits)
+    wait_for_steps(run, 5)
+    slurm.run("scancel", "--signal=USR2", job)  # what --signal sends, and when the test wants it
+    slurm.wait(job, 60, "PENDING")
+    end = attempt.read(run / "launch")[-1]
+    assert end["status"] == 75
+    stopped = find_checkpoint(run).state["step"]
+    assert 5 <= stopped < 500
+    slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
+    found = complete(slurm, job, run, 400)
+    assert int(found["Restarts"]) >= 1
+    run_ranks(
+        [
+            "-m",
+            "lola_ds.cli.train",
+            *overrides("autoencoder", shards, whole, "deepspeed=zero2", *LONG),
+        ],
+        4,
+    )
+    assert_same_bits(run, whole)
+    reasons = [line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"]
+    assert reasons[0].startswith("stopped on request")
+    assert reasons[-1] == "finished"
+
+
+@pytest.mark.slow
+def test_lost_node_is_replaced(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = overrides("surrogate", shards, run, "train.epochs=60", "checkpoint.every=1")
+    (job,) = submit(slurm, *words, "compute.nodes=2")
+    wait_for_steps(run, 12)
+    nodes = slurm.job(job)["NodeList"]
+    assert nodes == "node[1-2]"
+    slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    slurm.wait(job, 60, "PENDING")
+    slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
+    found = complete(slurm, job, run, 300)
+    assert "node2" not in found["NodeList"]
+    assert int(found["Restarts"]) == 1
+    assert len(metrics(run, "train/loss")) == 300
+    assert "node failure" in " ".join(
+        line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"
+    )
+
+
+def pick_rank(run: Path) -> list[psutil.Process]:
+    return ranks_of(run)[-1:]
+
+
+def pick_launcher(run: Path) -> list[psutil.Process]:
+    return [process.parent() for process in pick_rank(run)]  # type: ignore[misc]
+
+
+def pick_runner(run: Path) -> list[psutil.Process]:
+    return [process.parent() for process in pick_launcher(run)]  # type: ignore[misc]
+
+
+def pick_wrapper(run: Path) -> list[psutil.Process]:
+    return [process.parent() for process in pick_runner(run)]  # type: ignore[misc]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pick", [pick_rank, pick_launcher, pick_runner, pick_wrapper])
+@pytest.mark.parametrize("retries", [0, 3])
+def test_killed_process_fails_fast(
+    pick: Callable[[Path], list[psutil.Process]],
+    retries: int,
+    slurm: Slurm,
+    shards: Path,
+    tmp_path: Path,
+) -> None:
+    """SIGKILL: the job step fails within a minute, nothing survives, and the job is requeued."""
+    run = tmp_path / "run"
+    words = overrides("surrogate", shards, run, "train.epochs=60")
+    more = [f"cluster.retries={retries}", "compute.nodes=2"]
+    (job,) = submit(slurm, *words, *more)
+    wait_for_steps(run, 12)
+    doomed = pick(run)
+    assert doomed
+    start = time.monotonic()
+    for process in doomed:
+        process.kill()
+    found = slurm.wait(job, 60, "FAILED" if retries == 0 else "PENDING")
+    assert time.monotonic() - start < 60
+    assert attempt.read(run / "launch")[-1]["status"] not in (0, 75)
+    deadline = time.monotonic() + 10
+    while our_processes():
+        assert time.monotonic() < deadline, our_processes()
+        time.sleep(0.2)
+    if retries == 0:
+        assert found["ExitCode"] != "0:0"
+        assert read_run(run, {}).state == "failed"
+    else:
+        slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
+        complete(slurm, job, run, 300)
+        assert len(metrics(run, "train/loss")) == 300
+
+
+@pytest.mark.slow
+def test_two_jobs_share_a_node(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    jobs = [
+        submit(slurm, *overrides("surrogate", shards, run), "cluster.exclude='node[3-4]'",
+               "compute.nodes=2", "compute.gpus=2")[0]
+        for run in runs
+    ]  # fmt: skip
+    for job, run in zip(jobs, runs):
+        assert complete(slurm, job, run)["NodeList"] == "node[1-2]"
+    assert metrics(runs[0], "train/loss") == metrics(runs[1], "train/loss")
+
+
+@pytest.mark.slow
+def test_sweep_and_elastic_resume(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    """An array of two; both stopped, and resumed on twice the nodes."""
+    base = tmp_path / "sweep"
+    words = overrides("surrogate", shards, base, "train.epochs=60", "seed=0,1")
+    (job,) = submit(slurm, *words, "cluster.retries=0", "compute.nodes=1")
+    runs = [base / "seed=0", base / "seed=1"]
+    for run in runs:
+        wait_for_steps(run, 12)
+    slurm.run("scancel", job)
+    slurm.wait(job, 60)
+    before = [find_checkpoint(run).state["step"] for run in runs]
+    (job,) = submit(slurm, *words, "compute.nodes=2")
+    slurm.wait(job, 300)
+    for run, step in zip(runs, before):
+        assert 0 < step < 300
+        assert len(metrics(run, "train/loss")) == 300, output(run)
+        assert "world_size 2" in (run / "environment.txt").read_text()
+        assert read_run(run, {}).state == "complete"
+    assert submit(slurm, *words, "compute.nodes=2") == []
+    assert len(find_runs(base)) == 2
+
+
+def make_well(root: Path) -> None:
+    words = ["dataset=euler_periodic", f"out={root}", "resolution=16", "trajectories=16", "steps=9"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lola_ds.cli.main", "synthesize", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_pipeline(slurm: Slurm, tmp_path: Path) -> None:
+    """Fails at the autoencoder and stops; goes on when told better; then has nothing left to do."""
+    well, root = tmp_path / "well", tmp_path / "out put"
+    make_well(well)
+    small = [
+        w
+        for w in overrides("autoencoder", well, root)
+        if not w.startswith(("task=", "data=", "run="))
+    ]
+    sizes = ["hid_channels=16", "hid_blocks=1", "patch_size=[1,1,1]", "attention_heads=2"]
+    latent = [f"{group}.{word}" for group in ("surrogate", "denoiser") for word in sizes]
+    words = [
+        "pipeline=paper", "dataset=euler_periodic", f"pipeline.source={well}",
+        f"pipeline.root='{root}'", "pipeline.tasks=2", "pipeline.repeat=2",
+        "pipeline.evaluate=[members=2,steps=2]", "cluster.retries=0", "compute.nodes=2",
+        *small, *latent, "train.epochs=1",
+    ]  # fmt: skip
+    jobs = submit(slurm, *words, "pipeline.autoencoder=[optim.learning_rate=1e9]")
+    assert len(jobs) == 9
+    for job in jobs:
+        slurm.wait(job, 300)
+    assert slurm.states(jobs[1]) == ["FAILED"]
+    assert {state for job in jobs[2:] for state in slurm.states(job)} == {"CANCELLED"}
+    shutil.rmtree(root / "runs" / "autoencoder")
+
+    jobs = submit(slurm, *words)
+    assert len(jobs) == 8  # the shards are there
+    for job in jobs:
+        slurm.wait(job, 600)
+        assert set(slurm.states(job)) == {"COMPLETED"}, output(root / "runs" / "autoencoder")
+    for name in ("surrogate", "diffusion"):
+        assert json.loads((root / "results" / name / "summary.json").read_text())
+    assert submit(slurm, *words) == []
+
+
+@pytest.mark.slow
+def test_shard_array_survives_a_kill(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight tasks, one killed; run again, the bytes are those of a single process."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "data_prep"))
+    from well_files import write_well
+
+    well, root = tmp_path / "well", tmp_path / "array"
+    for i in range(11):
+        write_well(well / "toy" / "data" / "train" / f"toy_{i:02d}.hdf5", seed=i)
+    words = ["pipeline=prepare", "dataset=toy", f"pipeline.source={well}", "cluster.retries=0"]
+    words += [f"pipeline.root={root}", "cluster.gpu_request=none"]
+    (job,) = submit(slurm, *words)
+    kill_task("task=3/8")
+    slurm.wait(job, 120)
+    assert sorted(slurm.states(job)) == ["COMPLETED"] * 7 + ["FAILED"]
+    assert not (root / "shards" / "toy" / "train").exists()
+    (job,) = submit(slurm, *words)
+    slurm.wait(job, 120)
+    assert slurm.states(job) == ["COMPLETED"]  # one task only
+    single = tmp_path / "single"
+    lola(slurm, "shard", "dataset=toy", f"source={well}", f"out={single}", "workers=1")
+    assert files_of(root / "shards") == files_of(single)
+
+
+def kill_task(word: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if word in line and "lola_ds.cli.main" in line and line[0] == sys.executable:
+                process.kill()
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"no process with {word} came")

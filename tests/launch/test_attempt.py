@@ -1,0 +1,72 @@
+"""The diary: attempts, reasons, and when another attempt is worth it."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch import attempt
+from launch.address import PORTS, find_address, find_port
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    return tmp_path / "run" / "launch"
+
+
+def reach(folder, step):
+    (folder.parent / "latest").write_text(f"checkpoints/step_{step:08d}\n")
+
+
+def test_first_line_is_where_ranks_meet(folder, capsys) -> None:
+    attempt.main(["begin", str(folder)])
+    address, port = capsys.readouterr().out.strip().split(":")
+    assert address == find_address()
+    assert int(port) in PORTS
+
+
+def test_jobs_start_from_different_ports() -> None:
+    assert len({find_port(job) for job in range(100, 200)}) == 100
+
+
+def test_unknown_interface_is_named() -> None:
+    assert find_address("lo") == "127.0.0.1"
+    with pytest.raises(ValueError, match=r"cluster.interface=ib9 .* interfaces: .*lo"):
+        find_address("ib9")
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 0), (2, 2), (75, 75), (79, 75), (137, 75)])
+def test_what_comes_after(folder, status: int, code: int) -> None:
+    attempt.begin(folder)
+    assert attempt.end(folder, status, retries=3) == code
+    assert attempt.read(folder)[-1]["again"] == (code == 75)
+
+
+def test_gives_up_without_progress(folder) -> None:
+    codes = []
+    for _ in range(4):
+        attempt.begin(folder)
+        codes.append(attempt.end(folder, 79, retries=3))
+    assert codes == [75, 75, 75, 79]
+
+
+def test_progress_earns_new_attempts(folder) -> None:
+    for step in range(10, 60, 10):
+        attempt.begin(folder)
+        reach(folder, step)
+        assert attempt.end(folder, 79, retries=1) == 75
+    attempt.begin(folder)
+    assert attempt.end(folder, 79, retries=1) == 75
+    attempt.begin(folder)
+    assert attempt.end(folder, 79, retries=1) == 79
+
+
+def test_an_attempt_without_an_end_is_explained(folder) -> None:
+    attempt.begin(folder)
+    attempt.begin(folder)
+    events = [line["event"] for line in attempt.read(folder)]
+    assert events == ["begin", "end", "begin"]
+    end, begin = attempt.read(folder)[1:]
+    assert "node failure" in end["reason"]
+    assert begin["attempt"] == 2
+    assert begin["waited"] is not None

@@ -1,0 +1,169 @@
+"""Batch scripts: accepted by bash and shellcheck, and nothing in them is taken for code."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launch.job import Job, Task
+from launch.plan import override, plan
+from launch.script import render
+from lola_ds.config import compose, compose_submission, expand_sweep
+
+WORDS = ["task=autoencoder", "data=shards", "train.batch_size=64"]
+
+
+@functools.cache
+def cluster(*words: str) -> dict[str, Any]:
+    return compose_submission(words)["cluster"]
+
+
+def job(*words: str, tasks: int = 1, command: str = "train") -> Job:
+    made = [Task(Path(f"/runs/{i}"), words) for i in range(tasks)]
+    return Job("a job", Path("/runs/launch"), command, made, nodes=2, gpus=4)
+
+
+CLUSTERS = [
+    ["cluster=local"],
+    ["cluster=h100", "cluster.partition=a", "cluster.account=b", "cluster.qos=c"],
+    ["cluster=h100", "cluster.constraint='h100&ib'", "cluster.exclude='n[1-3,5]'"],
+    ["cluster=h100", "cluster.gpu_request=gres", "cluster.interface=ib0"],
+    ["cluster=h100", "cluster.modules=[cuda/12.4,'it\\'s']", "cluster.environment={A: 'x y'}"],
+    [
+        "cluster=h100",
+        "cluster.container=apptainer",
+        "cluster.image='/i m.sif'",
+        "cluster.mounts=[/a]",
+    ],
+    [
+        "cluster=h100",
+        "cluster.container=pyxis",
+        "cluster.image='nvcr.io#a:1'",
+        "cluster.interface=ib0",
+    ],
+]
+
+
+@pytest.mark.parametrize("words", CLUSTERS)
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_bash_and_shellcheck_accept_it(
+    words: list[str], tasks: int, command: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.sh"
+    path.write_text(
+        render(job("a=it's", 'b="$x"', tasks=tasks, command=command), cluster(*words), tmp_path)
+    )
+    subprocess.run(["bash", "-n", path], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=5))
+def test_words_survive_the_shell(words: list[str]) -> None:
+    script = render(job("first", *words), cluster(), Path("/tmp"))
+    start, end = script.index("folder="), script.index("# Where")
+    program = script[start:end] + 'printf "%s\\0" "${words[@]}"'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == ["first", *words]
+
+
+@pytest.mark.parametrize(
+    "value", ["a;b", "$(reboot)", "`x`", "a b", "a\\nb", 'a"b', "a'b", "a\nb", "-c 'x'"]
+)
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "exclude", "time"])
+def test_slurm_names_hold_no_code(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"cluster.{key}"):
+        render(job("a=b"), {**cluster(), key: value}, Path("/tmp"))
+
+
+def test_variables_and_paths_hold_no_code() -> None:
+    with pytest.raises(ValueError, match="no name of a variable"):
+        render(job("a=b"), {**cluster(), "environment": {"A;reboot": "1"}}, Path("/tmp"))
+    with pytest.raises(ValueError, match="control character"):
+        render(job("a=b"), cluster(), Path("/tmp/a\n#SBATCH --wrap=x"))
+
+
+def test_resources() -> None:
+    script = render(job("a=b"), cluster("cluster=h100", "cluster.account=physics"), Path("/tmp"))
+    for line in (
+        "--account=physics",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=h100:4",
+        "--cpus-per-task=64",
+        "--signal=USR2@300",
+        "--requeue",
+    ):
+        assert f"#SBATCH {line}\n" in script
+    assert "partition" not in script
+
+
+def test_array_has_a_folder_and_words_for_each_task() -> None:
+    words = [*WORDS, "run=/r/ae", "optim.learning_rate=1e-4,3e-4", "seed=0,1"]
+    _, (link,) = plan(words)
+    folders = [task.folder.name for task in link.job.tasks]
+    assert folders[0] == "optim.learning_rate=0.0001,seed=0"
+    assert len(set(folders)) == 4
+    for task in link.job.tasks:
+        config = compose(task.words)
+        assert config.run == str(task.folder)
+        assert f"seed={config.seed}" in config.run
+    script = render(link.job, cluster(), Path("/tmp"))
+    assert "#SBATCH --array=0-3\n" in script
+
+
+def test_commas_in_brackets_are_no_sweep() -> None:
+    words = ["ae.hid_channels=[1,2]", "run='a,b'"]
+    assert expand_sweep(words) == [words]
+
+
+@pytest.mark.parametrize("run", ["/a b/c", "/it's/$x", '/"q"/a,b', "/a=b/{c}"])
+def test_any_folder_survives_hydra(run: str) -> None:
+    _, (link,) = plan([*WORDS, override("run", run)])
+    assert compose(link.job.tasks[0].words).run == run
+
+
+def test_relative_paths_lie_where_the_cluster_says(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, (link,) = plan([*WORDS, "run=a"])
+    assert link.job.tasks[0].folder == tmp_path / "a"
+    _, (link,) = plan([*WORDS, "run=a", "cluster.runs=/scratch/r", "cluster.data=/scratch/d"])
+    config = compose(link.job.tasks[0].words)
+    assert (config.run, config.data) == ("/scratch/r/a", "/scratch/d/shards")
+
+
+def test_what_the_job_would_refuse_is_refused_now() -> None:
+    with pytest.raises(ValueError, match="does not divide into 3 ranks"):
+        plan([*WORDS, "run=a", "compute.nodes=3"])
+    with pytest.raises(ValueError, match=r"unknown key 'optim\.lr'"):
+        plan([*WORDS, "run=a", "optim.lr=1"])
+    with pytest.raises(ValueError, match=r"unknown key 'cluster\.acount'"):
+        plan([*WORDS, "run=a", "cluster.acount=x"])
+
+
+def test_pipeline_links_in_order(tmp_path: Path) -> None:
+    words = ["pipeline=paper", "dataset=euler_open", f"pipeline.root={tmp_path}/a b"]
+    _, links = plan([*words, "pipeline.source=well", "pipeline.tasks=4", "compute.nodes=2"])
+    jobs = {link.job.name: link for link in links}
+    assert list(jobs) == [
+        "prepare", "autoencoder", "convert_autoencoder", "encode", "surrogate", "diffusion",
+        "convert_surrogate", "convert_diffusion", "evaluate",
+    ]  # fmt: skip
+    assert [len(link.job.tasks) for link in links] == [4, 1, 1, 3, 1, 1, 1, 1, 2]
+    assert jobs["prepare"].job.tasks[3].words[-1] == "task=3/4"
+    assert jobs["surrogate"].needs == ("encode",)
+    assert (jobs["surrogate"].job.nodes, jobs["encode"].job.nodes) == (2, 1)
+    training = compose(jobs["diffusion"].job.tasks[0].words)
+    assert training.dataset.name == "euler_open"
+    assert training.ae_run == f"{tmp_path}/a b/weights/autoencoder"
