@@ -92,12 +92,28 @@ def step(title: str, command: Sequence[str]) -> None:
     print(f"    {time.monotonic() - start:.0f} s", flush=True)
 
 
+METHODS = {"emulator": "one member", "ensemble": "ensemble mean"}
+
+
 def report(seconds: float) -> None:
     """A short table, and where the figures are."""
     results = ROOT / "results"
-    summaries = {task: json.loads((results / task / "summary.json").read_text()) for task in EMULATORS}
-    print(f"\nDone in {seconds / 60:.1f} minutes. Figures, tables and animations: {results}/*/")
-    print(json.dumps(summaries, indent=2))
+    read = {
+        task: json.loads((results / task / "summary.json").read_text())
+        for task in ("autoencoder", *EMULATORS)
+    }
+    print(f"\nDone in {seconds / 60:.1f} minutes. On the test split, over the first 8 states:\n")
+    print(f"{'':<46}{'mean':>8}{'worst lead':>12}")
+    error = read["autoencoder"]["vrmse"]["autoencoder"]["mean"]
+    print(f"{'autoencoder: VRMSE of the reconstruction':<46}{error:>8.3f}")
+    for task in EMULATORS:
+        ratios = read[task]["ratio_to_persistence"]
+        for method in METHODS.keys() & ratios.keys():
+            name, ratio = f"{task}, {METHODS[method]}: VRMSE / persistence's", ratios[method]
+            print(f"{name:<46}{ratio['mean']:>8.3f}{ratio['worst']:>12.3f}")
+    print("\nFigures and animations:")
+    for path in sorted([*results.glob("*/*.png"), *results.glob("*/*.gif")]):
+        print(f"  {path}")
 
 
 if __name__ == "__main__":
