@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,10 +101,21 @@ def build_extensions() -> None:
 
 
 def _deepspeed() -> Any:
+    _keep_extensions_in_environment()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside DeepSpeed's own imports
         import deepspeed
     return deepspeed
+
+
+def _keep_extensions_in_environment() -> None:
+    """Has compiled extensions live in the virtual environment they were compiled for.
+
+    torch's default is one folder per user and Python version; two environments that share it
+    compile over each other's at every start.
+    """
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 def _free_port() -> int:
