@@ -1,63 +1,34 @@
-"""Solving the Euler equations from random initial states, and writing a Well dataset.
+"""Solving flows from random initial states, and writing them as a dataset of The Well.
 
-One file per split and ratio of specific heats γ, as in The Well:
+One file per split and combination of parameters, as in The Well:
 
-    <out>/<physics>/data/<split>/<physics>_gamma_<γ>_<gas>.hdf5
+    <out>/<physics>/data/<split>/<physics>_<parameters>.hdf5
 
-Every trajectory has its own random generator, made of the seed, the dataset, the split, γ and its
-number in the file; so a larger dataset begins with the trajectories of a smaller one.
+Every trajectory has its own random generator, made of the seed, the dataset, the split, the
+parameters and its number in the file; so a larger dataset begins with the trajectories of a smaller
+one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.synthesize.euler import EulerSolver, primitive
-from data_prep.synthesize.initial import multi_quadrants
+from data_prep.synthesize.families import FAMILIES, Family
 from data_prep.synthesize.well_writer import WellSpec, WellWriter, read_provenance
-
-#: The datasets that can be synthesized: The Well's name, and whether the box is periodic.
-DATASETS = {
-    "euler_periodic": ("euler_multi_quadrants_periodicBC", True),
-    "euler_open": ("euler_multi_quadrants_openBC", False),
-}
-
-#: The gases of The Well by γ, as its file names call them (formula and temperature in °C).
-GASES = {
-    1.13: "C3H8_16",
-    1.22: "C2H6_15",
-    1.3: "CO2_20",
-    1.33: "H2O_20",
-    1.365: "Dry_air_1000",
-    1.4: "Dry_air_20",
-    1.404: "H2_100_Dry_air_-15",
-    1.453: "H2_-76",
-    1.597: "H2_-181",
-    1.76: "Ar_-180",
-}
-
-#: The gases that are synthesized unless others are asked for.
-GAMMAS = (1.22, 1.33, 1.4, 1.76)
 
 SPLITS = ("train", "valid", "test")
 
-#: The time between two states, that of The Well.
-TIME_STEP = 0.015
-
 #: How many cells are solved in one batch; more would only cost memory.
 BATCH_CELLS = 2**18
-
-#: Changes whenever the same arguments give other values.
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -65,26 +36,27 @@ class Request:
     """What to synthesize.
 
     Arguments:
-        dataset: a key of `DATASETS`.
-        resolution: the number of cells along each axis of the unit square.
-        trajectories: the number of trajectories per split, shared evenly between the gases.
+        dataset: a key of `FAMILIES`.
+        trajectories: the number of trajectories per split, shared evenly between the files.
         steps: the number of states per trajectory, the initial one included.
+        resolution: the number of points along the first axis; 0 for the family's.
         seed: the seed of the initial states.
-        gammas: the gases, keys of `GASES`.
+        parameters: the values of some parameters, by name; the family's for the others.
+
+    Raises:
+        ValueError: names what cannot be synthesized.
     """
 
     dataset: str
-    resolution: int
     trajectories: Mapping[str, int]
     steps: int
+    resolution: int = 0
     seed: int = 0
-    gammas: Sequence[float] = GAMMAS
+    parameters: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset={self.dataset} is not one of {', '.join(DATASETS)}")
-        if self.resolution < 4:
-            raise ValueError(f"resolution={self.resolution}: at least 4 cells are needed")
+        if self.dataset not in FAMILIES:
+            raise ValueError(f"dataset={self.dataset} is not one of {', '.join(FAMILIES)}")
         if self.steps < 2:
             raise ValueError(f"steps={self.steps}: at least 2 states are needed")
         if self.seed < 0:
@@ -92,52 +64,70 @@ class Request:
         for split, number in self.trajectories.items():
             if number < 1:
                 raise ValueError(f"{split} split: {number} trajectories; at least 1 is needed")
-        for gamma in self.gammas:
-            if gamma not in GASES:
-                known = ", ".join(map(str, GASES))
-                raise ValueError(f"gammas: {gamma} is none of The Well's gases: {known}")
-        if not self.gammas or len(set(self.gammas)) < len(self.gammas):
-            raise ValueError(f"gammas={[*self.gammas]}: give each gas once, and at least one")
+        for name, values in self.parameters.items():
+            if name not in self.family.parameters:
+                known = ", ".join(self.family.parameters)
+                raise ValueError(f"{name}: {self.dataset} has the parameters {known}")
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}={[*values]}: give each value once, and at least one")
+        self.family.check(self.points, {**self.family.parameters, **self.parameters})
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.dataset]
 
     @property
     def physics(self) -> str:
         """The dataset's name in The Well, which is also its folder's."""
-        return DATASETS[self.dataset][0]
+        return self.family.physics
 
     @property
-    def periodic(self) -> bool:
-        return DATASETS[self.dataset][1]
+    def points(self) -> int:
+        """The number of points along the first axis."""
+        return self.resolution or self.family.resolution
+
+    @property
+    def combinations(self) -> list[dict[str, float]]:
+        """The parameters of each file of a split."""
+        values = {**self.family.parameters, **self.parameters}
+        return [dict(zip(values, combination)) for combination in product(*values.values())]
+
+    @property
+    def cells(self) -> int:
+        """The number of points of a state."""
+        return math.prod(len(axis) for axis in self.family.grid(self.points).values())
+
+    @property
+    def times(self) -> np.ndarray:
+        return np.arange(self.steps) * self.family.time_step
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file of a request: `trajectories` solutions with the same split and γ."""
+    """One file of a request: `trajectories` solutions with the same split and parameters."""
 
     request: Request
     split: str
-    gamma: float
+    parameters: Mapping[str, float]
     trajectories: int
 
     @property
-    def name(self) -> str:
-        return f"{self.request.physics}_gamma_{self.gamma}_{GASES[self.gamma]}.hdf5"
-
-    @property
     def cells(self) -> int:
-        return self.trajectories * self.request.resolution**2
+        return self.trajectories * self.request.cells
 
     def path(self, out: Path) -> Path:
-        return out / self.request.physics / "data" / self.split / self.name
+        physics, name = self.request.physics, self.request.family.file_name(self.parameters)
+        return out / physics / "data" / self.split / name
 
     def provenance(self) -> str:
         """The arguments that the file's content depends on, as JSON."""
         return json.dumps(
             {
-                "solver": f"lola_ds MUSCL-HLLC {VERSION}",
+                "solver": self.request.family.solver,
                 "dataset": self.request.dataset,
                 "split": self.split,
-                "gamma": self.gamma,
-                "resolution": self.request.resolution,
+                **self.parameters,
+                "resolution": self.request.points,
                 "trajectories": self.trajectories,
                 "steps": self.request.steps,
                 "seed": self.request.seed,
@@ -145,37 +135,30 @@ class _File:
         )
 
     def spec(self) -> WellSpec:
-        centres = (np.arange(self.request.resolution) + 0.5) / self.request.resolution
-        boundary = "PERIODIC" if self.request.periodic else "OPEN"
+        family = self.request.family
         return WellSpec(
-            dataset=self.request.physics,
+            dataset=family.physics,
             trajectories=self.trajectories,
-            times=np.arange(self.request.steps) * TIME_STEP,
-            grid={"x": centres, "y": centres},
-            boundaries={"x": boundary, "y": boundary},
-            scalar_fields=("energy", "density", "pressure"),
-            vector_fields=("momentum",),
-            parameters={"gamma": self.gamma},
+            times=self.request.times,
+            grid=family.grid(self.request.points),
+            boundaries=family.boundaries,
+            scalar_fields=family.scalar_fields,
+            vector_fields=family.vector_fields,
+            parameters=self.parameters,
             provenance=self.provenance(),
         )
 
-    def initial_state(self, trajectory: int) -> Tensor:
-        """The conserved variables of a trajectory's initial state, of shape (4, X, Y)."""
+    def generator(self, trajectory: int) -> np.random.Generator:
+        """The source of randomness of a trajectory."""
         request = self.request
         key = (
             request.seed,
-            [*DATASETS].index(request.dataset),
+            [*FAMILIES].index(request.dataset),
             SPLITS.index(self.split),
-            round(1000 * self.gamma),
+            *request.family.key(self.parameters),
             trajectory,
         )
-        U = multi_quadrants(
-            np.random.default_rng(key),
-            (request.resolution, request.resolution),
-            (request.periodic, request.periodic),
-            self.gamma,
-        )
-        return torch.from_numpy(U).float()
+        return np.random.default_rng(key)
 
 
 def generate(request: Request, out: Path, show_progress: bool = True) -> list[Path]:
@@ -209,12 +192,13 @@ def generate(request: Request, out: Path, show_progress: bool = True) -> list[Pa
 
 
 def _plan(request: Request) -> Iterator[_File]:
-    """The files of a request; the first gases get one trajectory more if there is a remainder."""
+    """The files of a request; the first get one trajectory more if there is a remainder."""
+    combinations = request.combinations
     for split, number in request.trajectories.items():
-        share, rest = divmod(number, len(request.gammas))
-        for i, gamma in enumerate(request.gammas):
+        share, rest = divmod(number, len(combinations))
+        for i, parameters in enumerate(combinations):
             if count := share + (i < rest):
-                yield _File(request, split, gamma, count)
+                yield _File(request, split, parameters, count)
 
 
 def _refuse_strangers(files: Sequence[_File], out: Path) -> None:
@@ -261,7 +245,8 @@ def _groups(files: Sequence[_File]) -> Iterator[list[_File]]:
     """Consecutive files that fit one batch together; a larger file is a group of its own."""
     group: list[_File] = []
     for file in files:
-        if group and sum(member.cells for member in group) + file.cells > BATCH_CELLS:
+        full = sum(member.cells for member in group) + file.cells > BATCH_CELLS
+        if group and (full or not file.request.family.mixes):
             yield group
             group = []
         group.append(file)
@@ -271,7 +256,7 @@ def _groups(files: Sequence[_File]) -> Iterator[list[_File]]:
 
 def _make(group: Sequence[_File], request: Request, out: Path, progress: tqdm) -> None:
     """Solves all trajectories of some files, and writes these."""
-    size = max(1, BATCH_CELLS // request.resolution**2)
+    size = max(1, BATCH_CELLS // request.cells)
     with ExitStack() as stack:
         members = []
         for file in group:
@@ -285,26 +270,13 @@ def _solve(
     members: Sequence[tuple[_File, WellWriter, int]], request: Request, progress: tqdm
 ) -> None:
     """Solves a batch of trajectories, and writes each state to its trajectory's file."""
-    solver = EulerSolver(
-        spacing=(1 / request.resolution, 1 / request.resolution),
-        periodic=(request.periodic, request.periodic),
+    states = request.family.solve(
+        request.points,
+        [file.parameters for file, _, _ in members],
+        [file.generator(i) for file, _, i in members],
+        request.times.tolist(),
     )
-    U = torch.stack([file.initial_state(i) for file, _, i in members])
-    gamma = torch.tensor([file.gamma for file, _, _ in members])
-    times = [TIME_STEP * step for step in range(request.steps)]
-
-    for step, state in enumerate(solver.evolve(U, gamma, times)):
-        fields = _fields(state, gamma)
+    for step, fields in enumerate(states):
         for b, (_, writer, i) in enumerate(members):
             writer.write(i, step, {name: values[b] for name, values in fields.items()})
         progress.update(len(members))
-
-
-def _fields(U: Tensor, gamma: Tensor) -> dict[str, np.ndarray]:
-    """The Well's fields of conserved variables (B, D + 2, *S): (B, *S), and (B, *S, D) vectors."""
-    return {
-        "energy": U[:, -1].numpy(),
-        "density": U[:, 0].numpy(),
-        "pressure": primitive(U, gamma)[:, -1].numpy(),
-        "momentum": U[:, 1:-1].movedim(1, -1).numpy(),
-    }

@@ -1,19 +1,25 @@
-"""Initial states of the multi-quadrant Riemann problem.
+"""Random initial states of the families of flows.
 
-The unit box is cut along each axis at random positions; each of the resulting quadrants holds one
-constant state with random density, pressure and velocity. The interfaces break up into shocks,
-contacts and rarefactions which then interact (Lax & Liu 1998; the datasets
-`euler_multi_quadrants_*` of Ohana et al. 2024).
+Each is a function of a random generator that gives the same problem at every resolution.
+
+`multi_quadrants`: the unit box is cut along each axis at random positions; each of the resulting
+quadrants holds one constant state with random density, pressure and velocity. The interfaces break
+up into shocks, contacts and rarefactions which then interact (Lax & Liu 1998; the datasets
+`euler_multi_quadrants_*` of Ohana et al. 2024). `unstable_layer`: a fluid at rest, warm below.
+`turbulent_velocity`: Burgers turbulence.
 
 References:
     P. D. Lax, X.-D. Liu, Solution of two-dimensional Riemann problems of gas dynamics by positive
         schemes, SIAM J. Sci. Comput. 19 (1998).
+    J. M. Burgers, A mathematical model illustrating the theory of turbulence, Adv. Appl. Mech. 1
+        (1948).
     R. Ohana et al., The Well: a large-scale collection of diverse physics simulations for machine
         learning, NeurIPS 2024.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,3 +96,68 @@ def _coverage(cuts: np.ndarray, cells: int) -> np.ndarray:
         high = np.minimum(faces[1:, None], stops_here)
         covered += np.clip(high - low, 0, None)
     return covered * cells
+
+
+#: Convection: The Well's slopes of the buoyancy, the thickness of the layer above the floor in
+#: which it reaches the floor's value, and the size and the waves of the perturbation.
+SLOPES = (0.2, 0.4, 0.6, 0.8, 1.0)
+LAYER = 0.08
+PERTURBATION = 0.1
+WAVES = (8, 4)
+
+
+def unstable_layer(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Draws the buoyancy of a fluid at rest between a warm floor and a cold ceiling.
+
+    A linear profile δ (1 - y), a diffusive layer (1 - δ) erfc(y / d) that joins it to the floor's
+    value 1, and a perturbation that vanishes at both: a sum of waves with random amplitudes, white
+    but for the finitely many wave numbers.
+
+    Arguments:
+        rng: the source of randomness.
+        x: places along a period of length 1, (X,).
+        y: heights between 0 and 1, (Y,).
+
+    Returns:
+        The buoyancy, of shape (X, Y).
+    """
+    slope = rng.choice(SLOPES)
+    erfc = np.array([math.erfc(height / LAYER) for height in y])
+    profile = slope * (1 - y) + (1 - slope) * (1 - y) * erfc
+    m, n = (np.arange(1, number + 1) for number in WAVES)
+    amplitude = rng.normal(size=WAVES) / math.sqrt(math.prod(WAVES) / 4)
+    phase = rng.uniform(0, 2 * np.pi, size=WAVES)
+    along_x = np.cos(2 * np.pi * m[:, None] * x[:, None, None] + phase)
+    along_y = np.sin(np.pi * n[:, None] * y)
+    return profile + PERTURBATION * np.einsum("xmn,mn,ny->xy", along_x, amplitude, along_y)
+
+
+#: Clouds: the deviation of each component of the velocity, in units of the free fall, and the
+#: largest wave number per box.
+TURBULENCE = 0.5
+SMALLEST_WAVE = 4
+
+
+def turbulent_velocity(rng: np.random.Generator, resolution: int) -> np.ndarray:
+    """Draws a random velocity without divergence, with the energy spectrum E(k) ∝ k⁻².
+
+    A sum of the waves in the box with up to `SMALLEST_WAVE` periods along each axis, of random
+    directions across the wave, amplitudes ∝ k⁻² and phases, scaled to the deviation `TURBULENCE`.
+
+    Arguments:
+        rng: the source of randomness.
+        resolution: the number of cells along each axis of the unit cube.
+
+    Returns:
+        Values at the centres of the cells, of shape (3, X, Y, Z).
+    """
+    wave = np.arange(-SMALLEST_WAVE, SMALLEST_WAVE + 1)
+    k = np.stack(np.meshgrid(wave, wave, wave, indexing="ij")).astype(float)
+    square = np.square(k).sum(axis=0)
+    square[square == 0] = np.inf
+    a = rng.normal(size=k.shape) + 1j * rng.normal(size=k.shape)
+    a = (a - k * (k * a).sum(axis=0) / square) / square
+    a *= TURBULENCE / math.sqrt(np.square(np.abs(a)).sum() / 6)
+    centres = (np.arange(resolution) + 0.5) / resolution
+    along = np.exp(2j * np.pi * centres[:, None] * wave)
+    return np.einsum("xi,yj,zk,dijk->dxyz", along, along, along, a, optimize=True).real

@@ -42,7 +42,8 @@ class WellSpec:
         trajectories: the number of trajectories N.
         times: the times of the T states.
         grid: the coordinates of the cells' centres along each dimension, by name and in order.
-        boundaries: the kind of boundary of each dimension, one of `BOUNDARIES`.
+        boundaries: the kind of boundary of each dimension: one of `BOUNDARIES`, or one and what
+            else its name says, such as `WALL_DIRICHLET`.
         scalar_fields: the names of the scalar fields.
         vector_fields: the names of the vector fields.
         parameters: the parameters' values, by name; each is a scalar of the dataset.
@@ -63,7 +64,7 @@ class WellSpec:
         if list(self.boundaries) != list(self.grid):
             raise ValueError(f"boundaries {[*self.boundaries]} are not those of {[*self.grid]}")
         for dim, kind in self.boundaries.items():
-            if kind not in BOUNDARIES:
+            if _bc_type(kind) not in BOUNDARIES:
                 raise ValueError(f"boundary '{kind}' of {dim} is none of {', '.join(BOUNDARIES)}")
 
     @property
@@ -172,7 +173,7 @@ def _create_boundaries(group: h5py.Group, spec: WellSpec) -> None:
         boundary = group.create_group(f"{dim}_{kind.lower()}")
         boundary.attrs["associated_dims"] = _strings([dim])
         boundary.attrs["associated_fields"] = _strings([])
-        boundary.attrs["bc_type"] = kind
+        boundary.attrs["bc_type"] = _bc_type(kind)
         boundary.attrs["sample_varying"] = False
         boundary.attrs["time_varying"] = False
         mask = np.zeros(len(spec.grid[dim]), dtype=bool)
@@ -200,6 +201,11 @@ def _create_fields(
         fields[name].attrs["sample_varying"] = True
         fields[name].attrs["time_varying"] = True
     return fields
+
+
+def _bc_type(kind: str) -> str:
+    """The type of a kind of boundary: WALL of WALL_DIRICHLET."""
+    return kind.partition("_")[0]
 
 
 def _strings(names: Sequence[str] | Mapping[str, object]) -> np.ndarray:

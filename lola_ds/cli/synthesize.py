@@ -1,4 +1,4 @@
-"""`lola-ds synthesize`: solve the Euler equations and write The Well's HDF5."""
+"""`lola-ds synthesize`: solve small flows and write The Well's HDF5."""
 
 from __future__ import annotations
 
@@ -8,26 +8,47 @@ from pathlib import Path
 from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
 
 HELP = """\
-Solve the 2-d Euler equations and write The Well's HDF5.
+Solve small flows from random initial states and write The Well's HDF5.
 
-Random multi-quadrant initial states in the unit square, several gases, states every 0.015 units of
-time, written to OUT/<dataset>/data/{train,valid,test} as The Well's own files are. The same command
-again keeps the files that are complete and makes the others.
+Files go to OUT/<dataset>/data/{train,valid,test}, one per combination of parameters, as The Well's
+own do. The same command again keeps the files that are complete and makes the others.
 
 keys:
-  dataset=…        euler_periodic or euler_open (required)
+  dataset=…        required:
+                   euler_periodic, euler_open   2-d gas in the unit square (multi-quadrants)
+                   rayleigh_benard              2-d convection between walls, 4 wide, 1 high
+                   gravity_cooling              3-d gas that cools and attracts itself
   out=…            root folder of The Well's datasets (required)
-  resolution=64    cells along each axis
-  trajectories=32  trajectories of the training split, shared between the gases
+  resolution=…     points along x: 64, 128 (and a quarter of it along y), 32 by default
+  trajectories=32  trajectories of the training split, shared between the parameters
   valid=0, test=0  trajectories of the other splits; 0: a quarter of `trajectories`, at least 4
   steps=33         states per trajectory, the initial one included
   seed=0           seed of the initial states
-  gammas=1.22,…    ratios of specific heats, among The Well's ten gases
+
+parameters, each one or several values:
+  gammas=1.22,1.33,1.4,1.76    euler: ratios of specific heats, among The Well's ten gases
+  rayleigh=1e5,1e6             rayleigh_benard: Rayleigh numbers (a layer of air rests below 1708)
+  prandtl=0.5,1                rayleigh_benard: Prandtl numbers
+  rho0=0.445,44.5              gravity_cooling: hydrogen nuclei per cm³
+  metallicity=0,1              gravity_cooling: strength of cooling, Z, in the Sun's
+  temperature=100              gravity_cooling: initial temperature T0 in kelvin
 
 examples:
   lola-ds synthesize dataset=euler_periodic out=WELL
   lola-ds synthesize dataset=euler_open out=WELL resolution=128 trajectories=100 steps=101
+  lola-ds synthesize dataset=rayleigh_benard out=WELL trajectories=16 steps=65 rayleigh=1e6
+  lola-ds synthesize dataset=gravity_cooling out=WELL resolution=16 trajectories=8
 """
+
+#: The parameters of The Well's files behind the keys.
+PARAMETERS = {
+    "gammas": "gamma",
+    "rayleigh": "Rayleigh",
+    "prandtl": "Prandtl",
+    "rho0": "rho0",
+    "metallicity": "Z",
+    "temperature": "T0",
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,13 +59,13 @@ def main(argv: Sequence[str]) -> None:
         defaults={
             "dataset": None,
             "out": None,
-            "resolution": 64,
+            "resolution": 0,
             "trajectories": 32,
             "valid": 0,
             "test": 0,
             "steps": 33,
             "seed": 0,
-            "gammas": "1.22,1.33,1.4,1.76",
+            **dict.fromkeys(PARAMETERS, ""),
         },
         required=("dataset", "out"),
     )
@@ -62,15 +83,17 @@ def main(argv: Sequence[str]) -> None:
         },
         steps=keys["steps"],
         seed=keys["seed"],
-        gammas=_parse_gammas(keys["gammas"]),
+        parameters={
+            name: _parse_numbers(key, keys[key]) for key, name in PARAMETERS.items() if keys[key]
+        },
     )
     paths = generate(request, Path(keys["out"]))
     total = sum(path.stat().st_size for path in paths)
     print(f"{len(paths)} files, {total / 1e6:.0f} MB in {Path(keys['out']) / request.physics}")
 
 
-def _parse_gammas(text: str) -> tuple[float, ...]:
+def _parse_numbers(key: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise ValueError(f"gammas={text}: expected numbers separated by commas") from None
+        raise ValueError(f"{key}={text}: expected numbers separated by commas") from None

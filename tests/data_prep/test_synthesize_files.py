@@ -17,7 +17,8 @@ import torch
 from the_well.data import WellDataset
 
 from data_prep.synthesize.euler import EulerSolver, primitive
-from data_prep.synthesize.generate import GASES, Request, generate
+from data_prep.synthesize.families import GASES
+from data_prep.synthesize.generate import Request, generate
 from data_prep.synthesize.initial import multi_quadrants
 from data_prep.synthesize.well_writer import WellSpec, WellWriter
 from lola_ds.cli.common import run_command
@@ -33,7 +34,7 @@ def request(**changes) -> Request:
         "resolution": 16,
         "trajectories": {"train": 5, "valid": 2},
         "steps": 4,
-        "gammas": (1.4, 1.13),
+        "parameters": {"gamma": (1.4, 1.13)},
     }
     return Request(**{**arguments, **changes})
 
@@ -185,7 +186,7 @@ def test_other_data_is_never_overwritten(well, tmp_path):
         generate(request(seed=1), well, False)
     assert "choose another out=" in str(error.value)
     with pytest.raises(ValueError, match="is not of this dataset"):
-        generate(request(gammas=(1.4,)), well, False)
+        generate(request(parameters={"gamma": (1.4,)}), well, False)
     assert digests(well) == before
 
     foreign = tmp_path / next(iter(before))
@@ -273,9 +274,14 @@ def test_writer_refuses_missing_states(tmp_path):
         (["dataset=euler_open", "out=WELL", "trajectories=0"], "at least 1"),
         (["dataset=euler_open", "out=WELL", "resolution=2"], "at least 4 cells"),
         (["dataset=euler_open", "out=WELL", "gammas=1.4,2.5"], "2.5 is none of The Well's gases"),
-        (["dataset=euler_open", "out=WELL", "gammas=1.4,1.4"], "give each gas once"),
+        (["dataset=euler_open", "out=WELL", "gammas=1.4,1.4"], "give each value once"),
         (["dataset=euler_open", "out=WELL", "gammas=air"], "expected numbers"),
         (["dataset=euler_open", "out=WELL", "size=3"], "unknown key 'size'"),
+        (["dataset=euler_open", "out=WELL", "rayleigh=1e5"], "euler_open has the parameters gamma"),
+        (["dataset=rayleigh_benard", "out=WELL", "resolution=50"], "a multiple of 4"),
+        (["dataset=rayleigh_benard", "out=WELL", "prandtl=0"], "Prandtl=0: must be positive"),
+        (["dataset=gravity_cooling", "out=WELL", "rho0=0"], "rho0=0: must be positive"),
+        (["dataset=gravity_cooling", "out=WELL", "metallicity=-1"], "Z=-1: must not be negative"),
     ],
 )
 def test_mistakes_end_in_one_line(words, message, capsys, tmp_path, monkeypatch):
@@ -287,6 +293,89 @@ def test_mistakes_end_in_one_line(words, message, capsys, tmp_path, monkeypatch)
     assert message in error
     assert error.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+def test_rayleigh_benard_as_the_well_has_it(tmp_path):
+    words = ["rayleigh=1e4,1e5", "prandtl=2e-1", "resolution=32", "trajectories=2", "steps=3"]
+    main(["dataset=rayleigh_benard", f"out={tmp_path}", *words, "valid=1", "test=1"])
+    assert [*digests(tmp_path)] == [
+        f"rayleigh_benard/data/{split}/rayleigh_benard_Rayleigh_{number}_Prandtl_2e-1.hdf5"
+        for split, numbers in (("test", ["1e4"]), ("train", ["1e4", "1e5"]), ("valid", ["1e4"]))
+        for number in numbers
+    ]
+    dataset = WellDataset(
+        well_base_path=str(tmp_path),
+        well_dataset_name="rayleigh_benard",
+        well_split_name="train",
+        n_steps_output=2,
+    )
+    metadata = dataset.metadata
+    assert metadata.field_names == {
+        0: ["buoyancy", "pressure"],
+        1: ["velocity_x", "velocity_y"],
+        2: [],
+    }
+    assert metadata.constant_scalar_names == ["Rayleigh", "Prandtl"]
+    assert metadata.spatial_resolution == (32, 8)
+    sample = dataset[1]
+    assert sample["constant_scalars"].tolist() == [1e5, pytest.approx(0.2)]
+    assert sample["boundary_conditions"].tolist() == [[2, 2], [0, 0]]
+    assert sample["space_grid"][3, :, 0].tolist() == [0.375] * 8
+    y = [(1 - np.cos(np.pi * (j + 0.5) / 8)) / 2 for j in range(8)]
+    assert sample["space_grid"][3, :, 1].tolist() == pytest.approx(y)
+    assert sample["output_time_grid"].tolist() == pytest.approx([0.25, 0.5])
+    frame = sample["output_fields"][-1]  # warm below, cold above, moving
+    assert frame[:, 0, 0].mean() > 0.8
+    assert frame[:, -1, 0].mean() < 0.2
+    assert frame[..., 2:].abs().max() > 1e-3
+    with h5py.File(next(tmp_path.rglob("train/*1e4*.hdf5"))) as file:
+        assert [*file["boundary_conditions"]] == ["x_periodic", "y_wall_dirichlet"]
+        assert file["boundary_conditions/y_wall_dirichlet"].attrs["bc_type"] == "WALL"
+
+
+def test_gravity_cooling_as_the_well_has_it(tmp_path):
+    words = ["rho0=0.445", "metallicity=0,0.1", "temperature=10", "resolution=8", "steps=2"]
+    command = ["dataset=gravity_cooling", f"out={tmp_path}", *words]
+    main([*command, "trajectories=2", "valid=1", "test=1"])
+    name = "turbulence_gravity_cooling"
+    folder = tmp_path / name / "data" / "train"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{name}_rho0_0.445_Z_0.1_T0_10.hdf5",
+        f"{name}_rho0_0.445_Z_0_T0_10.hdf5",
+    ]
+    dataset = WellDataset(
+        well_base_path=str(tmp_path), well_dataset_name=name, well_split_name="train"
+    )
+    metadata = dataset.metadata
+    assert metadata.field_names == {
+        0: ["density", "pressure", "temperature"],
+        1: ["velocity_x", "velocity_y", "velocity_z"],
+        2: [],
+    }
+    assert metadata.constant_scalar_names == ["rho0", "Z", "T0"]
+    assert metadata.spatial_resolution == (8, 8, 8)
+    sample = dataset[0]
+    assert sample["constant_scalars"].tolist() == pytest.approx([0.445, 0.1, 10])
+    assert sample["boundary_conditions"].tolist() == [[1, 1]] * 3
+    start = sample["input_fields"][0]
+    assert start[..., 0].std() < 1e-6
+    assert start[..., 2].numpy() == pytest.approx(10, rel=1e-4)
+    assert sample["output_time_grid"].tolist() == pytest.approx([0.02])
+    with h5py.File(folder / f"{name}_rho0_0.445_Z_0.1_T0_10.hdf5") as file:
+        assert [*file["boundary_conditions"]] == ["x_open", "y_open", "z_open"]
+
+
+@pytest.mark.parametrize("dataset", ["rayleigh_benard", "gravity_cooling"])
+def test_larger_datasets_begin_with_smaller_ones(dataset, tmp_path):
+    """And a batch of several files gives what batches of one give, to rounding."""
+    values: dict = {"steps": 3, "resolution": {"rayleigh_benard": 32}.get(dataset, 8)}
+    states = []
+    for number in (4, 8):
+        out = tmp_path / str(number)
+        generate(Request(dataset, {"valid": number}, **values), out, show_progress=False)
+        with h5py.File(sorted(out.rglob("*.hdf5"))[0]) as file:
+            states.append(file["t1_fields/velocity"][:1])
+    np.testing.assert_allclose(*states, atol=1e-6)
 
 
 def test_gases_are_the_wells_ten():
