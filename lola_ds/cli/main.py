@@ -10,16 +10,18 @@ from .common import fail, run_command
 
 COMMANDS = {
     "synthesize": "small PDE solver -> The Well's HDF5",
+    "stats": "field statistics of The Well's HDF5 -> a dataset's YAML",
     "shard": "The Well's HDF5 -> WebDataset shards with an index",
     "verify": "check the shards of a split against their index",
+    "inspect": "what a split of shards holds: table and picture",
     "train": "train an autoencoder, a surrogate or a diffusion model (or resume)",
     "encode": "autoencoder over shards -> latent shards",
     "convert": "checkpoint -> plain weights (safetensors + config)",
     "eval": "roll out over a split: tables, figures, animation",
+    "report": "results of any number of runs -> one HTML page",
     "submit": "a training, sweep or pipeline -> Slurm (or this machine)",
     "runs": "state, progress and speed of the runs in a folder",
     "logs": "what a run said: its ranks, its jobs",
-    "report": "results of any number of runs -> one HTML page",
 }
 
 _USAGE = """usage: lola-ds COMMAND [--flags] key=value ...
