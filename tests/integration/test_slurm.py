@@ -28,7 +28,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(missing_programs()), reason=f"no Slurm: {missing_programs()}"),
 ]
-LONG = ["train.epochs=100", "checkpoint.every=100"]  # 500 steps; no checkpoint unless asked
 
 
 @pytest.fixture(scope="module")
@@ -156,34 +155,35 @@ def test_four_nodes(stage: str, slurm: Slurm, shards: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_warning_saves_requeues_and_finishes(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
-    """Slurm's own --signal, two ranks on each of two nodes; bit-equal to an uninterrupted run."""
+    """Two ranks on each of two nodes; bit-equal to a run that nobody has disturbed."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    words = overrides("autoencoder", shards, run, "deepspeed=zero2", *LONG)
-    # The time limit counts in minutes; the warning comes up to a minute early.
-    limits = ["cluster.time=2", "cluster.warning=75", "compute.nodes=2", "compute.gpus=2"]
-    (job,) = submit(slurm, *words, *limits)
+    more = ["deepspeed=zero2", "train.epochs=30", "checkpoint.every=30"]  # no other checkpoint
+    words = overrides("autoencoder", shards, run, *more)
+    (job,) = submit(slurm, *words, "compute.nodes=2", "compute.gpus=2")
     wait_for_steps(run, 5)
-    slurm.run("scancel", "--signal=USR2", job)  # what --signal sends, and when the test wants it
-    slurm.wait(job, 60, "PENDING")
+    slurm.run("scancel", "--signal=USR2", job)
+    slurm.restart(job)
+    stopped = attempt.read(run / "launch")[2]
+    assert stopped["status"] == 75
+    assert 5 <= stopped["step"] < 150
+    assert int(complete(slurm, job, run)["Restarts"]) == 1
+    run_ranks(["-m", "lola_ds.cli.train", *overrides("autoencoder", shards, whole, *more)], 4)
+    assert_same_bits(run, whole)
+    ends = [line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"]
+    assert ends == ["stopped on request and saved", "finished"]
+
+
+@pytest.mark.slow
+def test_slurm_warns_before_the_limit(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    """Slurm's own --signal, which comes up to a minute early: saved, and the job is requeued."""
+    run = tmp_path / "run"
+    words = overrides("surrogate", shards, run, "train.epochs=4000", "checkpoint.every=4000")
+    (job,) = submit(slurm, *words, "cluster.time=2", "cluster.warning=60")
+    slurm.wait(job, 60, "RUNNING")
+    slurm.wait(job, 120, "PENDING")
     end = attempt.read(run / "launch")[-1]
     assert end["status"] == 75
-    stopped = find_checkpoint(run).state["step"]
-    assert 5 <= stopped < 500
-    slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
-    found = complete(slurm, job, run, 400)
-    assert int(found["Restarts"]) >= 1
-    run_ranks(
-        [
-            "-m",
-            "lola_ds.cli.train",
-            *overrides("autoencoder", shards, whole, "deepspeed=zero2", *LONG),
-        ],
-        4,
-    )
-    assert_same_bits(run, whole)
-    reasons = [line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"]
-    assert reasons[0].startswith("stopped on request")
-    assert reasons[-1] == "finished"
+    assert find_checkpoint(run).state["step"] == end["step"] == len(metrics(run, "train/loss"))
 
 
 @pytest.mark.slow
@@ -195,8 +195,7 @@ def test_lost_node_is_replaced(slurm: Slurm, shards: Path, tmp_path: Path) -> No
     nodes = slurm.job(job)["NodeList"]
     assert nodes == "node[1-2]"
     slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    slurm.wait(job, 60, "PENDING")
-    slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
+    slurm.restart(job)
     found = complete(slurm, job, run, 300)
     assert "node2" not in found["NodeList"]
     assert int(found["Restarts"]) == 1
@@ -254,7 +253,7 @@ def test_killed_process_fails_fast(
         assert found["ExitCode"] != "0:0"
         assert read_run(run, {}).state == "failed"
     else:
-        slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
+        slurm.restart(job)
         complete(slurm, job, run, 300)
         assert len(metrics(run, "train/loss")) == 300
 
