@@ -242,6 +242,17 @@ class WellFile:
                 scalars[name] = float(values[trajectory] if varies else values)
         return scalars
 
+    def scalars_in_time(self, trajectory: int) -> dict[str, list[float]]:
+        """Scalars of a trajectory that vary in time, one value a step, in the file's order."""
+        group = self._file["scalars"]
+        series = {}
+        for name in _texts(group.attrs["field_names"]):
+            if group[name].attrs["time_varying"]:
+                values = group[name][()]
+                values = values[trajectory] if group[name].attrs["sample_varying"] else values
+                series[name] = np.asarray(values, np.float64).tolist()
+        return series
+
     def boundary(self, trajectory: int) -> dict[str, list[int]]:
         """Boundary codes of each axis, [low side, high side]; a side that no mask marks is open.
 
@@ -283,6 +294,7 @@ class WellFile:
 
     def meta(self, trajectory: int, split: str) -> dict[str, Any]:
         """A trajectory's metadata, as its shard holds it."""
+        series = self.scalars_in_time(trajectory)
         return {
             "dataset": self.dataset,
             "split": split,
@@ -293,13 +305,14 @@ class WellFile:
             "time": self.time(trajectory),
             "space": self.space(trajectory),
             "fields": [{"name": name, "rank": rank} for name, rank in self.fields],
+            **({"scalars_in_time": series} if series else {}),
         }
 
 
 class WellTrajectory:
     """A trajectory that is read where it is sliced, for `ShardWriter.add`."""
 
-    def __init__(self, file: WellFile, trajectory: int) -> None:
+    def __init__(self, file: Any, trajectory: int) -> None:
         self.shape = (file.steps, file.channels, *file.shape)
         self._file, self._trajectory = file, trajectory
 

@@ -1,7 +1,9 @@
-"""The Well's HDF5 -> shards, in parallel over files.
+"""The Well's HDF5 -> shards, in parallel over files, processes and machines.
 
 Each file is one stream of `lola_ds.data.ShardWriter`, so what is written does not depend on the
-number of workers, and a run that was killed goes on where it stopped.
+number of workers or tasks, and a run that was killed goes on where it stopped. Tasks (of a Slurm
+array, say) share nothing but the file system: each writes its own files' streams, and whichever
+finds all streams complete makes the split visible.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import xxhash
 from tqdm import tqdm
 
 from lola_ds.data.format import INDEX, channel_names
 from lola_ds.data.index import Index, open_index
-from lola_ds.data.writer import ShardWriter, first_missing, partial_folder, prune, publish
+from lola_ds.data.writer import ShardWriter, acquire, first_missing, partial_folder, prune, publish
 
 from .well import WellFile, WellTrajectory, list_files
 
@@ -30,11 +33,32 @@ SHARD_BYTES = 2_000_000_000
 WORKER_BYTES = 1_000_000_000  # a second worker process pays off from about this much input on
 
 
+class SourceFile(Protocol):
+    """One file of trajectories, open for reading; `WellFile` says what each entry is."""
+
+    path: Path
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    trajectories: int
+    steps: int
+    fields: list[tuple[str, int]]
+    channels: int
+
+    def __enter__(self) -> SourceFile: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def read(self, trajectory: int, frames: slice) -> np.ndarray: ...
+
+    def meta(self, trajectory: int, split: str) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class _Job:
     """Everything a worker needs to write one file's stream."""
 
     path: Path
+    open_file: Callable[[Path], SourceFile]
     folder: Path
     split: str
     stream: str
@@ -58,7 +82,8 @@ def shard_split(
     fields: Sequence[str] | None = None,
     transform: Mapping[int, str] | None = None,
     gravity: Sequence[str] = (),
-) -> Index:
+    task: tuple[int, int] = (0, 1),
+) -> Index | None:
     """Writes `out/<dataset>/<split>` from `source/<dataset>/data/<split>`.
 
     Nothing is visible in `out` before the split is complete. Where the split is there already, made
@@ -77,9 +102,11 @@ def shard_split(
         fields: channels that the dataset must have, in order (not checked by default).
         transform: transform of channels before their statistics are gathered.
         gravity: axes along which gravity points.
+        task: (i, n): write only every n-th file, from the i-th on. Of n such calls, in any order
+            and at any time, the one that completes the split makes it visible.
 
     Returns:
-        The split's index.
+        The split's index, or None while other tasks have files to write.
 
     Raises:
         FileNotFoundError, OSError: a folder is missing, or a file is truncated or unreadable.
@@ -87,33 +114,65 @@ def shard_split(
         ValueError: files differ in fields or grid, NaN or infinity (naming file, trajectory, step
             and field).
     """
-    folder = Path(out) / dataset / split
-    paths = list_files(source, dataset, split, include_filters)
+    return shard_files(
+        list_files(source, dataset, split, include_filters),
+        Path(out) / dataset / split,
+        WellFile,
+        workers=workers,
+        dtype=dtype,
+        allow_nan=allow_nan,
+        shard_bytes=shard_bytes,
+        fields=fields,
+        transform=transform,
+        gravity=gravity,
+        task=task,
+    )
+
+
+def shard_files(
+    paths: Sequence[Path],
+    folder: Path,
+    open_file: Callable[[Path], SourceFile],
+    *,
+    kind: str = "fields",
+    workers: int | None = None,
+    dtype: str = "float32",
+    allow_nan: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    fields: Sequence[str] | None = None,
+    transform: Mapping[int, str] | None = None,
+    gravity: Sequence[str] = (),
+    task: tuple[int, int] = (0, 1),
+) -> Index | None:
+    """Writes the split `folder` from files, each opened by `open_file`; see `shard_split`."""
     options = {
+        "kind": kind,
         "dtype": dtype,
         "shard_bytes": shard_bytes,
         "transform": dict(transform or {}),
         "allow_nonfinite": allow_nan,
     }
-    totals = check_files(paths, fields)
+    totals = check_files(paths, fields, open_file)
+    split, axes = folder.name, tuple(gravity)
     jobs = [
-        _Job(path, folder, split, f"{i:05d}", fingerprint(path), options, tuple(gravity), total)
+        _Job(path, open_file, folder, split, f"{i:05d}", fingerprint(path), options, axes, total)
         for i, (path, total) in enumerate(zip(paths, totals))
     ]
     if (folder / INDEX).exists():
         return _existing(folder, jobs)
+    streams = [job.stream for job in jobs]
+    jobs = jobs[task[0] :: task[1]]
+    total = sum(job.total for job in jobs)
     if workers is None:
-        workers = min(len(jobs), os.cpu_count() or 1, 1 + sum(totals) // WORKER_BYTES)
-    created = first_missing(partial_folder(folder))
+        workers = min(len(jobs) or 1, os.cpu_count() or 1, 1 + total // WORKER_BYTES)
+    created, name = first_missing(partial_folder(folder)), f"{folder.parent.name}/{split}"
     try:
-        with tqdm(
-            total=sum(totals), unit="B", unit_scale=True, desc=f"{dataset}/{split}", leave=False
-        ) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc=name, leave=False) as bar:
             (_run_here if workers <= 1 else _run_pool)(jobs, workers, bar)
     except BaseException:
         prune(folder, created)
         raise
-    return publish(folder, [job.stream for job in jobs])
+    return publish(folder, streams) if task[1] == 1 else _publish_if_last(folder, streams)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -132,19 +191,24 @@ def trajectory_key(path: Path, trajectory: int) -> str:
     return f"{re.sub('[^A-Za-z0-9_-]', '-', path.stem)}-{trajectory:04d}"
 
 
-def check_files(paths: Sequence[Path], fields: Sequence[str] | None = None) -> list[int]:
+def check_files(
+    paths: Sequence[Path],
+    fields: Sequence[str] | None = None,
+    open_file: Callable[[Path], SourceFile] = WellFile,
+) -> list[int]:
     """Opens every file of a split; returns the bytes of float32 that each will give.
 
     Arguments:
         paths: the files.
         fields: channels that they must have, in order (not checked by default).
+        open_file: opens one.
 
     Raises:
         OSError, ValueError: a file cannot be read, or differs from the first or from `fields`.
     """
     totals, first = [], None
     for path in paths:
-        with WellFile(path) as file:
+        with open_file(path) as file:
             described = [{"name": name, "rank": rank} for name, rank in file.fields]
             layout = (channel_names(described, file.axes), file.axes, file.shape)
             first = first or layout
@@ -179,6 +243,26 @@ def _existing(folder: Path, jobs: Sequence[_Job]) -> Index:
             )
     print(f"{folder}: complete already, nothing to do")
     return open_index(folder)
+
+
+def _publish_if_last(folder: Path, streams: Sequence[str]) -> Index | None:
+    """Makes the split visible if every stream is complete; None if some are not yet.
+
+    Tasks that end together take turns: a lock admits one, and the others find the split there.
+    """
+    partial = partial_folder(folder)
+    try:
+        if all((partial / "state" / f"{stream}.done").exists() for stream in streams):
+            lock = acquire(partial / "publish.lock")
+            try:
+                if not (folder / INDEX).exists():
+                    publish(folder, streams)
+            finally:
+                os.close(lock)
+    except (FileNotFoundError, BlockingIOError):  # another task is publishing, or has
+        if partial.exists():
+            return None
+    return open_index(folder) if (folder / INDEX).exists() else None
 
 
 def _run_here(jobs: Sequence[_Job], workers: int, bar: tqdm) -> None:
@@ -233,7 +317,7 @@ def _write_stream(job: _Job, progress: Callable[[int], object]) -> None:
     if writer.closed:
         progress(job.total)
         return
-    with _discarding(writer), WellFile(job.path) as file:
+    with _discarding(writer), job.open_file(job.path) as file:
         for trajectory in range(file.trajectories):
             meta = file.meta(trajectory, job.split)
             if job.gravity:

@@ -5,7 +5,9 @@ from .format import ShardError
 from .index import Index, open_index
 from .loader import Loader, build_loader, evaluation_batches
 from .orders import make_order
+from .repair import repair_index
 from .sampler import ElasticSampler
+from .streaming import stream_windows
 from .verify import verify_split
 from .windows import ShardDataset
 from .writer import ShardWriter, publish
@@ -23,5 +25,7 @@ __all__ = [
     "make_order",
     "open_index",
     "publish",
+    "repair_index",
+    "stream_windows",
     "verify_split",
 ]

@@ -182,9 +182,7 @@ class Mixture:
         draws: int | None = None,
     ) -> None:
         if len(weights) != len(orders):
-            raise ValueError(
-                f"weights={list(weights)}: give one for each of {len(orders)} datasets"
-            )
+            raise ValueError(f"weights={list(weights)}: give one for each of {len(orders)} folders")
         if min(weights, default=0) < 0 or not sum(weights) > 0:
             raise ValueError(f"weights={list(weights)}: must be positive, or zero for some")
         self.orders, self.seed = list(orders), seed

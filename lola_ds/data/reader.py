@@ -1,9 +1,9 @@
 """Reading frames: positioned reads straight into the caller's memory, each frame checked.
 
 A frame is hashed right after it is read, while it is in the core's cache, which costs a few percent
-of the read. Frames that follow each other in the shard and in memory share one read. Tables of
-places are consulted for all frames of a call at once; what remains for each frame is two calls into
-C that release the interpreter.
+of the read; one that is larger is read and hashed in pieces. Frames that follow each other in the
+shard and in memory share one read. Tables are consulted for all frames of a call at once; what
+remains for each frame is two calls into C that release the interpreter.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .format import ShardError
 from .index import Index
 
 OPEN_FILES = 128  # shards kept open at once
 READ_BYTES = 1 << 19  # most read at once; stays in a core's cache until it is hashed
+PIECE_BYTES = 1 << 18  # of a frame larger than that
 
 
 class OpenFile:
@@ -55,6 +56,19 @@ class OpenFile:
                 break
             done += count
         return done
+
+
+def _read_in_pieces(file: OpenFile, frame: memoryview, offset: int) -> tuple[int, int]:
+    """Reads a large frame; returns the bytes read and their checksum."""
+    digest, done = xxh3_64(), 0
+    for start in range(0, len(frame), PIECE_BYTES):
+        piece = frame[start : start + PIECE_BYTES]
+        count = file.read_into(piece, offset + start)
+        digest.update(piece[:count])
+        done += count
+        if count < len(piece):
+            break
+    return done, digest.intdigest()
 
 
 class FrameReader:
@@ -91,6 +105,12 @@ class FrameReader:
         memory = out.reshape(-1).view(np.uint8).data
         for first, stop in self._runs(shards, offsets):
             file, offset = self._open(int(shards[first])), int(offsets[first])
+            if size > READ_BYTES:
+                frame = memory[first * size : stop * size]
+                count, found = _read_in_pieces(file, frame, offset)
+                if count < size or found != checksums[first]:
+                    raise self._error(int(frames[first]), count)
+                continue
             count = file.read_into(memory[first * size : stop * size], offset)
             for i in range(first, stop):
                 if (

@@ -188,7 +188,12 @@ class ElasticSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and entries consumed in it, with what fixes the order; under 1 KB."""
-        state = {"epoch": self.epoch, "consumed": self.consumed, "n": self.n, "seed": self.seed}
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "consumed": self.consumed,
+            "n": self.n,
+            "seed": self.seed,
+        }
         if self._digest:
             state["order"] = self._digest
         if self.quarantine:

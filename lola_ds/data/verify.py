@@ -18,9 +18,9 @@ from .format import (
     ShardError,
     checksum,
     decode_frames,
-    npy_header,
 )
 from .index import Index, open_index
+from .repair import read_npy_header
 
 SHOWN = 5  # problems spelt out in an error
 
@@ -82,13 +82,20 @@ def _verify_shard(index: Index, shard: int, progress: Callable[[int], object]) -
             name = meta["key"] if whole else f"{meta['key']}-t{start:06d}"
             yield from _verify_meta(path, tar, members.pop(name + META_SUFFIX, None), name, meta)
             member = members.pop(name + FIELDS_SUFFIX, None)
-            header = npy_header((stop - start, *index.shape), index.dtype)
-            if member is None or member.offset_data + len(header) != offset:
-                yield f"{path}: {name}{FIELDS_SUFFIX} is not where the index says ({offset})"
+            if member is None:
+                yield f"{path}: {name}{FIELDS_SUFFIX} missing"
                 continue
             file.seek(member.offset_data)
-            if file.read(len(header)) != header:
-                yield f"{path}: {name}{FIELDS_SUFFIX} has another header than the index says"
+            try:
+                shape = read_npy_header(path, file, name, index.dtype)
+            except ShardError as error:
+                yield str(error)
+                continue
+            if shape != (stop - start, *index.shape):
+                yield f"{path}: {name}{FIELDS_SUFFIX} has another shape than the index says"
+            if file.tell() != offset:
+                yield f"{path}: {name}{FIELDS_SUFFIX} is not where the index says ({offset})"
+                continue
             for t in range(start, stop):
                 problem = _frame_problem(index, trajectory, t, file.read(index.frame_bytes))
                 if problem:

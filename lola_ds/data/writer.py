@@ -142,7 +142,7 @@ class ShardWriter:
         self._state = partial_folder(self.folder) / "state"
         for path in (self._shards, self._state):
             path.mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire(self._state / f"{stream}.lock")
+        self._lock = acquire(self._state / f"{stream}.lock")
         self._shard: _OpenShard | None = None
         self._layout: dict[str, Any] | None = None
         self._complete = self._load_complete()
@@ -281,7 +281,8 @@ class ShardWriter:
     ) -> None:
         start, stop, total = frames
         name = key if stop - start == total else f"{key}-t{start:06d}"
-        meta_bytes = dump_json({**meta, "dtype": self.dtype, "frames": frames})
+        entries = {**meta, "key": key, "dtype": self.dtype, "frames": frames}
+        meta_bytes = dump_json({**entries, "writer": self.settings})
         header = npy_header((stop - start, *array.shape[1:]), self.dtype)
         frame_bytes = int(np.prod(array.shape[1:])) * STORED[self.dtype].itemsize
         size = len(header) + (stop - start) * frame_bytes
@@ -305,56 +306,28 @@ class ShardWriter:
     ) -> dict[str, Any]:
         """Writes frames [start, stop); returns their checksums, moments and non-finite places."""
         channels = array.shape[1]
-        block = max(1, COPY_BYTES // (int(np.prod(array.shape[1:])) * 4))
         checksums, nonfinite, moments = [], [], Moments.empty(channels)
-        for a in range(start, stop, block):
-            b = min(a + block, stop)
+        for a, b in copy_blocks(start, stop, array.shape[1:]):
             x = np.ascontiguousarray(array[a:b], dtype="<f4")
             if x.shape != (b - a, *array.shape[1:]):
                 raise ValueError(f"{_where(meta)}: {x.shape} read for frames {a} to {b}")
             nonfinite += self._nonfinite(x, a, meta)
             stored = _encode(x, self.dtype, meta)
             checksums += [f"{checksum(frame):016x}" for frame in stored]
-            moments = moments.merge(self._moments(x, stored))
+            moments = moments.merge(frame_moments(x, stored, self.dtype, self.transform))
             shard.write(stored.data)
             self._progress(x.nbytes)
         return {"checksums": checksums, "moments": moments.to_json(), "nonfinite": nonfinite}
 
     def _nonfinite(self, x: np.ndarray, start: int, meta: Mapping[str, Any]) -> list[list]:
         """[step, channel name] wherever x (T, C, *S) is not finite; refuses unless allowed."""
-        finite = np.isfinite(x)
-        if finite.all():
-            return []
-        names = channel_names(meta["fields"], list(meta["boundary"]))
-        bad = np.argwhere(~finite.reshape(*x.shape[:2], -1).all(-1))
-        places = [[start + int(t), names[c]] for t, c in bad]
-        message = f"{_where(meta)}, step {places[0][0]}, field {places[0][1]}: NaN or infinity"
-        if not self.allow_nonfinite:
-            raise ValueError(f"{message}; repair the source, or allow it with --allow-nan")
-        warnings.warn(f"{message} ({len(places)} such frames of fields)", stacklevel=2)
+        places = nonfinite_places(x, start, channel_names(meta["fields"], list(meta["boundary"])))
+        if places:
+            message = f"{_where(meta)}, step {places[0][0]}, field {places[0][1]}: NaN or infinity"
+            if not self.allow_nonfinite:
+                raise ValueError(f"{message}; repair the source, or allow it with --allow-nan")
+            warnings.warn(f"{message} ({len(places)} such frames of fields)", stacklevel=2)
         return places
-
-    def _moments(self, x: np.ndarray, stored: np.ndarray) -> Moments:
-        """Moments of frames (T, C, *S) after the transform; `stored` is what is kept of them."""
-        moments = Moments.empty(x.shape[1])
-        frames = max(1, MOMENTS_BYTES // x[0].nbytes)
-        for start in range(0, len(x), frames):
-            part = x[start : start + frames].reshape(-1, x.shape[1], x[0, 0].size)
-            error = None
-            if self.dtype != "float32":
-                kept = decode_frames(stored[start : start + frames], self.dtype)
-                with np.errstate(invalid="ignore"):
-                    error = kept.reshape(part.shape) - part
-            moments = moments.merge(Moments.of(self._transformed(part), error))
-        return moments
-
-    def _transformed(self, x: np.ndarray) -> np.ndarray:
-        """x (T, C, N) after the transform of each channel."""
-        y = x.copy() if self.transform else x
-        for channel, name in self.transform.items():
-            values = np.ascontiguousarray(x[:, channel])
-            y[:, channel] = TRANSFORMS[name][0](torch.from_numpy(values)).numpy()
-        return y
 
     def _close_shard(self) -> None:
         """Completes the open shard: sync, read back, rename, record."""
@@ -449,15 +422,15 @@ def publish(folder: str | Path, streams: Sequence[str]) -> Index:
             records.append({"name": name, **record})
     if not records:
         raise ValueError(f"{folder}: no trajectories to write")
-    _merge(partial / "shards", records).save(partial / "shards" / INDEX)
+    merge_records(partial / "shards", records).save(partial / "shards" / INDEX)
     os.rename(partial / "shards", folder)
     sync_folder(folder.parent)
     shutil.rmtree(partial)
     return open_index(folder)
 
 
-def _merge(folder: Path, records: Sequence[Mapping[str, Any]]) -> Index:
-    """The index of shards from their records, in order."""
+def merge_records(folder: Path, records: Sequence[Mapping[str, Any]]) -> Index:
+    """The index of shards from their records, in order; see `ShardWriter._close_shard`."""
     settings, layout = records[0]["settings"], records[0]["layout"]
     keys: dict[str, int] = {}
     metas, segments, checksums, nonfinite, sources = [], [], [], [], []
@@ -501,6 +474,47 @@ def _merge(folder: Path, records: Sequence[Mapping[str, Any]]) -> Index:
     )
 
 
+def copy_blocks(start: int, stop: int, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs [a, b) of frames of `shape` (C, *S), each as many as are handled at a time."""
+    block = max(1, COPY_BYTES // (int(np.prod(shape)) * 4))
+    return ((a, min(a + block, stop)) for a in range(start, stop, block))
+
+
+def nonfinite_places(x: np.ndarray, start: int, names: Sequence[str]) -> list[list]:
+    """[step, channel name] wherever x (T, C, *S), frames from `start` on, is not finite."""
+    finite = np.isfinite(x)
+    if finite.all():
+        return []
+    bad = np.argwhere(~finite.reshape(*x.shape[:2], -1).all(-1))
+    return [[start + int(t), names[c]] for t, c in bad]
+
+
+def frame_moments(
+    x: np.ndarray, stored: np.ndarray, dtype: str, transform: Mapping[int, str]
+) -> Moments:
+    """Moments of frames (T, C, *S) after the transform; `stored` is what is kept of them."""
+    moments = Moments.empty(x.shape[1])
+    frames = max(1, MOMENTS_BYTES // x[0].nbytes)
+    for start in range(0, len(x), frames):
+        part = x[start : start + frames].reshape(-1, x.shape[1], x[0, 0].size)
+        error = None
+        if dtype != "float32":
+            kept = decode_frames(stored[start : start + frames], dtype)
+            with np.errstate(invalid="ignore"):
+                error = kept.reshape(part.shape) - part
+        moments = moments.merge(Moments.of(_transformed(part, transform), error))
+    return moments
+
+
+def _transformed(x: np.ndarray, transform: Mapping[int, str]) -> np.ndarray:
+    """x (T, C, N) after the transform of each channel."""
+    y = x.copy() if transform else x
+    for channel, name in transform.items():
+        values = np.ascontiguousarray(x[:, channel])
+        y[:, channel] = TRANSFORMS[name][0](torch.from_numpy(values)).numpy()
+    return y
+
+
 def _where(meta: Mapping[str, Any]) -> str:
     return f"{meta['source']}: trajectory {meta['trajectory']}"
 
@@ -517,11 +531,11 @@ def _whole_trajectories(members: Sequence[tuple[str, list[int]]]) -> set[str]:
     return {key for key, (_, stop, total) in members if stop == total}
 
 
-def _acquire(path: Path) -> int:
-    """Locks a stream; the lock goes with the process.
+def acquire(path: Path) -> int:
+    """Locks a file, made if it is missing; the lock goes with the descriptor, or the process.
 
     Raises:
-        BlockingIOError: another process writes this stream.
+        BlockingIOError: another process holds it for longer than a killed one's lock may last.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + LOCK_SECONDS

@@ -4,17 +4,17 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lola_ds.data import ElasticSampler
+from lola_ds.data import ElasticSampler, ShardError
+from lola_ds.data import sampler as sampler_module
 from lola_ds.data.hashing import permutation, sample_seeds
+from lola_ds.data.orders import BlockShuffle
 
 
-def one_epoch(n, batch, world, seed, epoch, consumed=0):
+def one_epoch(n, batch, world, seed, epoch, consumed=0, order=None):
     """The global batches of an epoch, gathered from all ranks: lists without padding."""
-    ranks = [ElasticSampler(n, batch, rank, world, seed) for rank in range(world)]
-    state = {"epoch": epoch, "consumed": consumed, "n": n, "seed": seed}
+    ranks = [ElasticSampler(n, batch, rank, world, seed, order) for rank in range(world)]
+    state = {**ranks[0].state_dict(), "epoch": epoch, "consumed": consumed}
     for rank in ranks:
         rank.load_state_dict(state)
     parts = [list(rank) for rank in ranks]
@@ -24,29 +24,33 @@ def one_epoch(n, batch, world, seed, epoch, consumed=0):
     return [[i for i in ids if i >= 0] for ids in gathered], ranks
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_elastic_and_exact(data):
-    n = data.draw(st.integers(1, 400), "windows")
-    worlds = [data.draw(st.integers(1, 8), "world size") for _ in range(3)]
-    batch = int(np.lcm.reduce(worlds)) * data.draw(st.integers(1, 3), "multiple")
-    seed, epoch = data.draw(st.integers(0, 2**40), "seed"), data.draw(st.integers(0, 5), "epoch")
-    whole, ranks = one_epoch(n, batch, 1, seed, epoch)
-    assert sorted(i for ids in whole for i in ids) == list(range(n))  # none missing, none twice
-    assert all(len(ids) == batch for ids in whole[:-1])
-    assert ranks[0].state_dict()["epoch"] == epoch + 1
+def test_elastic_and_exact():
+    """1,000 random configurations, each killed twice and resumed at other world sizes."""
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        n, seed, epoch = int(rng.integers(1, 400)), int(rng.integers(2**40)), int(rng.integers(6))
+        worlds = rng.integers(1, 9, 3).tolist()
+        batch = int(np.lcm.reduce(worlds)) * int(rng.integers(1, 4))
+        shards, budget = int(rng.integers(1, 9)), int(rng.integers(1, 12))
+        order = blocks(n, shards, budget, seed) if rng.random() < 0.5 else None
+        whole, ranks = one_epoch(n, batch, 1, seed, epoch, order=order)
+        assert sorted(i for ids in whole for i in ids) == list(range(n))  # none missing, none twice
+        assert all(len(ids) == batch for ids in whole[:-1])
+        assert ranks[0].state_dict()["epoch"] == epoch + 1
+        cuts = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
+        seen, consumed = [], 0
+        for world, stop in zip(worlds, [*cuts, len(whole)]):
+            if consumed < n:
+                rest, _ = one_epoch(n, batch, world, seed, epoch, consumed, order)
+                seen += rest[: stop - len(seen)]
+                consumed = min(len(seen) * batch, n)
+        assert seen == whole
 
-    # Killed twice, each time resumed at another world size: the same global batches.
-    cuts = sorted(data.draw(st.integers(0, len(whole)), "kill point") for _ in range(2))
-    seen, consumed = [], 0
-    for world, stop in zip(worlds, [*cuts, len(whole)]):
-        rest, _ = one_epoch(n, batch, world, seed, epoch, consumed)
-        rest = rest[: stop - len(seen)] if consumed < n else []
-        seen += rest
-        consumed = min(len(seen) * batch, n)
-        if consumed == n:
-            break
-    assert seen == whole
+
+def blocks(n, shards, budget, seed):
+    """A block shuffle of n windows in so many shards of 1 byte, 10 windows a trajectory."""
+    places = np.arange(n) * shards // n
+    return BlockShuffle(places, np.arange(n) // 10, np.ones(shards), budget, seed)
 
 
 def test_order_does_not_depend_on_world_size_but_on_epoch():
@@ -138,3 +142,41 @@ def test_states_of_other_data_are_refused():
         ElasticSampler(11, 2, seed=1).load_state_dict(state)
     with pytest.raises(ValueError, match="saved with seed=1"):
         ElasticSampler(10, 2, seed=2).load_state_dict(state)
+
+
+def test_long_orders_are_computed_ahead(monkeypatch):
+    monkeypatch.setattr(sampler_module, "BACKGROUND", 10)
+    sampler, plain = ElasticSampler(100, 30, seed=4), ElasticSampler(100, 30, seed=4)
+    monkeypatch.setattr(sampler_module, "BACKGROUND", 1000)
+    for _ in range(4):
+        assert list(sampler) == list(plain)
+
+
+@pytest.mark.slow
+def test_first_batch_after_ten_million_windows_takes_under_two_seconds():
+    sampler = ElasticSampler(2 * 10**7, 64, 1, 4)
+    sampler.load_state_dict({**sampler.state_dict(), "consumed": 64 * 156_250})
+    start = time.process_time()
+    next(iter(sampler.steps()))
+    assert time.process_time() - start < 4  # of all threads; the next epoch's is among them
+
+
+def test_quarantine_is_padding_on_every_rank_and_in_the_state():
+    bad = [3, 17, 55]
+    plain = list(ElasticSampler(100, 12))
+    for world in (1, 3):
+        ranks = [ElasticSampler(100, 12, rank, world) for rank in range(world)]
+        for rank in ranks:
+            rank.exclude(bad)
+        copy = ElasticSampler(100, 12)
+        copy.load_state_dict(ranks[0].state_dict())
+        assert copy.quarantine == frozenset(bad)
+        steps = [list(islice(rank.steps(), 9)) for rank in ranks]
+        for k, parts in enumerate(zip(*steps)):
+            ids = np.stack([part.windows for part in parts], 1).ravel()
+            assert ids.tolist() == [-1 if i in bad else i for i in plain[k]]
+            kept = (ids >= 0).sum()
+            assert all(part.weight == 12 / kept for part in parts)
+    with pytest.raises(ShardError, match="lola-ds verify"):
+        ranks[0].exclude(range(70))
+    assert len(str({**copy.state_dict(), "quarantine": list(range(10**7, 10**7 + 64))})) < 1024
