@@ -102,7 +102,7 @@ def _training_link(
     root: Path,
 ) -> Job:
     given = [override(key, value) for key, value in entry["words"].items()]
-    job = training_job([*entry.get("more", ()), *words, *given], submission)
+    job = training_job([*words, *entry.get("more", ()), *given], submission)
     return Job(name, job.folder, "train", job.tasks, job.nodes, job.gpus)
 
 

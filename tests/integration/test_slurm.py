@@ -327,10 +327,10 @@ def test_pipeline(slurm: Slurm, tmp_path: Path) -> None:
     words = [
         "pipeline=paper", "dataset=euler_periodic", f"pipeline.source={well}",
         f"pipeline.root='{root}'", "pipeline.tasks=2", "pipeline.repeat=2",
-        "pipeline.evaluate=[members=2,steps=2]", "cluster.retries=0", "compute.nodes=2",
+        'pipeline.evaluate=["members=2","steps=2"]', "cluster.retries=0", "compute.nodes=2",
         *small, *latent, "train.epochs=1",
     ]  # fmt: skip
-    jobs = submit(slurm, *words, "pipeline.autoencoder=[optim.learning_rate=1e9]")
+    jobs = submit(slurm, *words, 'pipeline.autoencoder=["optim.learning_rate=1e9"]')
     assert len(jobs) == 9
     for job in jobs:
         slurm.wait(job, 300)
