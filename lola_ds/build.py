@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TASKS, fill_deepspeed, load_config, save_config, split_batch
-from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches
+from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches, make_order
 from .emulate.emulator import Emulator
 from .fields import Standardize
 from .models import make_autoencoder, make_denoiser, make_surrogate
@@ -348,6 +348,7 @@ def _make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) ->
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=config["seed"],
+        order=make_order(windows, config["seed"], weights=config["dataset"].get("weights", ())),
     )
     return build_loader(
         windows,
