@@ -103,14 +103,14 @@ def report(seconds: float) -> None:
         for task in ("autoencoder", *EMULATORS)
     }
     print(f"\nDone in {seconds / 60:.1f} minutes. On the test split, over the first 8 states:\n")
-    print(f"{'':<46}{'mean':>8}{'worst lead':>12}")
+    print(f"{'':<50}{'mean':>8}{'worst lead':>12}")
     error = read["autoencoder"]["vrmse"]["autoencoder"]["mean"]
-    print(f"{'autoencoder: VRMSE of the reconstruction':<46}{error:>8.3f}")
+    print(f"{'autoencoder: VRMSE of the reconstruction':<50}{error:>8.3f}")
     for task in EMULATORS:
         ratios = read[task]["ratio_to_persistence"]
-        for method in METHODS.keys() & ratios.keys():
+        for method in [m for m in METHODS if m in ratios]:
             name, ratio = f"{task}, {METHODS[method]}: VRMSE / persistence's", ratios[method]
-            print(f"{name:<46}{ratio['mean']:>8.3f}{ratio['worst']:>12.3f}")
+            print(f"{name:<50}{ratio['mean']:>8.3f}{ratio['worst']:>12.3f}")
     print("\nFigures and animations:")
     for path in sorted([*results.glob("*/*.png"), *results.glob("*/*.gif")]):
         print(f"  {path}")
