@@ -17,12 +17,16 @@ import torch
 from the_well.data import WellDataset
 
 from data_prep.synthesize.euler import EulerSolver, primitive
-from data_prep.synthesize.families import GASES
+from data_prep.synthesize.families import FAMILIES, GASES
 from data_prep.synthesize.generate import Request, generate
 from data_prep.synthesize.initial import multi_quadrants
 from data_prep.synthesize.well_writer import WellSpec, WellWriter
+from data_prep.well import WellFile
+from data_prep.well_to_shards import check_files
 from lola_ds.cli.common import run_command
 from lola_ds.cli.synthesize import main
+from lola_ds.config import compose, to_dict
+from lola_ds.fields import Standardize
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -363,6 +367,28 @@ def test_gravity_cooling_as_the_well_has_it(tmp_path):
     assert sample["output_time_grid"].tolist() == pytest.approx([0.02])
     with h5py.File(folder / f"{name}_rho0_0.445_Z_0.1_T0_10.hdf5") as file:
         assert [*file["boundary_conditions"]] == ["x_open", "y_open", "z_open"]
+
+
+@pytest.mark.parametrize("dataset", FAMILIES)
+def test_configurations_fit_their_datasets(dataset, tmp_path):
+    """`configs/dataset/` says what is in the files: fields, scalars, axes, transforms."""
+    resolution = 32 if dataset == "rayleigh_benard" else 8
+    request = Request(dataset, {"train": 1}, steps=2, resolution=resolution)
+    [path] = generate(request, tmp_path, show_progress=False)
+    config = to_dict(compose(["task=autoencoder", "run=RUN", "data=SHARDS", f"dataset={dataset}"]))[
+        "dataset"
+    ]
+    assert config["physics"] == [request.physics]
+    check_files([path], config["fields"])
+    with WellFile(path) as file:
+        assert list(file.axes) == config["dimensions"]
+        assert list(file.scalars(0)) == config["scalars"]
+        codes = {code for sides in file.boundary(0).values() for code in sides}
+        assert config["periodic"] == (codes == {2})
+        x = torch.from_numpy(file.read(0, slice(0, 2)))
+    z = Standardize(**config["stats"], transform=config["transform"])(x)
+    assert z.isfinite().all()
+    assert z.abs().max() < 10
 
 
 @pytest.mark.parametrize("dataset", ["rayleigh_benard", "gravity_cooling"])
