@@ -21,7 +21,7 @@ def fail(message: str) -> NoReturn:
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    """Runs `main(argv)` and turns users' mistakes into one line (a traceback if LOLA_DEBUG is set)."""
+    """Runs `main(argv)`; users' mistakes end in one line, or a traceback with LOLA_DEBUG set."""
     try:
         main(argv)
     except (ValueError, OSError) as error:

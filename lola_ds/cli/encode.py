@@ -15,7 +15,7 @@ the same command again goes on where it stopped. repeat=N adds N-1 passes over t
 under random symmetries (dataset.augment), since latents cannot be augmented later.
 
 keys:
-  run=FOLDER     the autoencoder: a converted folder, or a run (averaged weights of its newest checkpoint)
+  run=FOLDER     the autoencoder: a converted folder, or a run folder (its newest checkpoint)
   data=SHARDS    shards of fields: SHARDS/<physics>/<split>
   out=LATENTS    where to write
   split=all      train, valid, test, or all
