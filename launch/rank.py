@@ -28,6 +28,8 @@ GPUS = "LOLA_GPUS"
 def main(argv: Sequence[str]) -> None:
     """Trains, reports the exit status to the wrapper and exits with it."""
     rank = int(os.environ["RANK"])
+    # Until the training waits for them, warnings are kept for it: no thread may swallow one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     _die_with_parent()
     end = RankEnd(rank)
     copy = _write_log(Path(os.environ[LOGS]) / f"rank_{rank:05d}.log", shown=rank == 0)

@@ -42,9 +42,10 @@ def run_rank(behaviour: str) -> None:
     _die_with_parent()
     if behaviour == "absent":
         return
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    end = RankEnd(int(os.environ["RANK"]))
     stop = StopRequest()
     stop.listen()
-    end = RankEnd(int(os.environ["RANK"]))
     if behaviour == "orphan":
         subprocess.Popen(["sleep", "1234"], start_new_session=True)
     if behaviour == "hang":
