@@ -35,7 +35,7 @@ CLUSTERS = [
     ["cluster=h100", "cluster.partition=a", "cluster.account=b", "cluster.qos=c"],
     ["cluster=h100", "cluster.constraint='h100&ib'", "cluster.exclude='n[1-3,5]'"],
     ["cluster=h100", "cluster.gpu_request=gres", "cluster.interface=ib0"],
-    ["cluster=h100", 'cluster.modules=[cuda/12.4,"it is"]', "cluster.environment={A: 'x y'}"],
+    ["cluster=h100", 'cluster.modules=[cuda/12.4,"it is"]', "+cluster.environment.A='x y'"],
     [
         "cluster=h100",
         "cluster.container=apptainer",
