@@ -33,6 +33,7 @@ keys:
   batch=16           members through the model, and states through the autoencoder, at a time
   memory=4           GB for decoded states, decoding and scores; lead times are decoded as many at
                      a time as fit
+  figures=true       whether to draw them
 
 keys of emulators:
   members=8          members of the ensemble (diffusion only; a surrogate has one answer)
@@ -65,6 +66,7 @@ _DEFAULTS: dict[str, object] = {
     "device": "auto",
     "batch": 16,
     "memory": 4.0,
+    "figures": True,
     "members": 8,
     "context": 1,
     "overlap": 1,
@@ -109,6 +111,7 @@ def main(argv: Sequence[str]) -> None:
         "trajectories": chosen,
         "resources": Resources(keys["batch"], keys["memory"]),
         "processes": processes,
+        "draw": keys["figures"],
     }
     try:
         if config["task"] == "autoencoder":

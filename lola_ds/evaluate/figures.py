@@ -201,30 +201,54 @@ def plot_snapshots(
         field: the field's name, for the colour bar.
         path: the PNG.
     """
-    pictures = {name: planes(states) for name, states in rows.items()}
-    errors = planes(error)
+    pictures, errors = [planes(states) for states in rows.values()], planes(error)
     height, width = errors.shape[1:]
-    columns, count = len(titles), len(rows) + 1
-    side = 1.35
+    columns, count, side = len(titles), len(rows), 1.4
     aspect = height / width
-    with figure(path, side * columns + 1.5, (side * aspect + 0.06) * count + 0.6) as fig:
-        axes = fig.subplots(count, columns, squeeze=False)
-        scale = limits(next(iter(pictures.values())))
-        bound = max(abs(x) for x in limits(errors))
-        image = errors_image = None
-        for row, (name, states) in zip(axes, pictures.items()):
-            for ax, state in zip(row, states):
-                image = show(ax, state, *scale)
-            row[0].set_ylabel(name)
-        for ax, state in zip(axes[-1], errors):
-            errors_image = show(ax, state, -bound, bound, "RdBu_r")
-        axes[-1, 0].set_ylabel("error")
-        for ax, title in zip(axes[0], titles):
-            ax.set_title(title)
-        assert image is not None
-        assert errors_image is not None
-        fig.colorbar(image, ax=axes[:-1, :], label=pretty(field), aspect=12 * (count - 1), pad=0.02)
-        fig.colorbar(errors_image, ax=axes[-1:, :], label="error", aspect=12, pad=0.02)
+    bound = max(abs(x) for x in limits(errors))
+    above, below = _mosaic(pictures), _mosaic([errors])
+    gap = _gap(width)
+    bottom = -gap - height  # of the errors, below the states, in cells
+    with figure(path, side * columns + 1.5, side * aspect * (count + 1) + 0.6) as fig:
+        ax = fig.subplots()
+        image = show(ax, above, *limits(pictures[0]))
+        errors_image = show(ax, below, -bound, bound, "RdBu_r")
+        image.set_extent((0, above.shape[1], 0, above.shape[0]))
+        errors_image.set_extent((0, below.shape[1], bottom, bottom + height))
+        top = above.shape[0]
+        ax.set(xlim=(0, above.shape[1]), ylim=(bottom, top))
+        ax.set_xticks([width / 2 + (width + gap) * k for k in range(columns)], titles)
+        centres = [top - height / 2 - (height + gap) * k for k in range(count + 1)]
+        ax.set_yticks(centres, [*rows, "error"], rotation=90, va="center")
+        ax.tick_params(top=False, labeltop=True, bottom=False, labelbottom=False, left=False)
+        ax.spines[:].set_visible(False)
+        share = height / (top - bottom)  # of the errors in the height of the axes
+        states = top / (top - bottom)
+        bars = [
+            fig.colorbar(image, cax=ax.inset_axes((1.02, 1 - states, 0.025, states))),
+            fig.colorbar(errors_image, cax=ax.inset_axes((1.02, 0, 0.025, share))),
+        ]
+        for bar, label in zip(bars, (pretty(field), "error")):
+            bar.set_label(label)
+            bar.ax.grid(False)
+
+
+def _gap(width: int) -> int:
+    """Cells between the pictures of a mosaic."""
+    return max(1, round(0.04 * width))
+
+
+def _mosaic(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of pictures (T, h, w), the first on top (y points upwards), as one picture."""
+    T, height, width = rows[0].shape
+    gap = _gap(width)
+    size = (len(rows) * (height + gap) - gap, T * (width + gap) - gap)
+    canvas = np.full(size, np.nan, np.float32)
+    for r, states in enumerate(reversed(rows)):
+        for t, state in enumerate(states):
+            y, x = r * (height + gap), t * (width + gap)
+            canvas[y : y + height, x : x + width] = state
+    return canvas
 
 
 def planes(states: np.ndarray) -> np.ndarray:

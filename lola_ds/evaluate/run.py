@@ -164,7 +164,7 @@ class _Work(Protocol):
     ) -> tuple[pd.DataFrame, dict[str, float]]: ...
 
     def finish(
-        self, table: pd.DataFrame, timings: dict[Unit, dict[str, float]], out: Path
+        self, table: pd.DataFrame, timings: dict[Unit, dict[str, float]], out: Path, draw: bool
     ) -> Evaluation: ...
 
 
@@ -178,6 +178,7 @@ def evaluate(
     train: ShardDataset | None = None,
     resources: Resources = Resources(),
     processes: Processes = ALONE,
+    draw: bool = True,
     progress: bool = True,
 ) -> Evaluation | None:
     """Forecasts trajectories; scores them against the truth, baselines and the autoencoder.
@@ -194,6 +195,7 @@ def evaluate(
         train: the training split, for the climatology; without it, there is no such baseline.
         resources: memory and batch size.
         processes: those that share the work.
+        draw: whether to draw figures and animations.
         progress: whether to show a progress bar with the time left.
 
     Returns:
@@ -204,7 +206,7 @@ def evaluate(
             folder holds other results or damaged ones, the memory does not suffice.
     """
     work = _Forecasts(emulator, dataset, forecast, trajectories, train, resources)
-    return _run(work, Path(out), processes, progress)
+    return _run(work, Path(out), processes, draw, progress)
 
 
 def evaluate_autoencoder(
@@ -217,6 +219,7 @@ def evaluate_autoencoder(
     *,
     resources: Resources = Resources(),
     processes: Processes = ALONE,
+    draw: bool = True,
     progress: bool = True,
 ) -> Evaluation | None:
     """Scores an autoencoder's reconstructions of `steps` frames spread evenly over trajectories.
@@ -226,7 +229,7 @@ def evaluate_autoencoder(
     Arguments:
         codec: the autoencoder and the fields' statistics.
         dataset: physical trajectories.
-        out, trajectories, resources, processes, progress: as for `evaluate`.
+        out, trajectories, resources, processes, draw, progress: as for `evaluate`.
         steps: frames of each trajectory, from `start` to its end.
         start: the first frame.
 
@@ -234,15 +237,18 @@ def evaluate_autoencoder(
         ValueError: as `evaluate`.
     """
     work = _Reconstructions(codec, dataset, steps, start, trajectories, resources)
-    return _run(work, Path(out), processes, progress)
+    return _run(work, Path(out), processes, draw, progress)
 
 
-def _run(work: _Work, out: Path, processes: Processes, progress: bool) -> Evaluation | None:
+def _run(
+    work: _Work, out: Path, processes: Processes, draw: bool, progress: bool
+) -> Evaluation | None:
     """Computes the units that are missing, each process its share; the first one concludes."""
     store = ResultStore(out, work.identity)
     names = picture_files(work.fields, work.animated)
-    drawn = all((out / name).is_file() for name in names)
-    missing = [u for u in work.units if u not in store.done or (u == work.units[0] and not drawn)]
+    pictures = draw and not all((out / name).is_file() for name in names)
+    first = work.units[0]
+    missing = [u for u in work.units if u not in store.done or (u == first and pictures)]
     processes.wait()  # nobody writes before everybody has looked
     if missing:
         work.prepare(out, processes, progress)
@@ -255,10 +261,10 @@ def _run(work: _Work, out: Path, processes: Processes, progress: bool) -> Evalua
         disable=not (progress and processes.first),
     ) as bar:
         for unit in mine:
-            draw = out if unit == work.units[0] and not drawn else None
-            store.add(unit, *work.score(unit, draw, bar.update))
+            where = out if unit == first and pictures else None
+            store.add(unit, *work.score(unit, where, bar.update))
     processes.wait()
-    found = work.finish(*store.merge(), out) if processes.first else None
+    found = work.finish(*store.merge(), out, draw) if processes.first else None
     processes.wait()
     return found
 
@@ -345,7 +351,7 @@ class _Forecasts:
         return table, {"generation": generation, "decoding": decoding, "states": states}
 
     def finish(
-        self, table: pd.DataFrame, timings: dict[Unit, dict[str, float]], out: Path
+        self, table: pd.DataFrame, timings: dict[Unit, dict[str, float]], out: Path, draw: bool
     ) -> Evaluation:
         """Summary, tables and figures of all forecasts in the folder."""
         summary = {
@@ -361,8 +367,9 @@ class _Forecasts:
             "resources": asdict(self.resources),
         }
         files = _write_tables(table, summary, out)
-        files += _draw_tables(table, self.dataset.shape[1:], figures.TimeAxis(), out)
-        if self.members > 1:
+        if draw:
+            files += _draw_tables(table, self.dataset.shape[1:], figures.TimeAxis(), out)
+        if draw and self.members > 1:
             files += [out / "spread_skill.png", out / "ranks.png"]
             figures.plot_spread_skill(table, self.members, files[-2])
             figures.plot_ranks(tables.mean_ranks(table), files[-1])
@@ -492,7 +499,7 @@ class _Reconstructions:
         return table, {"reconstruction": seconds, "states": count}
 
     def finish(
-        self, table: pd.DataFrame, timings: dict[Unit, dict[str, float]], out: Path
+        self, table: pd.DataFrame, timings: dict[Unit, dict[str, float]], out: Path, draw: bool
     ) -> Evaluation:
         """Summary, tables and figures of all reconstructions in the folder."""
         summary = {
@@ -503,7 +510,8 @@ class _Reconstructions:
             "resources": asdict(self.resources),
         }
         files = _write_tables(table, summary, out)
-        files += _draw_tables(table, self.dataset.shape[1:], RECONSTRUCTION_AXIS, out)
+        if draw:
+            files += _draw_tables(table, self.dataset.shape[1:], RECONSTRUCTION_AXIS, out)
         text = tables.format_reconstruction(summary, table)
         return Evaluation(table, tables.mean_spectra(table), summary, text, _all_files(out, files))
 

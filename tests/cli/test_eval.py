@@ -18,6 +18,7 @@ from lola_ds.cli.eval import main
 from lola_ds.config import save_config
 from lola_ds.data import ShardWriter
 
+ROOT = Path(__file__).resolve().parents[2]
 PHYSICS = "euler_multi_quadrants_periodicBC"
 FIELDS = ["energy", "density"]
 
@@ -137,6 +138,10 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("ae", {"steps": 10}, "choose steps between 1 and 9"),
         ("missing", {}, "config.yaml is missing"),
         ("surrogate", {"ensemble": 3}, "unknown key 'ensemble'"),
+        ("surrogate", {"start": "soon"}, "start=soon: expected a number"),
+        ("surrogate", {"memory": 0}, "memory=0.0 must be positive"),
+        ("surrogate", {"memory": 1e-6, "steps": 2}, "give memory="),
+        ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
     ],
 )
 def test_mistakes_end_in_one_line_and_nothing_written(
@@ -160,3 +165,34 @@ def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     assert "lola-ds eval run=weights/dm" in capsys.readouterr().out
+
+
+def test_the_example_of_the_documentation_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    example = code[1].replace("weights/dm", "diffusion").replace("SHARDS", "shards")
+    monkeypatch.chdir(project)
+    exec(compile(example, "evaluation.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0
+
+
+def test_results_keep_their_model_and_are_not_computed_again(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"steps": 2, "figures": "false", "trajectories": 1}
+    main(words(project, "surrogate", tmp_path, **keys))
+    model = json.loads((tmp_path / "model.json").read_text())
+    assert model["parameters"] > 1000
+    assert model["config"]["task"] == "surrogate"
+    before = (tmp_path / "metrics.parquet").stat()
+    main(words(project, "surrogate", tmp_path, **keys))
+    assert (tmp_path / "metrics.parquet").stat().st_mtime_ns == before.st_mtime_ns
+    assert not list(tmp_path.glob("*.png"))
+    with pytest.raises(ValueError, match="steps: 2 there, 3 here"):
+        main(words(project, "surrogate", tmp_path, **{**keys, "steps": 3}))
+    main(words(project, "surrogate", tmp_path, **{**keys, "start": "0,2"}))
+    assert set(pd.read_csv(tmp_path / "metrics.csv")["start"]) == {0, 2}
+    capsys.readouterr()

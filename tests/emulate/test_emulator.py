@@ -173,3 +173,52 @@ def test_mistakes_are_refused() -> None:
         make_emulator("diffusion").rollout(x, LABEL, steps=1, sampler="rk4")
     with pytest.raises(ValueError, match="no autoencoder"):
         emulator.reconstruct(x)
+
+
+def test_states_are_decoded_a_few_at_a_time() -> None:
+    """What `generate` keeps is small, and decodes to the rollout in any pieces."""
+    emulator = make_emulator("diffusion")
+    options = {"steps": 5, "members": 3, "sampling_steps": 2}
+    whole = emulator.rollout(known_states(), LABEL, **options)
+    z = emulator.generate(known_states(), LABEL, **options)
+    assert z.shape == (3, 4, 5, 4, 4)
+    pieces = [emulator.decode(z[:, :, t : t + 2], batch=2) for t in range(0, 5, 2)]
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=1e-4, atol=1e-5)
+    assert emulator.codec.decoding_bytes(z) > 4 * FIELDS * SIDE * SIDE
+
+
+def test_members_go_alike_through_samplers_that_draw_noise() -> None:
+    for sampler in ("ddpm", "pc"):
+        emulator = make_emulator("diffusion", latent=False)
+        options = {"steps": 4, "sampling_steps": 2, "sampler": sampler, "seed": 3}
+        together = emulator.rollout(known_states(), LABEL, members=3, batch=16, **options)
+        apart = emulator.rollout(known_states(), LABEL, members=3, batch=1, **options)
+        fewer = emulator.rollout(known_states(), LABEL, members=2, batch=2, **options)
+        assert torch.equal(together, apart)
+        assert torch.equal(together[:2], fewer)
+        assert not torch.equal(together[0], together[1])
+
+
+def test_forecasts_have_names_in_xarray() -> None:
+    emulator = make_emulator("surrogate")
+    emulator.fields, emulator.axes = ["density", "pressure", "energy"], ["x", "y"]
+    states = emulator.rollout(known_states(), LABEL, steps=2, members=2)
+    found = emulator.to_xarray(states, step=0.5, coordinates={"x": range(SIDE)})
+    assert list(found.data_vars) == emulator.fields
+    assert found["pressure"].dims == ("member", "lead", "x", "y")
+    assert found["lead"].values.tolist() == [1, 2]
+    assert found["time"].values.tolist() == [0.5, 1.0]
+    assert (found["energy"].sel(member=1, lead=2).values == states[1, 2, 1].numpy()).all()
+    with pytest.raises(ValueError, match="C=3 fields"):
+        emulator.to_xarray(states[0])
+
+
+def test_the_identity_follows_the_weights_and_statistics() -> None:
+    emulator = make_emulator("diffusion")
+    before = emulator.identity()
+    assert make_emulator("diffusion").identity() == before
+    next(emulator.model.parameters()).data.flatten()[0] += 1e-6
+    after = emulator.identity()
+    assert [key for key in before if before[key] != after[key]] == ["model"]
+    emulator.codec.standardize.mean += 1
+    assert emulator.identity()["statistics"] != before["statistics"]

@@ -22,6 +22,7 @@ from lola_ds.evaluate.report.parts import Row, number_table
 from lola_ds.evaluate.report.runs import differences, find_runs
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.xdist_group("chromium")  # one worker makes the results once
 TITLE = 'Waves & "noise" <compared>'
 
 
@@ -81,7 +82,6 @@ def column(browser: Any, table: int, index: int) -> list[str]:
     return browser.execute_script(script, table, index)
 
 
-@pytest.mark.xdist_group("chromium")
 def test_the_page_in_chromium(browser: Any, page: Path) -> None:
     browser.get(page.as_uri())
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
@@ -112,7 +112,6 @@ def test_the_page_in_chromium(browser: Any, page: Path) -> None:
     browser.set_window_size(1200, 900)
 
 
-@pytest.mark.xdist_group("chromium")
 def test_tables_sort_by_keyboard(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -137,7 +136,6 @@ def test_tables_sort_by_keyboard(browser: Any, page: Path) -> None:
     assert column(browser, 0, 0) == sorted(column(browser, 0, 0))
 
 
-@pytest.mark.xdist_group("chromium")
 def test_light_and_dark(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -151,6 +149,7 @@ def test_light_and_dark(browser: Any, page: Path) -> None:
     assert sums[1] < 120
     browser.find_element("id", "theme").send_keys(Keys.SPACE)
     assert browser.execute_script(colour) == light
+    browser.refresh()
     browser.find_element("css selector", "body").send_keys(Keys.TAB)
     first = browser.execute_script("return document.activeElement.className")
     assert first == "skip"

@@ -70,7 +70,7 @@ def ensemble(split: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eva
 
 def quick(dataset: ShardDataset, out: Path, *args: object, **options: object) -> pd.DataFrame:
     """The table of an evaluation."""
-    found = evaluate(args[0], dataset, out, *args[1:], progress=False, **options)
+    found = evaluate(args[0], dataset, out, *args[1:], draw=False, progress=False, **options)
     assert found is not None
     return found.table
 
@@ -152,7 +152,8 @@ def test_files_are_what_they_claim(ensemble: tuple[Evaluation, Path]) -> None:
 
 
 def test_the_spectra_are_the_mean_over_trajectories(dataset: ShardDataset, tmp_path: Path) -> None:
-    result = evaluate(WaveEmulator(), dataset, tmp_path, Forecast(2, 1), progress=False)
+    forecast = Forecast(2, 1)
+    result = evaluate(WaveEmulator(), dataset, tmp_path, forecast, draw=False, progress=False)
     assert result is not None
     spectra = result.spectra[result.spectra["lead"] == 1]
     truth = spectra[spectra["method"] == "truth"]

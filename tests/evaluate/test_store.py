@@ -30,6 +30,7 @@ def run(
     dataset: ShardDataset, out: Path, emulator: WaveEmulator, *chosen: int, **options: object
 ) -> Evaluation:
     forecast = options.pop("forecast", FORECAST)
+    options.setdefault("draw", False)
     found = evaluate(emulator, dataset, out, forecast, chosen or None, progress=False, **options)
     assert found is not None
     return found
@@ -93,10 +94,10 @@ def test_killed_half_way_and_run_again(dataset: ShardDataset, tmp_path: Path) ->
 
 
 def test_pictures_that_are_missing_are_drawn_again(dataset: ShardDataset, tmp_path: Path) -> None:
-    run(dataset, tmp_path, WaveEmulator())
+    run(dataset, tmp_path, WaveEmulator(), draw=True)
     (tmp_path / "snapshots_density.png").unlink()
     emulator = WaveEmulator()
-    run(dataset, tmp_path, emulator)
+    run(dataset, tmp_path, emulator, draw=True)
     assert (tmp_path / "snapshots_density.png").is_file()
     assert len(emulator.generated) == 1 + 1
 

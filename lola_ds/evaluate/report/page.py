@@ -97,7 +97,7 @@ def _asset(name: str) -> str:
 
 
 def _overview(runs: Sequence[Run]) -> str:
-    rows = []
+    rows, compared = [], any(run.emulates for run in runs)
     for run in runs:
         summary, timing = run.summary, run.summary.get("timing", {})
         method = _headline(run)
@@ -116,6 +116,7 @@ def _overview(runs: Sequence[Run]) -> str:
                     _milliseconds(timing, "generation"),
                     _milliseconds(timing, "decoding") or _milliseconds(timing, "reconstruction"),
                 ],
+                baseline=compared and not run.emulates,
             )
         )
     caption = (
@@ -129,13 +130,19 @@ def _overview(runs: Sequence[Run]) -> str:
 
 
 def _configuration(runs: Sequence[Run]) -> str:
-    rows = [(key, values) for key, values in differences(runs).items()]
+    rows = list(differences(runs).items())
+    shared = [row for row in rows if sum(value is not None for value in row[1]) > 1]
+    alone = [row for row in rows if row not in shared]
+    columns = ["setting", *(run.name for run in runs)]
     parts = []
-    if len(runs) > 1 and rows:
-        caption = "Settings that differ; an empty cell: the run has no such setting."
-        parts.append(text_table(caption, ["setting", *(run.name for run in runs)], rows))
+    if shared:
+        parts.append(text_table("Settings that differ.", columns, shared))
     elif len(runs) > 1:
-        parts.append("<p>All runs have the same settings.</p>")
+        parts.append("<p>All settings that the runs share are the same.</p>")
+    if alone:
+        table = text_table("Settings of one run only.", columns, alone)
+        summary = f"{len(alone)} settings that one run only has"
+        parts.append(f"<details><summary>{summary}</summary>{table}</details>")
     for run in runs:
         content = {"model": run.model, "evaluation": run.summary["settings"]}
         text = escape(json.dumps(content, indent=2))
