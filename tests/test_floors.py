@@ -36,13 +36,15 @@ ONLY_IN = {
     "hydra": ("lola_ds.config",),
     "azula": ("lola_ds.models", "lola_ds.emulate"),
     "triton": ("lola_ds.kernels",),
-    "h5py": ("data_prep",),
+    "h5py": ("data_prep", "benchmarks"),
     "wandb": ("lola_ds.train",),
 }
 # Commands on the top floor call each other's tools; a report loads models by `build`.
 SAME_FLOOR = {
     ("lola_ds.cli", "data_prep"),
     ("lola_ds.cli", "launch"),
+    ("benchmarks", "data_prep"),
+    ("benchmarks", "lola_ds.cli"),
     ("lola_ds.evaluate", "lola_ds.build"),
 }
 
