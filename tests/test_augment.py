@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lola_ds.augment import Symmetry, WindowSpec, augment_window, draw_symmetry
+from lola_ds.augment import Symmetry, WindowSpec, augment_window, draw_symmetry, find_mirror
 
 ALL = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
 
@@ -144,3 +144,72 @@ def test_mistakes_are_named():
         augment_window(x, codes, spec, ["random_rotation"], 0)
     with pytest.raises(ValueError, match=r"one size, this grid is \(4, 6\)"):
         augment_window(x, codes, spec, ["random_axis_permute"], 0)
+
+
+def boussinesq(grid_y, names=("buoyancy", "pressure", "velocity_x", "velocity_y")):
+    mirror = find_mirror(names, "xy", (1,), {"y": {"values": grid_y.tolist()}})
+    return WindowSpec((0, 0, 1), 2, fixed=(1,), mirror=mirror)
+
+
+def tendencies(x, grid_y, nu=0.1, kappa=0.2):
+    """Right-hand sides of the Boussinesq equations for a window (4, L, X, Y), X periodic."""
+    b, p, u, v = x.astype(np.float64)
+
+    def dx(f):
+        return (np.roll(f, -1, -2) - np.roll(f, 1, -2)) * f.shape[-2] / 8
+
+    def dy(f):
+        return np.gradient(f, grid_y, axis=-1)
+
+    def transport(f):
+        return -(u * dx(f) + v * dy(f))
+
+    def laplacian(f):
+        return dx(dx(f)) + dy(dy(f))
+
+    return np.stack(
+        [
+            transport(b) + kappa * laplacian(b),
+            dx(u) + dy(v),
+            transport(u) + nu * laplacian(u) - dx(p),
+            transport(v) + nu * laplacian(v) - dy(p) + b,
+        ]
+    )
+
+
+def test_mirrored_buoyancy_is_a_symmetry_of_the_equations():
+    """The mirrored state's tendencies are the tendencies, mirrored: ∂_t commutes with it."""
+    grid_y = (1 - np.cos(np.pi * (np.arange(12) + 0.5) / 12)) / 2  # Chebyshev
+    spec = boussinesq(grid_y)
+    x = window(spec, (8, 12)).astype(np.float64)
+    flip = Symmetry((0, 1), (False, True), (0, 0))
+    found, expected = tendencies(flip.window(x, spec), grid_y), tendencies(x, grid_y)[..., ::-1]
+    signs = np.array([-1, 1, 1, -1])[:, None, None, None]  # of b, divergence, u_x, u_y
+    np.testing.assert_allclose(found, signs * expected, atol=1e-10)
+    np.testing.assert_allclose(flip.window(flip.window(x, spec), spec), x, atol=1e-14)
+    assert flip.window(x, spec)[0] == pytest.approx(1 - x[0, ..., ::-1])
+
+
+def test_mirrored_buoyancy_is_an_option():
+    grid_y = np.linspace(0, 4, 6)
+    spec = boussinesq(grid_y)
+    names = ("random_axis_flip", "random_axis_roll", "random_buoyancy_flip")
+    codes = np.array([[2, 2], [0, 0]])
+    draws = [draw_symmetry(names, spec, (6, 6), codes, seed).flips for seed in range(200)]
+    assert {len([f for f in draws if f == flips]) > 30 for flips in set(draws)} == {True}
+    assert len(set(draws)) == 4
+    plain = [draw_symmetry(names[:2], spec, (6, 6), codes, seed).flips[1] for seed in range(50)]
+    assert not any(plain)  # no flip along gravity unless the buoyancy goes with it
+    for broken in (boussinesq(grid_y**2), boussinesq(grid_y, ("density", "pressure", "u", "v"))):
+        with pytest.raises(ValueError, match="random_buoyancy_flip needs a field buoyancy"):
+            draw_symmetry(names, broken, (6, 6), codes, 0)
+
+
+def test_bits_of_bfloat16_are_negated_as_numbers():
+    spec = WindowSpec((1,), 2)
+    x = window(spec, (4, 4))
+    bits = (x.view(np.uint32) >> 16).astype(np.uint16)
+    flip = Symmetry((1, 0), (True, False), (1, 0))
+    found = flip.window(bits, spec).astype(np.uint32) << 16
+    expected = flip.window((bits.astype(np.uint32) << 16).view(np.float32), spec)
+    assert np.array_equal(found.view(np.float32), expected)

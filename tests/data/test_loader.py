@@ -231,6 +231,17 @@ def test_memory_is_flat(tmp_path):
     assert sizes[-1] - sizes[2] < 1_000_000
 
 
+@pytest.mark.slow
+def test_memory_is_flat_over_five_epochs(tmp_path):
+    data = np.zeros((10, 216, 3, 16, 16), np.float32)
+    windows = ShardDataset(make_shards(tmp_path / "a" / "train", data).folder, 5, 4)
+    process, sizes = psutil.Process(), []
+    with build_loader(windows, ElasticSampler(len(windows), 4), augment=AUGMENT) as loader:
+        sizes.extend(process.memory_info().rss for _ in islice(loader, 5 * 500))
+    steps = np.arange(500, len(sizes))
+    assert np.polyfit(steps, sizes[500:], 1)[0] * 1000 < 1e6  # bytes per 1,000 batches
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_takes_each_window_once_in_order(folder, workers):
     windows = ShardDataset(folder, length=4)  # 27
@@ -258,7 +269,11 @@ def test_latents(tmp_path):
     assert (windows.kind, windows.spec, windows.meta(0)["pass"]) == ("latents", None, 2)
     sampler = ElasticSampler(len(windows), 2)
     with build_loader(windows, sampler) as loader:
-        assert next(iter(loader)).x.shape == (2, 3, 2, 8, 8)
+        batch = next(iter(loader))
+    assert (batch.x.shape, batch.x.dtype) == ((2, 3, 2, 8, 8), torch.float16)
+    moved = batch.to("cpu").x
+    assert moved.dtype == torch.float32
+    assert torch.equal(moved[0], windows[int(batch.window[0])]["x"])
     with pytest.raises(ValueError, match="latents cannot be augmented"):
         build_loader(windows, sampler, augment=AUGMENT)
 
