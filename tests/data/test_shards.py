@@ -150,7 +150,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path):
             assert files(folder) == expected
             break
     if not folder.exists():
-        make_shards(folder, arrays_of_killed(), shard_bytes=20_000)
+        assert run_killed(folder, 10**9).returncode == 0
     assert files(folder) == expected
 
 
@@ -165,19 +165,15 @@ def test_killed_at_twenty_points(tmp_path):
         if folder.exists():  # killed after the rename
             assert files(folder) == expected
         else:
-            make_shards(folder, arrays_of_killed(), shard_bytes=20_000)
+            assert run_killed(folder, 10**9).returncode == 0
         assert files(folder) == expected
-
-
-def arrays_of_killed():
-    return np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
 
 
 def test_every_point_of_interruption(tmp_path, monkeypatch):
     """An exception at each write in turn, as a full disk gives it, then the same calls again."""
     from lola_ds.data import writer as module
 
-    data = arrays_of_killed()
+    data = np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
     whole = tmp_path / "whole" / "toy" / "train"
     make_shards(whole, data, shard_bytes=20_000)
     expected = files(whole)
