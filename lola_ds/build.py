@@ -322,7 +322,6 @@ def make_plan(config: dict[str, Any]) -> Plan:
         accumulation=train["accumulation"],
         save_every=config["checkpoint"]["every"] * epoch_steps,
         log_every=train["log_every"],
-        grad_clip=config["optim"]["grad_clip"],
         seed=config["seed"],
     )
 

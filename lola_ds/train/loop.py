@@ -36,7 +36,6 @@ class Plan:
     accumulation: int
     save_every: int
     log_every: int
-    grad_clip: float
     seed: int
 
 

@@ -30,8 +30,8 @@ class StopRequest:
 
         Slurm sends its warning to every process of a job step. The user signals are therefore
         blocked, which processes started later inherit (a handler they would not), and a thread
-        waits for them: the helpers of a rank live on until it has saved. Main thread only, before
-        other threads start.
+        waits for them: a rank's child processes live on until it has saved. Main thread only,
+        before other threads start.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _WARNINGS)
         Thread(target=self._wait, name="stop request", daemon=True).start()

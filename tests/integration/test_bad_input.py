@@ -13,6 +13,8 @@ import pytest
 from ranks import ROOT, free_port, run_ranks
 from words import overrides
 
+from lola_ds.cli.main import COMMANDS
+
 PHYSICS = "euler_multi_quadrants_periodicBC"
 
 
@@ -149,9 +151,7 @@ def test_unknown_command_and_flag() -> None:
     refused(command("convert", "--emma", "a", "b"), "--emma")
 
 
-@pytest.mark.parametrize(
-    "name", ["", "synthesize", "shard", "verify", "train", "encode", "convert", "eval"]
-)
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help(name: str) -> None:
     done = command(*([name] if name else []), "--help")
     assert done.returncode == 0
