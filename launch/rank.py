@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+from lola_ds.cli.common import exit_at_once
 
 from .lifeline import RankEnd
 
@@ -41,13 +42,15 @@ def main(argv: Sequence[str]) -> None:
     end.finish(code)
     if copy is not None:
         copy.returncode = 0  # it ends after this process, with the end of its input
-    raise SystemExit(code)
+    exit_at_once(lambda: sys.exit(code))
 
 
 def _train(argv: Sequence[str]) -> int:
-    sys.argv = ["lola-ds train", *argv]
+    from lola_ds.cli import train
+    from lola_ds.cli.common import run_command
+
     try:
-        runpy.run_module("lola_ds.cli.train", run_name="__main__", alter_sys=True)
+        run_command(train.main, argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .common import fail, run_command
+from .common import exit_at_once, fail, run_command
 
 COMMANDS = {
     "synthesize": "small PDE solver -> The Well's HDF5",
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         fail(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
     module = importlib.import_module(f".{command}", __package__)
+    if command == "train":
+        exit_at_once(lambda: run_command(module.main, rest))
     run_command(module.main, rest)
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .common import make_parser, parse_arguments, run_command
+from .common import exit_at_once, make_parser, parse_arguments, run_command
 
 HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
 
@@ -79,4 +79,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, sys.argv[1:])
+    exit_at_once(lambda: run_command(main, sys.argv[1:]))

@@ -34,8 +34,8 @@ class StopRequest:
         before other threads start.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _WARNINGS)
-        Thread(target=self._wait, name="stop request", daemon=True).start()
         signal.signal(signal.SIGTERM, self._note)
+        Thread(target=self._wait, name="stop request", daemon=True).start()
 
     def _wait(self) -> None:
         while True:

@@ -99,6 +99,15 @@ def test_resume_is_elastic(shards: Path, tmp_path: Path) -> None:
     assert metrics(run, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-5)
 
 
+def test_fork_starts_from_another_run(shards: Path, tmp_path: Path) -> None:
+    """The first loss of a fork is what its source reached, not that of fresh weights."""
+    first, fork = tmp_path / "first", tmp_path / "fork"
+    train_all({first: ["train.epochs=8"]}, "surrogate", shards, 1)
+    train_all({fork: [f"fork.run={first}", "train.epochs=1"]}, "surrogate", shards, 1)
+    fresh, reached = metrics(first, "train/loss")[0], metrics(first, "train/loss")[-1]
+    assert abs(metrics(fork, "train/loss")[0] - reached) < 0.25 * (fresh - reached)
+
+
 def test_complete_run_does_nothing_more(shards: Path, tmp_path: Path) -> None:
     words = overrides("surrogate", shards, tmp_path / "run", "train.epochs=1")
     run_ranks([*TRAIN, *words], 1)

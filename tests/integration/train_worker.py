@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from lola_ds.build import build_training
+from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, to_dict
 from lola_ds.train.engine import join, leave
 
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_at_once(main)

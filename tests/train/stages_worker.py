@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, to_dict
 from lola_ds.train.checkpoint import (
     CheckpointStore,
@@ -97,4 +98,4 @@ def train(ranks: Ranks, folder: Path, stage: str, steps: int, save_at: int) -> N
 
 
 if __name__ == "__main__":
-    main()
+    exit_at_once(main)
