@@ -43,6 +43,7 @@ ONLY_IN = {
 SAME_FLOOR = {
     ("lola_ds.cli", "data_prep"),
     ("lola_ds.cli", "launch"),
+    ("launch", "lola_ds.cli"),
     ("benchmarks", "data_prep"),
     ("benchmarks", "lola_ds.cli"),
     ("lola_ds.evaluate", "lola_ds.build"),
