@@ -9,7 +9,8 @@ frames of the model's window. Consecutive states are `stride` frames of the data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from ..fields import Standardize
 from ..models import Autoencoder, Denoiser, Surrogate
-from .rollout import Step, make_step, rollout
+from .memory import working_bytes
+from .rollout import make_step, stream
 
 if TYPE_CHECKING:
     import xarray
@@ -27,6 +29,10 @@ __all__ = ["Codec", "Emulator"]
 
 # Samplers that draw noise at every step, for all members of a batch together.
 _STOCHASTIC = ("ddpm", "pc")
+
+# Windows of one member that samplers hold beside the network's activations: known values, noise,
+# the state, its means at the last steps, and what they are computed through.
+_WINDOWS = 12
 
 
 class Codec:
@@ -96,32 +102,11 @@ class Codec:
     def decoding_bytes(self, z: Tensor) -> int:
         """Memory that decoding one state takes, for choosing how many are decoded at a time.
 
-        Measured on a GPU; on a CPU estimated as six of the largest activations.
-
         Arguments:
             z: states as `decode` takes them; the first one is decoded.
         """
-        first = z[:1, :, :1]
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.decode(first, device=self.device)
-            return torch.cuda.max_memory_allocated(self.device) - before
-        largest = 0
-
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal largest
-            if isinstance(output, Tensor):
-                largest = max(largest, output.numel() * output.element_size())
-
-        modules = [self.standardize, *(self.autoencoder or nn.Identity()).modules()]
-        hooks = [module.register_forward_hook(look) for module in modules]
-        try:
-            largest = max(largest, 4 * self.decode(first).numel())
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return 6 * largest
+        network = nn.Sequential(self.standardize, self.autoencoder or nn.Identity())
+        return working_bytes(network, lambda: self.decode(z[:1, :, :1]), self.device)
 
 
 class Emulator:
@@ -209,71 +194,94 @@ class Emulator:
         Raises:
             ValueError: a shape that is no state, or counts that do not fit the window.
         """
-        z = self.generate(
-            x0, label, steps, members, seed, context, overlap, sampler, sampling_steps, batch,
-            progress,
+        windows = self.stream(
+            x0[None], None if label is None else label[None], steps, members, [seed], context,
+            overlap, sampler, sampling_steps, batch, progress,
         )  # fmt: skip
-        forecast = self.decode(z, batch, x0.device)
+        forecast = torch.cat([self.decode(z[0], batch, x0.device) for z in windows], dim=2)
         return forecast.expand(members, *forecast.shape[1:])
 
     @torch.no_grad()
-    def generate(
+    def stream(
         self,
         x0: Tensor,
         label: Tensor | None,
         steps: int,
         members: int = 1,
-        seed: int = 0,
+        seeds: Sequence[int] = (0,),
         context: int = 1,
         overlap: int = 1,
         sampler: str = "ab",
         sampling_steps: int = 16,
         batch: int = 16,
         progress: Callable[[int], object] = lambda count: None,
-    ) -> Tensor:
-        """The states of a rollout as the model holds them, for decoding a few at a time.
+    ) -> Iterator[Tensor]:
+        """Several rollouts side by side, window by window, as the model holds them.
+
+        No more than a window of each member is in memory, however long the rollouts are.
 
         Arguments:
-            x0, label, …: as for `rollout`.
+            x0: known states of U forecasts, (U, C, *S) or (U, C, c, *S); physical units.
+            label: their labels (U, D); None for a model without.
+            seeds: of the U forecasts' noise.
+            steps, members, …: as for `rollout`; `batch` counts members of all forecasts.
 
-        Returns:
-            (M, C', T, *S'), latents (or standardised states) on the emulator's device; M is 1 for
-            a surrogate, whose members are all the same.
+        Yields:
+            (U, M, C', t, *S'), the next t latents (or standardised states) on the emulator's
+            device, for `decode`; M is 1 for a surrogate, whose members are all the same.
 
         Raises:
             ValueError: a shape that is no state, or counts that do not fit the window.
         """
         if steps < 1 or members < 1 or batch < 1:
             raise ValueError(f"steps={steps}, members={members}, batch={batch}: must be at least 1")
-        z0 = self.codec.encode(self._known(x0, context), batch)
-        if label is not None:
-            label = self._label(label)
-        distinct = members if self.generative else 1
+        M = members if self.generative else 1
+        rows = [(seed, member) for seed in seeds for member in range(M)]
+        known = torch.stack([self.codec.encode(self._known(x, context), batch) for x in x0])
+        known = known.repeat_interleave(M, dim=0)
+        labels = None if label is None else self._label(label).repeat_interleave(M, dim=0)
         size = 1 if sampler in _STOCHASTIC else batch
-        pieces = []
-        for first in range(0, distinct, size):
-            step = make_step(
+        parts = [slice(first, first + size) for first in range(0, len(rows), size)]
+        advance = [
+            make_step(
                 self.model,
-                label,
+                None if labels is None else labels[part],
                 sampler=sampler,
                 steps=sampling_steps,
-                seed=seed,
-                first_member=first,
+                rows=rows[part],
             )
-            z = rollout(
-                _counted(step, progress),
-                z0,
-                self.length,
-                context + steps,
-                context,
-                overlap,
-                members=min(size, distinct - first),
-            )
-            pieces.append(z[:, :, context:])
-        return torch.cat(pieces)
+            for part in parts
+        ]
+
+        def step(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
+            pieces = []
+            for part, complete in zip(parts, advance):
+                pieces.append(complete(mask, x_obs[part], i))
+                progress(len(pieces[-1]))
+            return torch.cat(pieces)
+
+        skip = context
+        for y in stream(step, known, self.length, context + steps, overlap):
+            yield y[:, :, skip:].unflatten(0, (len(x0), M))
+            skip = 0
+
+    def member_bytes(self, x0: Tensor, label: Tensor | None, context: int = 1) -> int:
+        """Memory that advancing one member takes, for choosing how many advance at a time.
+
+        Arguments:
+            x0, label, context: as for `rollout`; a window is made from them.
+        """
+
+        def run() -> Tensor:
+            labels = None if label is None else label[None]
+            return next(self.stream(x0[None], labels, 1, context=context, sampling_steps=1))
+
+        window = run().shape[2:]
+        states = 4 * self.length * math.prod((window[0], *window[2:]))
+        return working_bytes(self.model, run, self.device) + _WINDOWS * states
 
     def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
-        """States of `generate` in physical units: (M, C', T, *S') -> (M, C, T, *S) on `device`."""
+        """States of `stream` in physical units: (M, C', T, *S') -> (M, C, T, *S) on `device`."""
         return self.codec.decode(z, batch, device)
 
     def to_xarray(
@@ -346,20 +354,10 @@ class Emulator:
         return x0[:, -context:]
 
     def _label(self, label: Tensor) -> Tensor:
+        """Labels (U, D) as the model sees them."""
         label = label.to(self.device, torch.float32).clone()
-        label[self.label_log] = label[self.label_log].log()
+        label[:, self.label_log] = label[:, self.label_log].log()
         return label
-
-
-def _counted(step: Step, progress: Callable[[int], object]) -> Step:
-    """`step`, telling `progress` after each window how many members it advanced."""
-
-    def counted(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
-        y = step(mask, x_obs, i)
-        progress(len(x_obs))
-        return y
-
-    return counted
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -60,14 +61,47 @@ def rollout(
         ValueError: if there are not enough known frames, or context and overlap do not leave room
             for a prediction in a window.
     """
-    _check_rollout(x, window, frames, context, overlap, members)
-    y = _complete(step, x[:, :context].expand(members, -1, -1, *x.shape[2:]), window, 0)
-    i = 1
-    while y.shape[2] < frames:
-        new = _complete(step, y[:, :, -overlap:], window, i)[:, :, overlap:]
-        y = torch.cat((y, new), dim=2)
-        i += 1
-    return y[:, :, :frames]
+    if members < 1:
+        raise ValueError(f"members={members} should be at least 1")
+    if x.shape[1] < context:
+        raise ValueError(f"context={context} frames are needed but only {x.shape[1]} are known")
+    known = x[:, :context].expand(members, -1, -1, *x.shape[2:])
+    return torch.cat(list(stream(step, known, window, frames, overlap)), dim=2)
+
+
+@torch.no_grad()
+def stream(
+    step: Step, known: Tensor, window: int, frames: int, overlap: int = 1
+) -> Iterator[Tensor]:
+    """The frames of a rollout window by window, of which only the last is held.
+
+    Arguments:
+        step: completes a window; see `Step`.
+        known: the frames at the start of the first window, with shape (M, C, c, *S); the members
+            may start from different ones.
+        window, frames, overlap: as for `rollout`.
+
+    Yields:
+        The first window with shape (M, C, L, *S), then the new frames of each later one, cropped to
+        `frames` in all.
+
+    Raises:
+        ValueError: as `rollout`.
+    """
+    for name, value in {"context": known.shape[2], "overlap": overlap}.items():
+        if not 1 <= value < window:
+            raise ValueError(
+                f"{name}={value} should be at least 1 and less than window={window} frames"
+            )
+    if frames < 1:
+        raise ValueError(f"frames={frames} should be at least 1")
+    y = _complete(step, known, window, 0)
+    yield y[:, :, :frames]
+    done, i = window, 1
+    while done < frames:
+        y = _complete(step, y[:, :, -overlap:], window, i)
+        yield y[:, :, overlap : overlap + frames - done]
+        done, i = done + window - overlap, i + 1
 
 
 def _complete(step: Step, known: Tensor, window: int, i: int) -> Tensor:
@@ -78,20 +112,6 @@ def _complete(step: Step, known: Tensor, window: int, i: int) -> Tensor:
     return step(mask.view(1, 1, -1, *[1] * len(S)), x_obs, i)
 
 
-def _check_rollout(
-    x: Tensor, window: int, frames: int, context: int, overlap: int, members: int
-) -> None:
-    for name, value in {"context": context, "overlap": overlap}.items():
-        if not 1 <= value < window:
-            raise ValueError(
-                f"{name}={value} should be at least 1 and less than window={window} frames"
-            )
-    if x.shape[1] < context:
-        raise ValueError(f"context={context} frames are needed but only {x.shape[1]} are known")
-    if frames < 1 or members < 1:
-        raise ValueError(f"frames={frames} and members={members} should be at least 1")
-
-
 def make_step(
     model: Surrogate | Denoiser,
     label: Tensor | None = None,
@@ -99,21 +119,21 @@ def make_step(
     sampler: str = "ab",
     steps: int = 16,
     seed: int = 0,
-    first_member: int = 0,
+    rows: Sequence[tuple[int, int]] | None = None,
 ) -> Step:
     """Makes the step of a rollout from a model.
 
     The noise of a window depends on the seed, the member and the window's number only: members may
-    be rolled out together or apart. (Samplers that draw noise at each step draw it for all members
-    together.)
+    be rolled out together or apart, beside those of other forecasts. (Samplers that draw noise at
+    each step draw it for all members together.)
 
     Arguments:
         model: a surrogate or a denoiser.
         label: the label, with shape (D,), or one for each member, with shape (M, D).
         sampler: the sampler of a denoiser.
         steps: the number of steps of the sampler.
-        seed: the seed of a denoiser's noise.
-        first_member: the number of the first member, where members are rolled out apart.
+        seed: the seed of a denoiser's noise, where `rows` are not given.
+        rows: the seed and the number of each member; by default (seed, 0), (seed, 1), ….
 
     Raises:
         ValueError: if the sampler is unknown.
@@ -132,6 +152,7 @@ def make_step(
     denoiser = model
 
     def generate(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
+        keys = [(seed, member) for member in range(len(x_obs))] if rows is None else rows
         x_0 = sample(
             denoiser,
             mask,
@@ -139,18 +160,20 @@ def make_step(
             expand(x_obs),
             sampler=sampler,
             steps=steps,
-            x_1=_draw_start(denoiser, x_obs, seed, first_member, i),
-            generator=torch.Generator().manual_seed(_hash(seed, first_member, i, 1)),
+            x_1=_draw_start(denoiser, x_obs, keys, i),
+            generator=torch.Generator().manual_seed(_hash(*keys[0], i, 1)),
         )
         return torch.where(mask, x_obs, x_0)
 
     return generate
 
 
-def _draw_start(denoiser: Denoiser, x_obs: Tensor, seed: int, first_member: int, i: int) -> Tensor:
+def _draw_start(
+    denoiser: Denoiser, x_obs: Tensor, keys: Sequence[tuple[int, int]], i: int
+) -> Tensor:
     """The noise at time 1 of window `i`, for each member of `x_obs` (M, C, L, *S)."""
     noise = torch.empty_like(x_obs)
-    for member, z in enumerate(noise, start=first_member):
+    for (seed, member), z in zip(keys, noise, strict=True):
         generator = torch.Generator(x_obs.device).manual_seed(_hash(seed, member, i))
         torch.randn(z.shape, generator=generator, out=z)
     _, sigma_1 = denoiser.schedule(torch.ones((), device=x_obs.device))

@@ -1,5 +1,7 @@
 """Rollouts: which frames a step sees, what comes back, what members depend on."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,7 +83,7 @@ def test_members_of_a_denoiser_differ_and_depend_on_the_seed_only() -> None:
     model = make_denoiser(**TINY, schedule={"name": "log_logit"}).eval()
     x, label = torch.randn(2, 1, 4, 4), torch.randn(3)
 
-    def run(members: int, **options: int) -> Tensor:
+    def run(members: int, **options: Any) -> Tensor:
         step = make_step(model, label, steps=3, **options)
         return rollout(step, x, window=3, frames=6, members=members)
 
@@ -89,7 +91,9 @@ def test_members_of_a_denoiser_differ_and_depend_on_the_seed_only() -> None:
     assert torch.equal(y[:, :, :1], x.expand(3, *x.shape))
     assert not torch.allclose(y[0], y[1], atol=1e-3)
     torch.testing.assert_close(run(3, seed=5), y)
-    torch.testing.assert_close(run(2, seed=5, first_member=1), y[1:], rtol=1e-3, atol=1e-3)
+    together = run(3, rows=[(5, 2), (6, 0), (5, 1)])
+    torch.testing.assert_close(together[[2, 0]], y[1:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together[1:2], run(1, seed=6), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(run(3, seed=6), y, atol=1e-3)
 
 
