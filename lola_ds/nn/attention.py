@@ -9,9 +9,15 @@ where :math:`\hat{q}, \hat{k}` are RMS-normalised and :math:`R(p)` rotates the n
 :math:`(2i, 2i + 1)` of features by the angles :math:`p \, \theta`. Scores depend on :math:`p_i -
 p_j` only.
 
+With value residuals, the values of a block are mixed with those of the first block,
+:math:`v_j \leftarrow (1 - \lambda) \, v_j + \lambda \, v_j^{(1)}`, with a learned :math:`\lambda`.
+
 References:
     | RoFormer: Enhanced Transformer with Rotary Position Embedding (Su et al., 2023)
     | https://arxiv.org/abs/2104.09864
+
+    | Value Residual Learning (Zhou et al., 2024)
+    | https://arxiv.org/abs/2410.17897
 """
 
 from __future__ import annotations
@@ -101,12 +107,20 @@ class MultiheadSelfAttention(nn.Module):
         channels: the number H of features.
         heads: the number of heads.
         qk_norm: whether queries and keys are RMS-normalised in each head (eps 1e-5).
+        value_residual: whether values are mixed with those of the first block; the learned share
+            of the latter starts at one half.
 
     Raises:
         ValueError: if the features do not split in heads of an even size.
     """
 
-    def __init__(self, channels: int, heads: int = 1, qk_norm: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 1,
+        qk_norm: bool = True,
+        value_residual: bool = False,
+    ) -> None:
         super().__init__()
         if channels % (2 * heads):
             raise ValueError(
@@ -116,19 +130,26 @@ class MultiheadSelfAttention(nn.Module):
         self.qk_norm = qk_norm
         self.qkv_proj = nn.Linear(channels, 3 * channels, bias=False)
         self.y_proj = nn.Linear(channels, channels)
+        self.value_share = nn.Parameter(torch.tensor(0.5)) if value_residual else None
 
     def forward(
-        self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        angles: Tensor | None = None,
+        mask: Tensor | None = None,
+        first_values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Attends.
 
         Arguments:
             x: tokens, with shape (B, T, H).
             angles: rotary angles, with shape (heads, T, H/heads/2), or None for no rotation.
             mask: True where token j is visible to token i, with shape (T, T), or None for all.
+            first_values: the values of the first block, with shape (B, heads, T, H/heads), to mix
+                with this one's where values are residual.
 
         Returns:
-            Tokens, with shape (B, T, H).
+            Tokens, with shape (B, T, H), and this block's values before they are mixed.
         """
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -137,5 +158,38 @@ class MultiheadSelfAttention(nn.Module):
         if angles is not None:
             cos, sin = angles.cos(), angles.sin()
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.y_proj(y.transpose(1, 2).flatten(-2))
+        mixed = v
+        if self.value_share is not None:
+            mixed = torch.lerp(v, first_values, self.value_share.to(v.dtype))
+        y = F.scaled_dot_product_attention(q, k, mixed, attn_mask=mask)
+        return self.y_proj(y.transpose(1, 2).flatten(-2)), v
+
+
+class GridAttention(nn.Module):
+    """Self-attention over all positions of a grid, with the parameters of torch's own attention.
+
+    Arguments:
+        channels: the number C of channels.
+        heads: the number of heads.
+
+    Raises:
+        ValueError: if heads do not split the channels.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"attention_heads: {heads} heads do not split {channels} channels")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over the positions of (B, C, *S)."""
+        y = F.linear(x.flatten(2).transpose(1, 2), self.in_proj_weight, self.in_proj_bias)
+        q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = self.out_proj(y.transpose(1, 2).flatten(2))
+        return y.transpose(1, 2).unflatten(2, x.shape[2:])

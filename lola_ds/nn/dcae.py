@@ -24,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
     Patchify,
     Unpatchify,
@@ -37,36 +37,6 @@ from lola_ds.nn.layers import (
     per_axis,
     unpatchify,
 )
-
-
-class GridAttention(nn.Module):
-    """Self-attention over all positions of a grid, with the parameters of torch's own attention.
-
-    Arguments:
-        channels: the number C of channels.
-        heads: the number of heads.
-
-    Raises:
-        ValueError: if heads do not split the channels.
-    """
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        if channels % heads:
-            raise ValueError(f"attention_heads: {heads} heads do not split {channels} channels")
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends over the positions of (B, C, *S)."""
-        y = F.linear(x.flatten(2).transpose(1, 2), self.in_proj_weight, self.in_proj_bias)
-        q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
-        return y.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Residual(nn.Sequential):

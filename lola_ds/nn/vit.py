@@ -38,32 +38,12 @@ from lola_ds.nn.attention import (
 from lola_ds.nn.embedding import PositionalEmbedding
 from lola_ds.nn.layers import (
     FullLinear,
-    full_precision,
     patchify,
     per_axis,
     periodic_axes,
     unpatchify,
 )
-
-
-class AdaZero(nn.Sequential):
-    """Maps a modulation vector to scales and shifts that start small; float32.
-
-    Arguments:
-        features: the number D of features of the vector.
-        outputs: the number of values.
-    """
-
-    def __init__(self, features: int, outputs: int) -> None:
-        last = nn.Linear(features, outputs)
-        with torch.no_grad():
-            last.weight.mul_(1e-2)
-        super().__init__(nn.Linear(features, features), nn.SiLU(), last)
-
-    @full_precision
-    def forward(self, mod: Tensor) -> Tensor:
-        """(B, D) to (B, outputs)."""
-        return super().forward(mod)
+from lola_ds.nn.modulation import make_modulation, modulation
 
 
 class ViTBlock(nn.Module):
@@ -78,6 +58,7 @@ class ViTBlock(nn.Module):
         dropout: the dropout rate inside the feed-forward layer, or None.
         attention_heads: the number of heads.
         qk_norm: whether queries and keys are normalised.
+        value_residual: whether the attention's values are mixed with those of the first block.
     """
 
     def __init__(
@@ -90,14 +71,12 @@ class ViTBlock(nn.Module):
         dropout: float | None = None,
         attention_heads: int = 1,
         qk_norm: bool = True,
+        value_residual: bool = False,
     ) -> None:
         super().__init__()
-        if mod_features:
-            self.ada_zero: nn.Module | nn.Parameter = AdaZero(mod_features, 4 * channels)
-        else:
-            self.ada_zero = nn.Parameter(1e-2 * torch.randn(4, channels))
+        self.ada_zero = make_modulation(mod_features, (4, channels))
         self.theta = nn.Parameter(init_theta(axes, channels)) if rope else None
-        self.msa = MultiheadSelfAttention(channels, attention_heads, qk_norm)
+        self.msa = MultiheadSelfAttention(channels, attention_heads, qk_norm, value_residual)
         self.ffn = nn.Sequential(
             nn.Linear(channels, ffn_factor * channels),
             nn.SiLU(),
@@ -112,7 +91,8 @@ class ViTBlock(nn.Module):
         coordinates: Tensor,
         skip: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:
+        first_values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Transforms tokens.
 
         Arguments:
@@ -121,27 +101,22 @@ class ViTBlock(nn.Module):
             coordinates: the tokens' coordinates, with shape (T, N).
             skip: the skip input, with shape (B, T, H).
             mask: the attention mask, with shape (T, T).
+            first_values: the attention's values in the first block, where values are residual.
 
         Returns:
-            Tokens, with shape (B, T, H), float32.
+            Tokens, with shape (B, T, H), float32, and the attention's values in this block.
         """
-        a, b, c, d = self._modulation(mod)
+        a, b, c, d = (scale.unsqueeze(1) for scale in modulation(self.ada_zero, mod, 4))
         angles = None
         if self.theta is not None:
             angles = rope_angles(coordinates, self.theta, self.msa.heads)
         y = torch.addcmul(b, 1 + a, F.layer_norm(x, x.shape[-1:], eps=1e-5))
-        y = y + self.msa(y, angles, mask)
-        y = self.ffn(y)
+        attended, values = self.msa(y, angles, mask, first_values)
+        y = self.ffn(y + attended)
         x = (x + c * y) * torch.rsqrt(1 + c * c)
         if skip is not None:
             x = (x + d * skip) * torch.rsqrt(1 + d * d)
-        return x
-
-    def _modulation(self, mod: Tensor | None) -> Sequence[Tensor]:
-        """The scales and shifts a, b, c, d, each with shape (B, 1, H) or (1, 1, H)."""
-        if isinstance(self.ada_zero, nn.Parameter):
-            return self.ada_zero[:, None, None].unbind(0)
-        return self.ada_zero(mod).unsqueeze(1).chunk(4, dim=-1)
+        return x, values
 
 
 class ViT(nn.Module):
@@ -164,6 +139,8 @@ class ViT(nn.Module):
         unpatch_size: the size of output patches; that of input patches by default.
         window_size: the size of local attention windows, in tokens; None for global attention.
         periodic: whether windows wrap, for all axes or each.
+        value_residual: whether the attention's values in deeper blocks are mixed with those in the
+            first.
         checkpointing: whether blocks are recomputed in the backward pass.
 
     Raises:
@@ -188,6 +165,7 @@ class ViT(nn.Module):
         unpatch_size: int | Sequence[int] | None = None,
         window_size: int | Sequence[int] | None = None,
         periodic: bool | Sequence[bool] = False,
+        value_residual: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -199,6 +177,7 @@ class ViT(nn.Module):
         if window_size is not None:
             self.window = per_axis(window_size, spatial, "window_size")
         self.periodic = periodic_axes(periodic, spatial)
+        self.value_residual = value_residual
         self.checkpointing = checkpointing
 
         in_features = math.prod(self.patch) * (in_channels + cond_channels)
@@ -215,8 +194,9 @@ class ViT(nn.Module):
                 dropout=dropout,
                 attention_heads=attention_heads,
                 qk_norm=qk_norm,
+                value_residual=value_residual and depth > 0,
             )
-            for _ in range(hid_blocks)
+            for depth in range(hid_blocks)
         )
 
     def forward(self, x: Tensor, mod: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
@@ -241,10 +221,14 @@ class ViT(nn.Module):
 
         skip = self.in_proj(x.flatten(2).transpose(1, 2))
         x = skip + self.positional_embedding(coordinates)
+        first_values = None
         for block in self.blocks:
+            inputs = (x, mod, coordinates, skip, mask, first_values)
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, mod, coordinates, skip, mask, use_reentrant=False)
+                x, values = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x = block(x, mod, coordinates, skip, mask)
+                x, values = block(*inputs)
+            if self.value_residual and first_values is None:
+                first_values = values
         x = self.out_proj(x).transpose(1, 2).unflatten(2, shape)
         return unpatchify(x, self.unpatch)

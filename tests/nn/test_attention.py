@@ -38,14 +38,17 @@ def naive_attention(
     coordinates: Tensor | None = None,
     theta: Tensor | None = None,
     mask: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Tensor:
-    """Attention by loops; x has shape (T, H)."""
+    """Attention by loops; x has shape (T, H), the first block's values (heads, T, H/heads)."""
     T, H = x.shape
     d = H // msa.heads
     qkv = (x @ msa.qkv_proj.weight.T).view(T, 3, msa.heads, d)
     y = torch.zeros_like(x)
     for head in range(msa.heads):
         q, k, v = (list(qkv[:, i, head]) for i in range(3))
+        if first is not None:
+            v = [(1 - msa.value_share) * a + msa.value_share * b for a, b in zip(v, first[head])]
         for i in range(T):
             if msa.qk_norm:
                 q[i] = q[i] / (q[i].square().mean() + 1e-5).sqrt()
@@ -74,7 +77,7 @@ def test_attention_follows_its_formula(qk_norm: bool, rope: bool, window: tuple 
     angles = rope_angles(coordinates, theta, 3) if rope else None
     mask = local_window(shape, window, (False, True), torch.device("cpu")) if window else None
 
-    y = msa(x, angles, mask)
+    y, _ = msa(x, angles, mask)
     expected = torch.stack([naive_attention(msa, tokens, coordinates, theta, mask) for tokens in x])
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -84,12 +87,30 @@ def test_attention_follows_its_formula(qk_norm: bool, rope: bool, window: tuple 
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
+def test_residual_values_follow_their_formula() -> None:
+    torch.manual_seed(0)
+    msa = MultiheadSelfAttention(12, heads=3, value_residual=True).double()
+    with torch.no_grad():
+        msa.value_share.fill_(0.3)
+    x = torch.randn(2, 4, 12, dtype=torch.float64)
+    first = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    y, values = msa(x, first_values=first)
+    expected = torch.stack([naive_attention(msa, a, first=b) for a, b in zip(x, first)])
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(values, msa.qkv_proj(x)[..., 24:].view(2, 4, 3, 4).transpose(1, 2))
+
+    inputs, weights = (first, msa.value_share), torch.randn_like(y)
+    grads = torch.autograd.grad((y * weights).sum(), inputs)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), inputs)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-6, atol=1e-8)
+
+
 def test_scores_depend_on_relative_positions_only() -> None:
     msa = MultiheadSelfAttention(8, heads=2)
     x, theta = torch.randn(1, 6, 8), init_theta(2, 8)
     coordinates = grid_coordinates((2, 3))
     shifted = coordinates + torch.tensor([5.0, -7.0])
-    here, there = (msa(x, rope_angles(p, theta, 2)) for p in (coordinates, shifted))
+    here, there = (msa(x, rope_angles(p, theta, 2))[0] for p in (coordinates, shifted))
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lola_ds.nn.dcae import DCDecoder, DCEncoder, GridAttention, ResidualBlock
+from lola_ds.nn.attention import GridAttention
+from lola_ds.nn.dcae import DCDecoder, DCEncoder, ResidualBlock
 
 SMALL = {"hid_channels": (4, 6, 8), "hid_blocks": (1, 2, 1)}
 

@@ -29,7 +29,8 @@ def naive_block(block: ViTBlock, x: Tensor, mod: Tensor | None, p: Tensor, skip:
             a, b, c, d = (block.ada_zero[2].weight @ h + block.ada_zero[2].bias).view(4, -1)
         mean, var = x[i].mean(-1, keepdim=True), x[i].var(-1, keepdim=True, correction=0)
         y = (1 + a) * (x[i] - mean) / (var + 1e-5).sqrt() + b
-        y = y + block.msa(y[None], rope_angles(p, block.theta, block.msa.heads))[0]
+        attended, _ = block.msa(y[None], rope_angles(p, block.theta, block.msa.heads))
+        y = y + attended[0]
         y = F.silu(y @ block.ffn[0].weight.T + block.ffn[0].bias)
         y = y @ block.ffn[3].weight.T + block.ffn[3].bias
         z = (x[i] + c * y) / (1 + c**2).sqrt()
@@ -44,7 +45,8 @@ def test_block_follows_its_formula(mod_features: int) -> None:
     x, skip = torch.randn(2, 2, 6, 8, dtype=torch.float64).unbind(0)
     mod = torch.randn(2, 6, dtype=torch.float64) if mod_features else None
     p = grid_coordinates((2, 3)).double()
-    torch.testing.assert_close(block(x, mod, p, skip), naive_block(block, x, mod, p, skip))
+    y, _ = block(x, mod, p, skip)
+    torch.testing.assert_close(y, naive_block(block, x, mod, p, skip))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,39 @@ def test_periodic_local_windows_commute_with_rolls() -> None:
     assert not torch.allclose(vit(x.roll(2, dims=2)), vit(x).roll(2, dims=2), atol=1e-3)
 
 
-def test_checkpointing_changes_nothing() -> None:
-    vit = randomize(ViT(2, 2, 0, 3, 8, 2, 2))
+def test_values_of_the_first_block_reach_the_others() -> None:
+    """With a share of one, the deeper blocks' own values do not matter; with zero, the first's."""
+    options = {"hid_channels": 8, "hid_blocks": 3, "attention_heads": 2}
+    vit = randomize(ViT(2, 2, **options, value_residual=True))
+    x = torch.randn(1, 2, 3, 4)
+    names = {name for name, _ in vit.named_parameters() if name.endswith("value_share")}
+    assert names == {"blocks.1.msa.value_share", "blocks.2.msa.value_share"}
+
+    outputs = {}
+    for share in (0.0, 1.0):
+        with torch.no_grad():
+            for block in vit.blocks[1:]:
+                block.msa.value_share.fill_(share)
+            before = vit(x)
+            values = vit.blocks[2].msa.qkv_proj.weight[16:]
+            saved = values.clone()
+            values.normal_()
+            outputs[share] = (before, vit(x))
+            values.copy_(saved)
+    assert not torch.allclose(*outputs[0.0], atol=1e-3)
+    assert torch.equal(*outputs[1.0])
+
+    plain = ViT(2, 2, **options)
+    with torch.no_grad():
+        for block in vit.blocks[1:]:
+            block.msa.value_share.zero_()
+    plain.load_state_dict({k: v for k, v in vit.state_dict().items() if k not in names})
+    assert torch.equal(plain(x), vit(x))
+
+
+@pytest.mark.parametrize("value_residual", [False, True])
+def test_checkpointing_changes_nothing(value_residual: bool) -> None:
+    vit = randomize(ViT(2, 2, 0, 3, 8, 2, 2, value_residual=value_residual))
     x, mod = torch.randn(2, 2, 3, 4), torch.randn(2, 3)
     grads = []
     for vit.checkpointing in (False, True):
@@ -91,7 +124,7 @@ def test_autocast_keeps_the_residual_stream_in_float32() -> None:
     vit = randomize(ViT(2, 2, 0, 3, 16, 3, 2), scale=0.2)
     streams = []
     for block in vit.blocks:
-        block.register_forward_hook(lambda module, inputs, output: streams.append(output))
+        block.register_forward_hook(lambda module, inputs, output: streams.append(output[0]))
     x, mod = torch.randn(2, 2, 3, 4), torch.randn(2, 3)
     expected = vit(x, mod)
     streams.clear()
