@@ -26,7 +26,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lola_ds.nn.attention import (
     MultiheadSelfAttention,
@@ -44,6 +43,7 @@ from lola_ds.nn.layers import (
     unpatchify,
 )
 from lola_ds.nn.modulation import make_modulation, modulation
+from lola_ds.nn.recompute import Policy, block_policy, recompute
 
 
 class ViTBlock(nn.Module):
@@ -141,7 +141,7 @@ class ViT(nn.Module):
         periodic: whether windows wrap, for all axes or each.
         value_residual: whether the attention's values in deeper blocks are mixed with those in the
             first.
-        checkpointing: whether blocks are recomputed in the backward pass.
+        checkpointing: which blocks are recomputed in the backward pass; see `recompute`.
 
     Raises:
         ValueError: if an option has the wrong number of axes or heads do not split the channels.
@@ -166,7 +166,7 @@ class ViT(nn.Module):
         window_size: int | Sequence[int] | None = None,
         periodic: bool | Sequence[bool] = False,
         value_residual: bool = False,
-        checkpointing: bool = False,
+        checkpointing: Policy = False,
     ) -> None:
         super().__init__()
         self.patch = per_axis(patch_size, spatial, "patch_size")
@@ -178,7 +178,7 @@ class ViT(nn.Module):
             self.window = per_axis(window_size, spatial, "window_size")
         self.periodic = periodic_axes(periodic, spatial)
         self.value_residual = value_residual
-        self.checkpointing = checkpointing
+        self.policies = [block_policy(checkpointing, depth) for depth in range(hid_blocks)]
 
         in_features = math.prod(self.patch) * (in_channels + cond_channels)
         self.in_proj = FullLinear(in_features, hid_channels)
@@ -222,12 +222,8 @@ class ViT(nn.Module):
         skip = self.in_proj(x.flatten(2).transpose(1, 2))
         x = skip + self.positional_embedding(coordinates)
         first_values = None
-        for block in self.blocks:
-            inputs = (x, mod, coordinates, skip, mask, first_values)
-            if self.checkpointing and self.training:
-                x, values = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x, values = block(*inputs)
+        for block, policy in zip(self.blocks, self.policies):
+            x, values = recompute(policy, block, x, mod, coordinates, skip, mask, first_values)
             if self.value_residual and first_values is None:
                 first_values = values
         x = self.out_proj(x).transpose(1, 2).unflatten(2, shape)

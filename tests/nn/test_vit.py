@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lola_ds.nn.attention import grid_coordinates, rope_angles
+from lola_ds.nn.recompute import Policy, block_policy
 from lola_ds.nn.vit import ViT, ViTBlock
 
 
@@ -108,11 +109,13 @@ def test_values_of_the_first_block_reach_the_others() -> None:
 
 
 @pytest.mark.parametrize("value_residual", [False, True])
-def test_checkpointing_changes_nothing(value_residual: bool) -> None:
-    vit = randomize(ViT(2, 2, 0, 3, 8, 2, 2, value_residual=value_residual))
+@pytest.mark.parametrize("policy", ["full", "selective", 2])
+def test_checkpointing_changes_nothing(policy: Policy, value_residual: bool) -> None:
+    vit = randomize(ViT(2, 2, 0, 3, 8, 2, 2, dropout=0.1, value_residual=value_residual))
     x, mod = torch.randn(2, 2, 3, 4), torch.randn(2, 3)
     grads = []
-    for vit.checkpointing in (False, True):
+    for vit.policies in (["none"] * 2, [block_policy(policy, i) for i in range(2)]):
+        torch.manual_seed(0)
         vit.zero_grad()
         vit(x, mod).square().sum().backward()
         grads.append([p.grad.clone() for p in vit.parameters()])
