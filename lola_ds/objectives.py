@@ -50,9 +50,18 @@ class BatchLike(Protocol):
     weight: Tensor
 
 
-def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of each sample, with shape (B,)."""
-    return (x - y).square().flatten(1).mean(dim=1)
+def mse(x: Tensor, y: Tensor, where: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, with shape (B,).
+
+    Arguments:
+        x: values, with shape (B, …).
+        y: other values, likewise.
+        where: True for the values that count, broadcastable to them; all by default.
+    """
+    if where is None:
+        return (x - y).square().flatten(1).mean(dim=1)
+    where = where.expand_as(x)
+    return torch.where(where, x - y, 0.0).square().flatten(1).sum(dim=1) / where.flatten(1).sum(1)
 
 
 def mae(x: Tensor, y: Tensor) -> Tensor:
@@ -235,6 +244,9 @@ class SurrogateObjective(Objective):
 class DiffusionObjective(Objective):
     r"""Trains a denoiser on perturbed windows of which some frames are known.
 
+    A denoiser with `label_dropout` also learns to do without labels: that part of the samples,
+    drawn at random, are not told theirs.
+
     .. math:: \ell = \left\langle \frac{(\mu(x_t) - x)^2}{\mathbb{V}} \right\rangle
         = \left\langle (F - F^*)^2 \right\rangle \, ,
         \qquad F^* = \frac{x - c_\mathrm{skip} x_t}{c_\mathrm{out}}
@@ -250,6 +262,7 @@ class DiffusionObjective(Objective):
         distribution: the law of times; see `TimePrior`.
         a: its first parameter.
         b: its second parameter.
+        known_frames: whether the loss counts the frames that the network is given.
         context: the options of the law of context masks; see `ContextLaw`.
 
     Raises:
@@ -266,11 +279,13 @@ class DiffusionObjective(Objective):
         distribution: str = "uniform",
         a: float = 0.0,
         b: float = 1.0,
+        known_frames: bool = True,
         **context: Any,
     ) -> None:
         super().__init__(model, precision)
         self.masks = ContextLaw(**context)
         self.times = TimePrior(distribution, a, b)
+        self.known_frames = known_frames
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
         """The loss of a batch, a scalar, and its name."""
@@ -279,15 +294,27 @@ class DiffusionObjective(Objective):
         mask = draw_masks(self.masks, x, generators)
         t = torch.tensor([self.times.draw(g) for g in generators], device=x.device)
         noise = draw_normal(x.shape[1:], generators, x.device)
+        told = self._draw_told(generators, x.device)
 
         alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in self.model.schedule(t))
         scale = torch.sqrt(alpha.square() + sigma.square())
         x_t = torch.where(mask, scale * x, alpha * x + sigma * noise)
         target = torch.where(mask, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale)
         with self.autocast(x):
-            q = self.model(x_t, t, mask=mask, label=batch.label)
-        loss = weighted_mean(mse(q.output, target), batch.weight)
+            q = self.model(x_t, t, mask=mask, label=batch.label, told=told)
+        counted = None if self.known_frames else ~mask
+        loss = weighted_mean(mse(q.output, target, counted), batch.weight)
         return loss, {"denoising": loss.detach()}
+
+    def _draw_told(
+        self, generators: Sequence[torch.Generator], device: torch.device
+    ) -> Tensor | None:
+        """Which samples have their label told, with shape (B,); None for all, as in validation."""
+        dropout = self.model.label_dropout
+        if not (self.training and dropout):
+            return None
+        draws = [torch.rand((), generator=generator).item() for generator in generators]
+        return torch.tensor(draws, device=device) >= dropout
 
 
 def draw_masks(law: ContextLaw, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

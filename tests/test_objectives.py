@@ -91,11 +91,15 @@ def test_similarity_is_with_the_others_present() -> None:
 class Perfect(nn.Module):
     """A denoiser that knows the data: its output is the target, so its mean is the data."""
 
+    label_dropout = 0.0
+
     def __init__(self, x: Tensor, schedule: object) -> None:
         super().__init__()
         self.x, self.schedule = x, schedule
 
-    def forward(self, x_t: Tensor, t: Tensor, mask: Tensor, label: Tensor) -> SimpleNamespace:
+    def forward(
+        self, x_t: Tensor, t: Tensor, mask: Tensor, label: Tensor, told: Tensor | None
+    ) -> SimpleNamespace:
         alpha, sigma = (s.view(-1, 1, 1, 1, 1) for s in self.schedule(t))
         total = alpha**2 + sigma**2
         output = (self.x - alpha / total * x_t) / (sigma / total.sqrt())
@@ -122,6 +126,47 @@ def test_diffusion_loss_is_the_weighted_error_of_the_mean() -> None:
     expected = ((q.mean - batch.x).square() / q.var).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(scalars["denoising"], loss.detach())
+
+
+def test_diffusion_loss_may_leave_out_known_frames() -> None:
+    """The loss is the mean over unknown frames; outputs at known frames have no gradient."""
+    batch = make_batch()
+    objective = make_objective("diffusion", a=0.3, b=0.7, known_frames=False).eval()
+    calls = []
+
+    def remember(module, inputs, options, q) -> None:
+        q.output.retain_grad()
+        calls.append((options["mask"], q))
+
+    objective.model.register_forward_hook(remember, with_kwargs=True)
+    loss, _ = objective(batch)
+    loss.backward()
+    ((mask, q),) = calls
+    mask = mask.expand_as(batch.x)
+    errors = (q.mean - batch.x).square() / q.var
+    expected = torch.stack([error[~known].mean() for error, known in zip(errors, mask)]).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
+    assert not q.output.grad[mask].any()
+    assert q.output.grad[~mask].all()
+
+
+def test_labels_are_dropped_at_random_in_training_only() -> None:
+    torch.manual_seed(0)
+    objective = DiffusionObjective(make_denoiser(**VIT, schedule=SCHEDULE, label_dropout=0.3))
+    told = []
+    objective.model.register_forward_hook(
+        lambda module, inputs, options, q: told.append(options["told"]), with_kwargs=True
+    )
+    batch = make_batch(size=200, frames=2)
+    loss, _ = objective(batch)
+    loss.backward()
+    again, _ = objective(batch)
+    assert torch.equal(again, loss)  # which labels are dropped depends on the samples' seeds alone
+    assert 0.6 < told[0].float().mean() < 0.8
+    batch.label = torch.where(told[0][:, None], batch.label, 1e3)
+    torch.testing.assert_close(objective(batch)[0], loss)
+    objective.eval()(batch)
+    assert told[-1] is None
 
 
 def test_surrogate_loss_counts_all_frames() -> None:

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from ..fields import Standardize
 from ..models import Autoencoder, Denoiser, Surrogate
+from .guidance import Guidance, Guide, Observations, observe
 from .memory import working_bytes
 from .rollout import make_step, stream
+from .sampling import STOCHASTIC
 
 if TYPE_CHECKING:
     import xarray
 
 __all__ = ["Codec", "Emulator"]
 
-# Samplers that draw noise at every step, for all members of a batch together.
-_STOCHASTIC = ("ddpm", "pc")
 
 # Windows of one member that samplers hold beside the network's activations: known values, noise,
 # the state, its means at the last steps, and what they are computed through.
@@ -82,6 +82,15 @@ class Codec:
             out[m.to(device), :, t.to(device)] = x
         assert out is not None
         return out
+
+    def states(self, z: Tensor, units: str) -> Tensor:
+        """States as the model holds them, (N, C', *S'), decoded all at once and differentiably.
+
+        Arguments:
+            units: of the result (N, C, *S), float32: `standardised` or `physical`.
+        """
+        x = z.float() if self.autoencoder is None else self.autoencoder.decode(z.float())
+        return x if units == "standardised" else self.standardize.inverse(x)
 
     def reconstruct(self, x: Tensor, batch: int = 16) -> Tensor:
         """States (C, T, *S) encoded and decoded, on the device of `x`: the autoencoder's own error.
@@ -166,6 +175,9 @@ class Emulator:
         sampling_steps: int = 16,
         batch: int = 16,
         progress: Callable[[int], object] = lambda count: None,
+        guidance: Guidance | None = None,
+        observations: Observations | None = None,
+        label_weight: float = 1.0,
     ) -> Tensor:
         """Emulates the `steps` states that follow `x0`.
 
@@ -182,11 +194,15 @@ class Emulator:
             context: known states at the start of the first window.
             overlap: states a later window shares with the one before.
             sampler: a denoiser's sampler. Members go one at a time through those that draw noise at
-                every step (ddpm, pc).
+                every step (ddpm, ito, pc).
             sampling_steps: its number of steps.
             batch: members through the model, and states through the autoencoder, at a time.
             progress: called after each window with the number of members it advanced; there are
                 `windows(steps, context, overlap)` for each member.
+            guidance: how a denoiser is guided by observations of the states it emulates; decoding
+                and gradients then take memory for a window of each of `batch` members.
+            observations: what was observed; see `observe`.
+            label_weight: of a denoiser's label; see `lola_ds.emulate.sample`.
 
         Returns:
             (M, C, T, *S) float32, on the device of `x0`, physical units.
@@ -196,7 +212,8 @@ class Emulator:
         """
         windows = self.stream(
             x0[None], None if label is None else label[None], steps, members, [seed], context,
-            overlap, sampler, sampling_steps, batch, progress,
+            overlap, sampler, sampling_steps, batch, progress, guidance,
+            None if observations is None else [observations], label_weight,
         )  # fmt: skip
         forecast = torch.cat([self.decode(z[0], batch, x0.device) for z in windows], dim=2)
         return forecast.expand(members, *forecast.shape[1:])
@@ -215,6 +232,9 @@ class Emulator:
         sampling_steps: int = 16,
         batch: int = 16,
         progress: Callable[[int], object] = lambda count: None,
+        guidance: Guidance | None = None,
+        observations: Sequence[Observations] | None = None,
+        label_weight: float = 1.0,
     ) -> Iterator[Tensor]:
         """Several rollouts side by side, window by window, as the model holds them.
 
@@ -224,6 +244,7 @@ class Emulator:
             x0: known states of U forecasts, (U, C, *S) or (U, C, c, *S); physical units.
             label: their labels (U, D); None for a model without.
             seeds: of the U forecasts' noise.
+            observations: of the U forecasts, of the same frames.
             steps, members, …: as for `rollout`; `batch` counts members of all forecasts.
 
         Yields:
@@ -240,8 +261,9 @@ class Emulator:
         known = torch.stack([self.codec.encode(self._known(x, context), batch) for x in x0])
         known = known.repeat_interleave(M, dim=0)
         labels = None if label is None else self._label(label).repeat_interleave(M, dim=0)
-        size = 1 if sampler in _STOCHASTIC else batch
+        size = 1 if sampler in STOCHASTIC else batch
         parts = [slice(first, first + size) for first in range(0, len(rows), size)]
+        guides = self._guides(guidance, observations, len(x0), context)
         advance = [
             make_step(
                 self.model,
@@ -249,6 +271,8 @@ class Emulator:
                 sampler=sampler,
                 steps=sampling_steps,
                 rows=rows[part],
+                guide=guides([row // M for row in range(len(rows))[part]]),
+                label_weight=label_weight,
             )
             for part in parts
         ]
@@ -264,6 +288,56 @@ class Emulator:
         for y in stream(step, known, self.length, context + steps, overlap):
             yield y[:, :, skip:].unflatten(0, (len(x0), M))
             skip = 0
+
+    def _guides(
+        self,
+        guidance: Guidance | None,
+        observations: Sequence[Observations] | None,
+        forecasts: int,
+        context: int,
+    ) -> Callable[[Sequence[int]], Guide | None]:
+        """What guides a batch, from the number of the forecast that each member belongs to."""
+        if guidance is None and observations is None:
+            return lambda members: None
+        if guidance is None or observations is None or len(observations) != forecasts:
+            given = "no" if observations is None else len(observations)
+            raise ValueError(
+                f"a guided rollout takes both guidance and observations, one for each forecast: "
+                f"guidance={guidance}, {given} observations for {forecasts} forecasts"
+            )
+
+        def decode(z: Tensor) -> Tensor:
+            return self.codec.states(z, guidance.units)
+
+        return lambda members: Guide(
+            guidance, [observations[u] for u in members], decode, origin=context - 1
+        )
+
+    def observe(
+        self,
+        x: Tensor,
+        guidance: Guidance,
+        frames: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> Observations:
+        """Observes a true trajectory as the guidance's instrument would, for a guided rollout.
+
+        Arguments:
+            x: the states that follow the last known one, (C, T, *S); physical units.
+            guidance: the instrument.
+            frames: which are observed, counted from 1; all by default.
+            seed: of the noise.
+
+        Raises:
+            ValueError: a frame that is not among the T.
+        """
+        frames = range(1, x.shape[1] + 1) if frames is None else frames
+        if outside := [frame for frame in frames if not 1 <= frame <= x.shape[1]]:
+            raise ValueError(f"frames: {outside[0]} is not among 1 to {x.shape[1]}")
+        states = x[:, [frame - 1 for frame in frames]].transpose(0, 1).to(self.device)
+        if guidance.units == "standardised":
+            states = self.codec.standardize(states)
+        return observe(states, guidance, frames, torch.Generator().manual_seed(seed))
 
     def member_bytes(self, x0: Tensor, label: Tensor | None, context: int = 1) -> int:
         """Memory that advancing one member takes, for choosing how many advance at a time.

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lola_ds.emulate.guidance import Guide
 from lola_ds.emulate.sampling import SAMPLERS, sample
 from lola_ds.models.denoiser import Denoiser
 from lola_ds.models.surrogate import Surrogate
@@ -120,6 +121,8 @@ def make_step(
     steps: int = 16,
     seed: int = 0,
     rows: Sequence[tuple[int, int]] | None = None,
+    guide: Guide | None = None,
+    label_weight: float = 1.0,
 ) -> Step:
     """Makes the step of a rollout from a model.
 
@@ -134,12 +137,16 @@ def make_step(
         steps: the number of steps of the sampler.
         seed: the seed of a denoiser's noise, where `rows` are not given.
         rows: the seed and the number of each member; by default (seed, 0), (seed, 1), ….
+        guide: guides a denoiser's windows by observations, for all members or one for each.
+        label_weight: the weight of a denoiser's label; see `sample`.
 
     Raises:
-        ValueError: if the sampler is unknown.
+        ValueError: if the sampler is unknown, or a surrogate should be guided.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
+    if not isinstance(model, Denoiser) and (guide is not None or label_weight != 1):
+        raise ValueError("guidance and label_weight are for a diffusion model, not a surrogate")
 
     def expand(x_obs: Tensor) -> Tensor | None:
         return None if label is None else label.to(x_obs).expand(len(x_obs), -1)
@@ -162,10 +169,17 @@ def make_step(
             steps=steps,
             x_1=_draw_start(denoiser, x_obs, keys, i),
             generator=torch.Generator().manual_seed(_hash(*keys[0], i, 1)),
+            guide=None if guide is None else guide.at(_first_frame(mask, i)),
+            label_weight=label_weight,
         )
         return torch.where(mask, x_obs, x_0)
 
     return generate
+
+
+def _first_frame(mask: Tensor, i: int) -> int:
+    """The number, in the rollout, of the first frame of window `i`."""
+    return i * int((~mask).sum())  # each window adds as many frames as are not its overlap
 
 
 def _draw_start(

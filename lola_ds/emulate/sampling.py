@@ -11,52 +11,109 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from azula.denoise import DiracPosterior
 from azula.noise import Schedule
-from azula.sample import DDIMSampler, DDPMSampler, PCSampler, Sampler, zABSampler, zEABSampler
+from azula.sample import (
+    DDIMSampler,
+    DDPMSampler,
+    HeunSampler,
+    ItoSampler,
+    PCSampler,
+    Sampler,
+    vABSampler,
+    xEABSampler,
+    zABSampler,
+    zEABSampler,
+)
 from torch import Tensor, nn
 
 from lola_ds.models.denoiser import Denoiser
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ab": lambda denoiser, **options: zABSampler(denoiser, order=3, **options),
+    "vab": lambda denoiser, **options: vABSampler(denoiser, order=3, **options),
     "eab": lambda denoiser, **options: zEABSampler(denoiser, order=3, **options),
-    "ddpm": DDPMSampler,
+    "xeab": lambda denoiser, **options: xEABSampler(denoiser, order=3, **options),
     "ddim": DDIMSampler,
+    "heun": HeunSampler,
+    "ddpm": DDPMSampler,
+    "ito": ItoSampler,
     "pc": PCSampler,
 }
-"""Samplers by name: Adams–Bashforth in sigma/alpha and in its logarithm, both of order 3;
-ancestral; Euler; predictor-corrector. `ddpm` and `pc` draw noise at each step."""
+"""Samplers by name.
+
+Adams–Bashforth in sigma / alpha (`ab`) and in sigma / (alpha + sigma) (`vab`), exponential
+Adams–Bashforth in log(sigma / alpha) predicting the noise (`eab`) or the data (`xeab`), all of
+order 3; Euler (`ddim`); Heun (`heun`), which calls the network twice a step. Those that draw noise
+at each step: ancestral (`ddpm`), Euler–Maruyama (`ito`), predictor-corrector (`pc`), which calls
+the network twice.
+
+azula's Rosenbrock sampler is left out: its step scales the integral by sqrt(alpha_s² + sigma_t²)
+instead of sqrt(alpha_s² + sigma_s²), which makes it of order 1."""
+
+STOCHASTIC = ("ddpm", "ito", "pc")
+"""The samplers that draw noise at each step, for all windows of a batch together."""
 
 
 class ConditionedDenoiser(nn.Module):
-    """A denoiser of which some values are observed, as azula's samplers call it.
+    r"""A denoiser of which some values are observed, as azula's samplers call it.
+
+    With a `label_weight` :math:`w` other than 1, guidance without a classifier: the mean is
+    :math:`\mu_\varnothing + w (\mu_c - \mu_\varnothing)`, of what the network says knowing the
+    label :math:`c` and not knowing it.
 
     Arguments:
         denoiser: the denoiser.
         mask: True where a value is known, broadcastable to the windows.
         x_obs: the known values, broadcastable to the windows; read where the mask is True.
         label: labels, with shape (B, D).
+        label_weight: the weight w: 1 for the label as it is, 0 for no label, more to stress it.
+
+    References:
+        | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), whose weight is w - 1
+        | https://arxiv.org/abs/2207.12598
     """
 
     schedule: Schedule
 
     def __init__(
-        self, denoiser: Denoiser, mask: Tensor, x_obs: Tensor, label: Tensor | None = None
+        self,
+        denoiser: Denoiser,
+        mask: Tensor,
+        x_obs: Tensor,
+        label: Tensor | None = None,
+        label_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.mask, self.x_obs, self.label = mask, x_obs, label
+        self.label_weight = label_weight
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
         """The mean of p(x | x_t, observations) for windows (B, C, L, *S) at a time ()."""
         alpha_t, sigma_t = (s.to(x_t.dtype) for s in self.schedule(t))
         clean = torch.sqrt(alpha_t.square() + sigma_t.square()) * self.x_obs
-        q = self.denoiser(torch.where(self.mask, clean, x_t), t, mask=self.mask, label=self.label)
-        return DiracPosterior(mean=torch.where(self.mask, self.x_obs, q.mean))
+        mean = self._mean(torch.where(self.mask, clean, x_t), t)
+        return DiracPosterior(mean=torch.where(self.mask, self.x_obs, mean))
+
+    def _mean(self, x_t: Tensor, t: Tensor) -> Tensor:
+        told = self.denoiser(x_t, t, mask=self.mask, label=self.label).mean
+        if self.label_weight == 1:
+            return told
+        untold = self.denoiser(x_t, t, mask=self.mask, label=None).mean
+        return torch.lerp(untold, told, self.label_weight)
+
+    def known_frames(self) -> list[bool]:
+        """Whether each of the L frames is known as a whole."""
+        return self.mask.expand_as(self.x_obs).transpose(0, 2).flatten(1).all(dim=1).tolist()
+
+
+Guiding = Callable[[ConditionedDenoiser], Any]
+"""Makes a guided denoiser, as azula's samplers call it."""
 
 
 @contextlib.contextmanager
@@ -81,6 +138,8 @@ def sample(
     steps: int = 16,
     x_1: Tensor | None = None,
     generator: torch.Generator | None = None,
+    guide: Guiding | None = None,
+    label_weight: float = 1.0,
 ) -> Tensor:
     """Draws windows given their known values.
 
@@ -95,6 +154,10 @@ def sample(
             that of the sampler's state.
         generator: the source of `x_1` and of the sampler's noise, on any device; torch's global
             one by default.
+        guide: turns the denoiser into one of p(x | x_t, y), y being observations; see
+            `lola_ds.emulate.guidance`.
+        label_weight: the weight of the label (guidance without a classifier); other than 1, the
+            denoiser should have been trained with `label_dropout`. See `ConditionedDenoiser`.
 
     Returns:
         Windows, with the shape and dtype of `x_obs`. Where the mask is True, they are the known
@@ -114,7 +177,8 @@ def sample(
         _, sigma_1 = denoiser.schedule(torch.ones((), device=device))
         x_1 = sigma_1 * noise
     known = torch.where(mask, x_obs, 0.0).to(x_1.dtype)
-    conditioned = ConditionedDenoiser(denoiser, mask, known, label)
-    solve = SAMPLERS[sampler](conditioned, steps=steps, silent=True, dtype=torch.float32)
+    conditioned = ConditionedDenoiser(denoiser, mask, known, label, label_weight)
+    guided = conditioned if guide is None else guide(conditioned)
+    solve = SAMPLERS[sampler](guided, steps=steps, silent=True, dtype=torch.float32)
     with _noise_from(generator, device):
         return solve(x_1).to(x_obs.dtype)

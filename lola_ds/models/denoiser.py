@@ -64,6 +64,8 @@ class ConditionedNetwork(nn.Module):
         emb_features: the number of modulation features.
         label_features: the number D of label features; with 0, labels are ignored.
         masked: whether the mask is given to the network.
+        label_dropout: the probability, in training, that a sample's label is not told. Above 0,
+            the network also answers without a label.
     """
 
     def __init__(
@@ -72,22 +74,37 @@ class ConditionedNetwork(nn.Module):
         emb_features: int,
         label_features: int = 0,
         masked: bool = True,
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"denoiser.label_dropout={label_dropout} should be in [0, 1)")
         self.backbone = backbone
         self.masked = masked
+        self.label_dropout = label_dropout
         self.time_embedding = ScalarEmbedding(emb_features)
         self.label_embedding = None
         if label_features:
             self.label_embedding = VectorEmbedding(label_features, emb_features)
 
     def forward(
-        self, x: Tensor, time: Tensor, mask: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        time: Tensor,
+        mask: Tensor | None = None,
+        label: Tensor | None = None,
+        told: Tensor | None = None,
     ) -> Tensor:
-        """Maps a window (B, C, L, *S) at a time (B,) to a window."""
+        """Maps a window (B, C, L, *S) at a time (B,) to a window; see `Denoiser.forward`."""
         mod = self.time_embedding(time)
-        if self.label_embedding is not None:
-            mod = mod + self.label_embedding(label)
+        if self.label_embedding is not None and label is not None:
+            embedding = self.label_embedding(label)
+            mod = mod + (embedding if told is None else torch.where(told[:, None], embedding, 0.0))
+        elif self.label_embedding is not None and self.label_dropout == 0:
+            raise ValueError(
+                "this denoiser needs its label; only one trained with denoiser.label_dropout above "
+                "0 answers without (label=None, or a label_weight other than 1)"
+            )
         cond = None
         if self.masked:
             cond = torch.zeros_like(x) if mask is None else mask.expand_as(x)
@@ -102,10 +119,17 @@ class Denoiser(nn.Module):
         schedule: the noise schedule.
     """
 
+    backbone: Any  # a ConditionedNetwork, or what is called like one
+
     def __init__(self, backbone: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.backbone = backbone
         self.schedule = schedule
+
+    @property
+    def label_dropout(self) -> float:
+        """The probability, in training, that a sample's label is not told."""
+        return self.backbone.label_dropout
 
     def forward(
         self,
@@ -113,6 +137,7 @@ class Denoiser(nn.Module):
         t: Tensor,
         mask: Tensor | None = None,
         label: Tensor | None = None,
+        told: Tensor | None = None,
     ) -> Posterior:
         """Denoises.
 
@@ -124,17 +149,22 @@ class Denoiser(nn.Module):
                 the mask is True.
             t: times, with shape () or (B,).
             mask: True where a value is known, broadcastable to `x_t`; None for nowhere.
-            label: labels, with shape (B, D).
+            label: labels, with shape (B, D); None for an answer without.
+            told: True where the network is told the label, with shape (B,); everywhere by default.
 
         Returns:
             The posterior p(x | x_t).
+
+        Raises:
+            ValueError: if there is no label and the network has not learned to do without.
         """
         scales = (s.to(x_t.dtype).expand(len(x_t)) for s in self.schedule(t))
         alpha_t, sigma_t = (s.view(-1, *[1] * (x_t.ndim - 1)) for s in scales)
         total = alpha_t.square() + sigma_t.square()
         c_in = torch.rsqrt(total)
         c_time = 10 * torch.log(sigma_t / alpha_t).flatten()
-        output = self.backbone((c_in * x_t).float(), c_time.float(), mask=mask, label=label)
+        scaled, c_time = (c_in * x_t).float(), c_time.float()
+        output = self.backbone(scaled, c_time, mask=mask, label=label, told=told)
         output = output.to(x_t)
         mean = alpha_t / total * x_t + sigma_t * c_in * output
         return Posterior(mean=mean, var=sigma_t.square() / total, output=output)
@@ -147,6 +177,7 @@ def make_denoiser(
     label_features: int = 0,
     emb_features: int = 256,
     masked: bool = True,
+    label_dropout: float = 0.0,
     arch: str = "vit",
     **options: Any,
 ) -> Denoiser:
@@ -158,6 +189,7 @@ def make_denoiser(
         label_features: the number D of label features.
         emb_features: the number of features of the embeddings.
         masked: whether the network is told which frames are known.
+        label_dropout: the probability, in training, that a sample's label is not told.
         arch: the architecture, `vit`.
         options: those of the network; `spatial` counts time as an axis.
 
@@ -166,5 +198,5 @@ def make_denoiser(
     """
     cond_channels = channels if masked else 0
     backbone = make_network("denoiser", arch, channels, cond_channels, emb_features, options)
-    network = ConditionedNetwork(backbone, emb_features, label_features, masked)
+    network = ConditionedNetwork(backbone, emb_features, label_features, masked, label_dropout)
     return Denoiser(network, make_schedule(schedule))

@@ -25,7 +25,14 @@ class Recorder(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, x: Tensor, time: Tensor, mask: Tensor | None, label: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        mask: Tensor | None,
+        label: Tensor | None,
+        told: Tensor | None,
+    ) -> Tensor:
         self.x, self.time = x, time
         return self.output
 
@@ -100,9 +107,25 @@ def test_float64_states_keep_the_digits_of_the_output() -> None:
     torch.testing.assert_close(z, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_labels_may_be_withheld_from_some_samples() -> None:
+    denoiser = make(label_features=3, label_dropout=0.5)
+    x_t, t, label = torch.randn(2, 2, 3, 2, 2), torch.tensor(0.4), torch.randn(2, 3)
+    told = torch.tensor([True, False])
+    some = denoiser(x_t, t, label=label, told=told).mean
+    torch.testing.assert_close(some[:1], denoiser(x_t, t, label=label).mean[:1])
+    torch.testing.assert_close(some[1:], denoiser(x_t, t).mean[1:])
+    assert not torch.allclose(some[1:], denoiser(x_t, t, label=label).mean[1:])
+
+
+def test_a_denoiser_that_always_saw_labels_needs_them() -> None:
+    with pytest.raises(ValueError, match="needs its label"):
+        make(label_features=3)(torch.randn(1, 2, 3, 2, 2), torch.tensor(0.4))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"label_dropout": 1.0}, r"label_dropout=1\.0"),
         ({"heads": 3}, r"denoiser\.heads is unknown"),
         ({"schedule": {"name": "log_linear", "shift": 1.0}}, r"schedule\.shift"),
     ],
