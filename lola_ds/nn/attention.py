@@ -159,7 +159,7 @@ class MultiheadSelfAttention(nn.Module):
             cos, sin = angles.cos(), angles.sin()
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mixed = v
-        if self.value_share is not None:
+        if self.value_share is not None and first_values is not None:
             mixed = torch.lerp(v, first_values, self.value_share.to(v.dtype))
         y = F.scaled_dot_product_attention(q, k, mixed, attn_mask=mask)
         return self.y_proj(y.transpose(1, 2).flatten(-2)), v

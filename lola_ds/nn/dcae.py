@@ -19,24 +19,28 @@ References:
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
     Patchify,
     Unpatchify,
+    Upsample,
+    channels_last,
+    check_levels,
     convolution,
     make_norm,
     patchify,
     per_axis,
     unpatchify,
 )
+from lola_ds.nn.recompute import Policy, block_policy, recompute
 
 
 class Residual(nn.Sequential):
@@ -60,7 +64,7 @@ class ResidualBlock(nn.Module):
         dropout: the dropout rate inside the feed-forward layer, or None.
         kernel_size: the size of kernels.
         periodic: whether axes are periodic, for all or each.
-        checkpointing: whether the block is recomputed in the backward pass.
+        policy: whether the block is recomputed in the backward pass; see `recompute`.
     """
 
     def __init__(
@@ -73,77 +77,52 @@ class ResidualBlock(nn.Module):
         dropout: float | None = None,
         kernel_size: int | Sequence[int] = 3,
         periodic: bool | Sequence[bool] = False,
-        checkpointing: bool = False,
+        policy: str = "none",
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.policy = policy
         self.norm = make_norm(norm, channels)
         self.attn: nn.Module = nn.Identity()
         if attention_heads is not None:
             self.attn = Residual(GridAttention(channels, attention_heads))
             kernel_size = 1
         hidden = ffn_factor * channels
-        last = convolution(hidden, channels, spatial, kernel_size, periodic=periodic)
-        with torch.no_grad():
-            last.weight.mul_(1e-2)
         self.ffn = nn.Sequential(
             convolution(channels, hidden, spatial, kernel_size, periodic=periodic),
             nn.SiLU(),
             nn.Dropout(dropout or 0.0),
-            last,
+            convolution(hidden, channels, spatial, kernel_size, periodic=periodic, gain=1e-2),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms (B, C, *S)."""
-        if self.checkpointing and self.training:
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        return recompute(self.policy, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return x + self.ffn(self.attn(self.norm(x)))
 
 
-def _check_levels(
-    hid_channels: Sequence[int], hid_blocks: Sequence[int], attention_heads: Mapping[int, int]
-) -> dict[int, int]:
-    if len(hid_channels) != len(hid_blocks):
-        raise ValueError(
-            f"hid_channels={list(hid_channels)} and hid_blocks={list(hid_blocks)} should have "
-            "the same number of levels"
-        )
-    heads = {int(level): int(n) for level, n in attention_heads.items()}
-    if any(not 0 <= level < len(hid_blocks) for level in heads):
-        raise ValueError(
-            f"attention_heads={heads} names a level that is not in 0..{len(hid_blocks) - 1}"
-        )
-    return heads
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Stores two-dimensional fields channels-last, in which convolutions and norms are fastest."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-class DCEncoder(nn.Module):
-    """Encodes fields in a coarser grid with more channels.
+class _DCNet(nn.Module):
+    """What the encoder and the decoder share: options and the residual blocks of levels.
 
     Arguments:
-        in_channels: the number of channels of the fields.
-        out_channels: the number of channels of the latent.
+        in_channels: the number C_in of input channels.
+        out_channels: the number C_out of output channels.
         hid_channels: the number of channels at each level, finest first.
         hid_blocks: the number of residual blocks at each level.
         spatial: the number N of axes.
         kernel_size: the size of kernels.
         stride: the division of the grid from a level to the next, for all axes or each.
-        pixel_shuffle: space-to-depth then convolution, rather than strided convolution.
+        pixel_shuffle: space-to-depth and convolution (depth-to-space in the decoder) between
+            levels, rather than strided convolution (nearest upsampling).
         norm: `layer` or `group`.
         attention_heads: the number of heads at the levels with attention.
         ffn_factor: the expansion of feed-forward layers.
         dropout: the dropout rate, or None.
-        patch_size: patches of the input that enter the first level, for all axes or each.
+        patch_size: patches of the fields that enter the finest level, for all axes or each.
         periodic: whether axes are periodic, for all or each.
         identity_init: whether convolutions between levels start near the identity.
-        checkpointing: whether blocks are recomputed in the backward pass.
+        checkpointing: which blocks are recomputed in the backward pass; see `recompute`.
 
     Raises:
         ValueError: if levels or axes do not agree.
@@ -166,123 +145,107 @@ class DCEncoder(nn.Module):
         patch_size: int | Sequence[int] = 1,
         periodic: bool | Sequence[bool] = False,
         identity_init: bool = True,
-        checkpointing: bool = False,
+        checkpointing: Policy = False,
     ) -> None:
         super().__init__()
-        heads = _check_levels(hid_channels, hid_blocks, attention_heads or {})
+        heads = check_levels(hid_channels, hid_blocks, attention_heads or {})
         self.patch = per_axis(patch_size, spatial, "patch_size")
-        strides = per_axis(stride, spatial, "stride")
-        ends: dict[str, Any] = {
+        self.strides = per_axis(stride, spatial, "stride")
+        self.pixel_shuffle = pixel_shuffle
+        axes: dict[str, Any] = {
             "spatial": spatial,
             "kernel_size": kernel_size,
             "periodic": periodic,
         }
-
-        def transition(c_in: int, c_out: int, **options: Any) -> nn.Module:
-            return convolution(c_in, c_out, identity_init=identity_init, **ends, **options)
-
-        self.descent = nn.ModuleList()
-        for level, (channels, blocks) in enumerate(zip(hid_channels, hid_blocks)):
-            layers: list[nn.Module] = []
-            if level == 0:
-                layers.append(transition(math.prod(self.patch) * in_channels, channels))
-            elif pixel_shuffle:
-                finer = math.prod(strides) * hid_channels[level - 1]
-                layers.append(nn.Sequential(Patchify(strides), transition(finer, channels)))
-            else:
-                layers.append(transition(hid_channels[level - 1], channels, stride=strides))
-            layers.extend(
+        conv = functools.partial(convolution, identity_init=identity_init, **axes)
+        index = itertools.count()
+        blocks = [
+            [
                 ResidualBlock(
                     channels,
                     norm=norm,
                     attention_heads=heads.get(level),
                     ffn_factor=ffn_factor,
                     dropout=dropout,
-                    checkpointing=checkpointing,
-                    **ends,
+                    policy=block_policy(checkpointing, next(index)),
+                    **axes,
                 )
-                for _ in range(blocks)
-            )
-            if level == len(hid_blocks) - 1:
-                layers.append(transition(channels, out_channels))
-            self.descent.append(nn.Sequential(*layers))
+                for _ in range(count)
+            ]
+            for level, (channels, count) in enumerate(zip(hid_channels, hid_blocks))
+        ]
+        self._build(in_channels, out_channels, hid_channels, blocks, conv)
+
+    def _build(
+        self,
+        c_in: int,
+        c_out: int,
+        channels: Sequence[int],
+        blocks: Sequence[Sequence[nn.Module]],
+        conv: Callable[..., nn.Module],
+    ) -> None:
+        """Assembles the residual blocks of all levels with the convolutions between them."""
+        raise NotImplementedError
+
+
+class DCEncoder(_DCNet):
+    """Encodes fields in a coarser grid with more channels."""
+
+    def _build(
+        self,
+        c_in: int,
+        c_out: int,
+        channels: Sequence[int],
+        blocks: Sequence[Sequence[nn.Module]],
+        conv: Callable[..., nn.Module],
+    ) -> None:
+        self.descent = nn.ModuleList()
+        for level, residual in enumerate(blocks):
+            if level == 0:
+                first = conv(math.prod(self.patch) * c_in, channels[0])
+            elif self.pixel_shuffle:
+                finer = math.prod(self.strides) * channels[level - 1]
+                first = nn.Sequential(Patchify(self.strides), conv(finer, channels[level]))
+            else:
+                first = conv(channels[level - 1], channels[level], stride=self.strides)
+            last = [conv(channels[-1], c_out)] if level == len(blocks) - 1 else []
+            self.descent.append(nn.Sequential(first, *residual, *last))
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes (B, C_in, *S) as (B, C_out, *S'), float32."""
-        x = _channels_last(patchify(x, self.patch))
+        x = channels_last(patchify(x, self.patch))
         for level in self.descent:
             x = level(x)
         return x.float()
 
 
-class DCDecoder(nn.Module):
+class DCDecoder(_DCNet):
     """Decodes a latent; mirrors `DCEncoder` and takes the same options, levels finest first."""
 
-    def __init__(
+    def _build(
         self,
-        in_channels: int,
-        out_channels: int,
-        hid_channels: Sequence[int] = (64, 128, 256),
-        hid_blocks: Sequence[int] = (3, 3, 3),
-        spatial: int = 2,
-        kernel_size: int | Sequence[int] = 3,
-        stride: int | Sequence[int] = 2,
-        pixel_shuffle: bool = True,
-        norm: str = "layer",
-        attention_heads: Mapping[int, int] | None = None,
-        ffn_factor: int = 1,
-        dropout: float | None = None,
-        patch_size: int | Sequence[int] = 1,
-        periodic: bool | Sequence[bool] = False,
-        identity_init: bool = True,
-        checkpointing: bool = False,
+        c_in: int,
+        c_out: int,
+        channels: Sequence[int],
+        blocks: Sequence[Sequence[nn.Module]],
+        conv: Callable[..., nn.Module],
     ) -> None:
-        super().__init__()
-        heads = _check_levels(hid_channels, hid_blocks, attention_heads or {})
-        self.patch = per_axis(patch_size, spatial, "patch_size")
-        strides = per_axis(stride, spatial, "stride")
-        ends: dict[str, Any] = {
-            "spatial": spatial,
-            "kernel_size": kernel_size,
-            "periodic": periodic,
-        }
-
-        def transition(c_in: int, c_out: int) -> nn.Module:
-            return convolution(c_in, c_out, identity_init=identity_init, **ends)
-
         self.ascent = nn.ModuleList()
-        for level in reversed(range(len(hid_blocks))):
-            channels = hid_channels[level]
-            layers: list[nn.Module] = []
-            if level == len(hid_blocks) - 1:
-                layers.append(transition(in_channels, channels))
-            layers.extend(
-                ResidualBlock(
-                    channels,
-                    norm=norm,
-                    attention_heads=heads.get(level),
-                    ffn_factor=ffn_factor,
-                    dropout=dropout,
-                    checkpointing=checkpointing,
-                    **ends,
-                )
-                for _ in range(hid_blocks[level])
-            )
+        for level, residual in reversed(list(enumerate(blocks))):
+            first = [conv(c_in, channels[-1])] if level == len(blocks) - 1 else []
             if level == 0:
-                layers.append(transition(channels, math.prod(self.patch) * out_channels))
-            elif pixel_shuffle:
-                finer = math.prod(strides) * hid_channels[level - 1]
-                layers.append(nn.Sequential(transition(channels, finer), Unpatchify(strides)))
+                last = conv(channels[0], math.prod(self.patch) * c_out)
+            elif self.pixel_shuffle:
+                finer = math.prod(self.strides) * channels[level - 1]
+                last = nn.Sequential(conv(channels[level], finer), Unpatchify(self.strides))
             else:
-                scale = tuple(float(s) for s in strides)
-                upsample = nn.Upsample(scale_factor=scale, mode="nearest")
-                conv = transition(channels, hid_channels[level - 1])
-                layers.append(nn.Sequential(upsample, conv))
-            self.ascent.append(nn.Sequential(*layers))
+                coarse = conv(channels[level], channels[level - 1])
+                last = nn.Sequential(Upsample(self.strides), coarse)
+            self.ascent.append(nn.Sequential(*first, *residual, last))
 
     def forward(self, z: Tensor) -> Tensor:
         """Decodes (B, C_in, *S') as (B, C_out, *S), float32."""
-        x = _channels_last(z)
+        x = channels_last(z)
         for level in self.ascent:
             x = level(x)
         return unpatchify(x, self.patch).float().contiguous()

@@ -1,4 +1,4 @@
-"""Layers for fields with one to three axes: convolutions, normalisation, patches, precision.
+"""Layers for fields with one to four axes: convolutions, normalisation, patches, precision.
 
 Shapes: B batch, C channels, *S the spatial axes, of which there are N (`spatial`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -91,6 +91,11 @@ def unpatchify(x: Tensor, patch: Sequence[int]) -> Tensor:
     return x.reshape(B, -1, *(s * p for s, p in zip(S, patch)))
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Stores two-dimensional fields channels-last, in which convolutions and norms are fastest."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
 class Patchify(nn.Module):
     """Space to depth; see `patchify`."""
 
@@ -109,6 +114,25 @@ class Unpatchify(Patchify):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C·prod(patch), *S) to (B, C, *S·patch)."""
         return unpatchify(x, self.patch)
+
+
+class Upsample(nn.Module):
+    """Repeats each point along each axis: nearest upsampling, for any number of axes.
+
+    Arguments:
+        factor: the number of copies along each axis.
+    """
+
+    def __init__(self, factor: Sequence[int]) -> None:
+        super().__init__()
+        self.factor = tuple(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) to (B, C, *S·factor)."""
+        B, C, *S = x.shape
+        y = x.reshape(B, C, *(n for s in S for n in (s, 1)))
+        y = y.expand(B, C, *(n for s, f in zip(S, self.factor) for n in (s, f)))
+        return y.reshape(B, C, *(s * f for s, f in zip(S, self.factor)))
 
 
 class _CircularPad(torch.autograd.Function):
@@ -188,6 +212,36 @@ class Conv3d(_Convolution, nn.Conv3d):
     """Three axes."""
 
 
+class Conv4d(nn.Module):
+    """Four axes, time first, for which torch has no convolution: factored in space then time.
+
+    The three axes of space are convolved frame by frame, then each point's frames, where the kernel
+    or the stride along time is not 1.
+
+    Arguments:
+        space: the convolution over the last three axes.
+        time: the convolution over the first axis, or None.
+    """
+
+    def __init__(self, space: nn.Module, time: nn.Module | None) -> None:
+        super().__init__()
+        self.space = space
+        self.time = time
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, L, *S) to (B, C_out, L/stride, *S/stride)."""
+        B = len(x)
+        x = self.space(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (B, -1))
+        if self.time is None:
+            return x.transpose(1, 2)
+        S = x.shape[3:]
+        x = self.time(x.flatten(3).permute(0, 3, 2, 1).flatten(0, 1))
+        return x.unflatten(0, (B, -1)).permute(0, 2, 3, 1).unflatten(3, S)
+
+
+Convolution = Conv1d | Conv2d | Conv3d | Conv4d
+
+
 def convolution(
     in_channels: int,
     out_channels: int,
@@ -196,47 +250,58 @@ def convolution(
     stride: int | Sequence[int] = 1,
     periodic: bool | Sequence[bool] = False,
     identity_init: bool = False,
-) -> Conv1d | Conv2d | Conv3d:
+    gain: float = 1.0,
+) -> Convolution:
     """Makes a "same" convolution, padded circularly on periodic axes and with zeros on others.
 
     Arguments:
         in_channels: the number C_in of input channels.
         out_channels: the number C_out of output channels.
-        spatial: the number N of axes, 1 to 3.
+        spatial: the number N of axes, 1 to 4.
         kernel_size: the kernel's odd size, for all axes or each.
         stride: the stride, for all axes or each.
         periodic: whether axes are periodic, for all or each.
         identity_init: whether to start near the identity: 1e-2 times the default weight, plus one
             at the kernel's centre from input channel o mod C_in to output channel o.
+        gain: a factor of the initial weight.
 
     Raises:
-        ValueError: if torch has no such convolution or a kernel size is even.
+        ValueError: if there is no such convolution or a kernel size is even.
     """
-    if spatial not in (1, 2, 3):
-        raise ValueError(f"spatial={spatial}: convolutions have 1 to 3 axes")
+    if spatial not in (1, 2, 3, 4):
+        raise ValueError(f"spatial={spatial}: convolutions have 1 to 4 axes")
     kernel = per_axis(kernel_size, spatial, "kernel_size")
     if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"kernel_size={list(kernel)} should be odd on every axis")
-    half = tuple(k // 2 for k in kernel)
-    wraps = periodic_axes(periodic, spatial)
+    strides, wraps = per_axis(stride, spatial, "stride"), periodic_axes(periodic, spatial)
+    if spatial == 4:
+        (k, *ks), (s, *ss), (w, *ws) = kernel, strides, wraps
+        time = None
+        if k > 1 or s > 1:
+            time = convolution(out_channels, out_channels, 1, k, s, w, identity_init, gain)
+            gain = 1.0
+        space = convolution(in_channels, out_channels, 3, ks, ss, ws, identity_init, gain)
+        return Conv4d(space, time)
     conv = {1: Conv1d, 2: Conv2d, 3: Conv3d}[spatial](
         in_channels,
         out_channels,
         kernel,
-        stride=per_axis(stride, spatial, "stride"),
-        padding=tuple(0 if w else h for w, h in zip(wraps, half)),
+        stride=strides,
+        padding=tuple(0 if w else k // 2 for w, k in zip(wraps, kernel)),
     )
-    conv.wrap = tuple(h if w else 0 for w, h in zip(wraps, half))
+    conv.wrap = tuple(k // 2 if w else 0 for w, k in zip(wraps, kernel))
+    with torch.no_grad():
+        conv.weight.mul_(gain)
     if identity_init:
-        _init_identity(conv, half)
+        _init_identity(conv)
     return conv
 
 
 @torch.no_grad()
-def _init_identity(conv: Conv1d | Conv2d | Conv3d, centre: Sequence[int]) -> None:
+def _init_identity(conv: Conv1d | Conv2d | Conv3d) -> None:
     conv.weight.mul_(1e-2)
     o = torch.arange(conv.out_channels)
-    conv.weight[(o, o % conv.in_channels, *centre)] += 1
+    conv.weight[(o, o % conv.in_channels, *(k // 2 for k in conv.kernel_size))] += 1
 
 
 class ChannelNorm(nn.Module):
@@ -288,3 +353,32 @@ def make_norm(name: str, channels: int) -> nn.Module:
     if name == "group":
         return nn.GroupNorm(min(16, channels), channels, affine=False)
     raise ValueError(f"norm='{name}' is unknown; known: layer, group")
+
+
+def check_levels(
+    hid_channels: Sequence[int], hid_blocks: Sequence[int], attention_heads: Mapping[int, int]
+) -> dict[int, int]:
+    """Checks the levels of a convolutional network.
+
+    Arguments:
+        hid_channels: the number of channels at each level.
+        hid_blocks: the number of residual blocks at each level.
+        attention_heads: the number of heads at the levels with attention.
+
+    Returns:
+        The number of heads by level, as integers.
+
+    Raises:
+        ValueError: if the lists differ in length or a level does not exist.
+    """
+    if len(hid_channels) != len(hid_blocks):
+        raise ValueError(
+            f"hid_channels={list(hid_channels)} and hid_blocks={list(hid_blocks)} should have "
+            "the same number of levels"
+        )
+    heads = {int(level): int(n) for level, n in attention_heads.items()}
+    if any(not 0 <= level < len(hid_blocks) for level in heads):
+        raise ValueError(
+            f"attention_heads={heads} names a level that is not in 0..{len(hid_blocks) - 1}"
+        )
+    return heads

@@ -53,6 +53,7 @@ def test_attention_block_follows_its_formula() -> None:
         ((16, 8), {"attention_heads": {2: 2}, "norm": "group"}, (4, 2)),
         ((8, 8, 4), {"spatial": 3, "periodic": True}, (2, 2, 1)),
         ((8, 8, 4), {"spatial": 3, "pixel_shuffle": False}, (2, 2, 1)),
+        ((4, 4, 4, 4), {"spatial": 4, "stride": [1, 2, 2, 2]}, (4, 1, 1, 1)),
     ],
 )
 def test_decoder_mirrors_encoder(shape: tuple, options: dict, latent: tuple) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lola_ds.nn.layers import (
     ChannelNorm,
+    Upsample,
     convolution,
     make_norm,
     pad_circular,
@@ -78,6 +79,34 @@ def test_convolution_pads_each_axis_by_its_nature(
     torch.testing.assert_close(conv(x).double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), ((1, 3, 3, 1), 1), (3, (2, 1, 2, 1))])
+def test_four_axes_are_convolved_in_space_then_time(
+    kernel: int | tuple, stride: int | tuple
+) -> None:
+    periodic = (False, True, False, True)
+    conv = convolution(2, 3, 4, kernel, stride=stride, periodic=periodic)
+    assert (conv.time is None) == (kernel != 3)
+    x = torch.randn(2, 2, 4, 2, 3, 4)
+    s = per_axis(stride, 4, "stride")
+    frames = [naive_convolution(conv.space, frame, periodic[1:]) for frame in x.unbind(2)]
+    y = torch.stack(frames, dim=2)[..., :: s[1], :: s[2], :: s[3]]
+    if conv.time is not None:
+        points = y.flatten(3).unbind(3)
+        points = [naive_convolution(conv.time, p, periodic[:1])[..., :: s[0]] for p in points]
+        y = torch.stack(points, dim=3).unflatten(3, y.shape[3:])
+    torch.testing.assert_close(conv(x).double(), y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 1, 3), (2, 1, 2, 2)])
+def test_upsampling_repeats_points(shape: tuple) -> None:
+    factor = (2, 1, 3, 2)[: len(shape)]
+    x = torch.randn(1, 2, *shape)
+    y = Upsample(factor)(x)
+    for point in itertools.product(*(range(n * f) for n, f in zip(shape, factor))):
+        coarse = tuple(i // f for i, f in zip(point, factor))
+        assert torch.equal(y[(..., *point)], x[(..., *coarse)])
+
+
 def test_periodic_convolution_commutes_with_rolls() -> None:
     conv = convolution(2, 3, 2, periodic=(True, False))
     x = torch.randn(2, 2, 6, 7)
@@ -100,12 +129,15 @@ def test_circular_padding_refuses_small_grids() -> None:
         pad_circular(torch.zeros(1, 1, 1, 4), (2, 1))
 
 
-def test_identity_init_links_channels_cyclically() -> None:
+@pytest.mark.parametrize("spatial", [1, 2, 3, 4])
+def test_identity_init_links_channels_cyclically(spatial: int) -> None:
     torch.manual_seed(0)
-    conv = convolution(3, 5, 2, identity_init=True)
-    x = torch.randn(1, 3, 6, 6)
+    conv = convolution(3, 5, spatial, identity_init=True)
+    x = torch.randn(1, 3, *[6] * spatial)
     with torch.no_grad():
-        conv.bias.zero_()
+        for name, p in conv.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
     error = conv(x) - x[:, [0, 1, 2, 0, 1]]
     assert 0 < error.abs().max() < 0.1
 
@@ -113,7 +145,7 @@ def test_identity_init_links_channels_cyclically() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spatial": 4}, "spatial=4"),
+        ({"spatial": 5}, "spatial=5"),
         ({"spatial": 2, "kernel_size": 2}, "odd"),
         ({"spatial": 2, "kernel_size": [3]}, "kernel_size"),
         ({"spatial": 2, "periodic": [True]}, "periodic"),
@@ -122,6 +154,18 @@ def test_identity_init_links_channels_cyclically() -> None:
 def test_convolution_refuses(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convolution(1, 1, **options)
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3, 4])
+def test_gain_scales_the_initial_weight(spatial: int) -> None:
+    x = torch.randn(1, 2, *[3] * spatial)
+    outputs = []
+    for gain in (1.0, 0.0):
+        torch.manual_seed(0)
+        conv = convolution(2, 2, spatial, gain=gain)
+        outputs.append(conv(x))
+    assert outputs[0].std() > 0.1
+    assert outputs[1].std(dim=[*range(2, 2 + spatial)]).max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 4), (2, 5, 4, 3), (2, 3, 2, 2, 2)])
