@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lola_ds.models.options import check_options
 from lola_ds.nn.dcae import DCDecoder, DCEncoder
 from lola_ds.nn.random import draw_normal
+from lola_ds.nn.vit import ViT
 
 BOUND = 5.0
 
@@ -106,20 +107,26 @@ def make_autoencoder(
     Arguments:
         pix_channels: the number C of fields.
         lat_channels: the number C' of latent channels.
-        arch: the architecture, `dcae`.
+        arch: the architecture, `dcae` or `vit`.
         saturation: the bound of the latent.
         latent_noise: the standard deviation of the latent noise in training.
-        options: those of `DCEncoder` and `DCDecoder`.
+        options: those of the encoder, which the decoder mirrors: of `DCEncoder`, or of `ViT`,
+            where latents have `unpatch_size` (1 by default) points along each axis for
+            `patch_size` of the field.
 
     Raises:
         ValueError: if the architecture or an option is unknown.
     """
-    if arch != "dcae":
-        raise ValueError(f"ae.arch='{arch}' is unknown; known: dcae")
-    options = check_options("ae", options, DCEncoder, {"in_channels", "out_channels"})
-    return Autoencoder(
-        encoder=DCEncoder(pix_channels, lat_channels, **options),
-        decoder=DCDecoder(lat_channels, pix_channels, **options),
-        saturation=saturation,
-        latent_noise=latent_noise,
-    )
+    if arch == "dcae":
+        options = check_options("ae", options, DCEncoder, {"in_channels", "out_channels"})
+        encoder = DCEncoder(pix_channels, lat_channels, **options)
+        decoder = DCDecoder(lat_channels, pix_channels, **options)
+    elif arch == "vit":
+        given = {"in_channels", "out_channels", "cond_channels", "mod_features"}
+        options = check_options("ae", options, ViT, given)
+        fine, coarse = options.pop("patch_size", 1), options.pop("unpatch_size", None) or 1
+        encoder = ViT(pix_channels, lat_channels, patch_size=fine, unpatch_size=coarse, **options)
+        decoder = ViT(lat_channels, pix_channels, patch_size=coarse, unpatch_size=fine, **options)
+    else:
+        raise ValueError(f"ae.arch='{arch}' is unknown; known: dcae, vit")
+    return Autoencoder(encoder, decoder, saturation, latent_noise)

@@ -5,7 +5,6 @@ Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,11 @@ from torch import Tensor, nn
 
 from lola_ds.models.options import check_options
 from lola_ds.nn.embedding import VectorEmbedding
+from lola_ds.nn.unet import UNet
 from lola_ds.nn.vit import ViT
+
+NETWORKS = {"vit": ViT, "unet": UNet}
+"""The architectures of emulators by name."""
 
 
 class Surrogate(nn.Module):
@@ -48,20 +51,6 @@ class Surrogate(nn.Module):
         return self.backbone(torch.where(mask, x, 0.0), mod, cond=mask)
 
 
-def window_axes(periodic: bool | Sequence[bool], spatial: int) -> tuple[bool, ...]:
-    """Which axes of a window are periodic: never time, unless a flag is given for it too.
-
-    Arguments:
-        periodic: whether axes of space are periodic, for all or each; or one flag for each axis of
-            the window.
-        spatial: the number of axes of the window, time being the first.
-    """
-    if isinstance(periodic, bool):
-        periodic = (periodic,) * (spatial - 1)
-    flags = tuple(bool(flag) for flag in periodic)
-    return (False, *flags) if len(flags) == spatial - 1 else flags
-
-
 def make_network(
     what: str,
     arch: str,
@@ -74,21 +63,21 @@ def make_network(
 
     Arguments:
         what: the name of the configuration, for messages.
-        arch: the architecture, `vit`.
+        arch: the architecture, one of `NETWORKS`.
         channels: the number C of channels of the window.
         cond_channels: the number of channels of the condition.
         mod_features: the number of modulation features.
-        options: those of the network, of which `spatial` counts time as the first axis.
+        options: those of the network, whose axes (`spatial`, `periodic`, `stride`, …) begin with
+            time.
 
     Raises:
         ValueError: if the architecture or an option is unknown.
     """
-    if arch != "vit":
-        raise ValueError(f"{what}.arch='{arch}' is unknown; known: vit")
+    if arch not in NETWORKS:
+        raise ValueError(f"{what}.arch='{arch}' is unknown; known: {', '.join(NETWORKS)}")
     given = {"in_channels", "out_channels", "cond_channels", "mod_features"}
-    options = {"spatial": 3, "periodic": False, **check_options(what, options, ViT, given)}
-    options["periodic"] = window_axes(options["periodic"], options["spatial"])
-    return ViT(channels, channels, cond_channels, mod_features, **options)
+    options = {"spatial": 3, **check_options(what, options, NETWORKS[arch], given)}
+    return NETWORKS[arch](channels, channels, cond_channels, mod_features, **options)
 
 
 def make_surrogate(
@@ -105,7 +94,7 @@ def make_surrogate(
         channels: the number C of channels of a frame.
         label_features: the number D of label features.
         emb_features: the number of features of the label's embedding.
-        arch: the architecture, `vit`.
+        arch: the architecture, `vit` or `unet`.
         options: those of the network; `spatial` counts time as an axis.
 
     Raises:

@@ -65,6 +65,7 @@ def test_latent_noise_has_its_standard_deviation() -> None:
     ("options", "message"),
     [
         ({"depth": 3}, r"ae\.depth is unknown"),
+        ({"arch": "vit", "pixel_shuffle": True}, r"ae\.pixel_shuffle is unknown"),
         ({"arch": "unet"}, "unet"),
         ({"saturation": "relu"}, "relu"),
         ({"latent_noise": -1.0}, "latent_noise"),
@@ -73,6 +74,28 @@ def test_latent_noise_has_its_standard_deviation() -> None:
 def test_make_autoencoder_refuses(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_autoencoder(**{**SMALL, **options})
+
+
+VIT = {"arch": "vit", "hid_channels": 8, "hid_blocks": 1, "attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "latent"),
+    [
+        ((16,), {"patch_size": 4}, (4,)),
+        ((8, 16), {"patch_size": [2, 4]}, (4, 4)),
+        ((8, 8), {"patch_size": 4, "unpatch_size": 2, "window_size": 1}, (4, 4)),
+        ((4, 4, 8), {"patch_size": 4, "unpatch_size": [1, 2, 2]}, (1, 2, 4)),
+    ],
+)
+def test_vision_transformers_compress(shape: tuple, options: dict, latent: tuple) -> None:
+    model = make_autoencoder(**{**SMALL, **VIT}, spatial=len(shape), **options)
+    x = torch.randn(2, 2, *shape)
+    y, z = model(x)
+    assert z.shape == (2, 3, *latent)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_descriptive_keys_change_nothing() -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lola_ds.models import Surrogate, make_surrogate
-from lola_ds.models.surrogate import window_axes
 
 TINY = {"channels": 2, "hid_channels": 8, "hid_blocks": 1, "attention_heads": 2, "emb_features": 8}
 
@@ -32,18 +31,26 @@ def test_labels_matter_where_there_are_some() -> None:
     assert make()(x, mask).shape == x.shape
 
 
+UNET = {"arch": "unet", "hid_channels": [4, 6], "hid_blocks": [1, 1], "attention_heads": {1: 2}}
+
+
+@pytest.mark.parametrize("arch", ["vit", "unet"])
 @pytest.mark.parametrize("spatial", [2, 3, 4])
-def test_axes(spatial: int) -> None:
+def test_axes(spatial: int, arch: str) -> None:
     x = torch.randn(1, 2, 3, *[2] * (spatial - 1))
     mask = torch.ones_like(x, dtype=torch.bool)
-    assert make(spatial=spatial)(x, mask).shape == x.shape
+    model = make(spatial=spatial, **(UNET if arch == "unet" else {}))
+    assert model(x, mask).shape == x.shape
 
 
-def test_time_does_not_wrap() -> None:
-    assert window_axes(True, 3) == (False, True, True)
-    assert window_axes([True, False], 3) == (False, True, False)
-    assert window_axes([True, True, True], 3) == (True, True, True)
-    assert window_axes(False, 2) == (False, False)
+@pytest.mark.parametrize(
+    ("periodic", "flags"),
+    [(True, (True,) * 3), ([False, True, False], (False, True, False)), (False, (False,) * 3)],
+)
+def test_periodic_names_axes_time_first(periodic: bool | list, flags: tuple) -> None:
+    assert make(window_size=3, periodic=periodic).backbone.periodic == flags
+    unet = make(**UNET, stride=[1, 2, 2], periodic=periodic).backbone
+    assert unet.descent[1][0].wrap == flags
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,7 @@ def test_time_does_not_wrap() -> None:
         ({"arch": "mlp"}, "mlp"),
         ({"attention_heads": 3}, "attention_heads=3"),
         ({"periodic": [True]}, "periodic"),
+        ({**UNET, "rope": True}, r"surrogate\.rope is unknown"),
     ],
 )
 def test_make_surrogate_refuses(options: dict, message: str) -> None:
