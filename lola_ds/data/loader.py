@@ -136,10 +136,7 @@ class _Assembler:
             while pending:
                 yield self._finish(pending.popleft())
         finally:
-            jobs = [job for started in pending for job in started.jobs]
-            for job in jobs:
-                job.cancel()
-            wait(jobs)
+            wait([job for started in pending for job in started.jobs if not job.cancel()])
 
     def close(self) -> None:
         """Ends the threads, after what they are reading now."""

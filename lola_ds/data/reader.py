@@ -1,9 +1,13 @@
-"""Reading frames: positioned reads straight into the caller's memory, each frame checked.
+"""Reading frames: positioned reads straight into the caller's memory, each frame checked once.
 
-A frame is hashed right after it is read, while it is in the core's cache, which costs a few percent
-of the read; one that is larger is read and hashed in pieces. Frames that follow each other in the
-shard and in memory share one read. Tables are consulted for all frames of a call at once; what
-remains for each frame is two calls into C that release the interpreter.
+A frame is hashed the first time this process reads it, right after the read, while it is in the
+core's cache; and again whenever its shard has changed since: what is remembered of a frame is a
+stamp of the file (device, inode, size, times) under which its bytes were right. So every corruption
+that is there at the first read is caught, and so is any later one that goes through the file
+system; a disk that decays between two reads of one process is caught by `recheck` only, which
+hashes at every read. Frames that follow each other in the shard and in memory share one read.
+Tables are consulted for all frames of a call at once; what remains for each frame is a call into C
+that releases the interpreter.
 """
 
 from __future__ import annotations
@@ -11,18 +15,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from xxhash import xxh3_64, xxh3_64_intdigest
 
-from .format import ShardError
+from .format import ShardError, checksum
 from .index import Index
 
 OPEN_FILES = 128  # shards kept open at once
-READ_BYTES = 1 << 19  # most read at once; stays in a core's cache until it is hashed
-PIECE_BYTES = 1 << 18  # of a frame larger than that
+READ_BYTES = 1 << 19  # of frames that share a read; stays in a core's cache until it is hashed
 
 
 class OpenFile:
@@ -38,6 +41,15 @@ class OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+    def stamp(self) -> int:
+        """A 64-bit hash of what tells that the file is the same and was not written to."""
+        try:
+            found = os.fstat(self.descriptor)
+        except OSError as error:
+            raise ShardError(f"{self.path}: {error.strerror}") from error
+        times = (found.st_mtime_ns, found.st_ctime_ns)
+        return hash((found.st_dev, found.st_ino, found.st_size, *times)) or 1  # 0: never read
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fills `buffer` from `offset`; returns the bytes read, fewer only at the file's end.
@@ -58,35 +70,24 @@ class OpenFile:
         return done
 
 
-def _read_in_pieces(file: OpenFile, frame: memoryview, offset: int) -> tuple[int, int]:
-    """Reads a large frame; returns the bytes read and their checksum."""
-    digest, done = xxh3_64(), 0
-    for start in range(0, len(frame), PIECE_BYTES):
-        piece = frame[start : start + PIECE_BYTES]
-        count = file.read_into(piece, offset + start)
-        digest.update(piece[:count])
-        done += count
-        if count < len(piece):
-            break
-    return done, digest.intdigest()
-
-
 class FrameReader:
     """Reads frames of one split. Safe to share between threads; reopens files after pickling.
 
     Arguments:
         index: the split's index.
+        recheck: hash every frame at every read, not only at its first.
     """
 
-    def __init__(self, index: Index) -> None:
-        self.index = index
+    def __init__(self, index: Index, recheck: bool = False) -> None:
+        self.index, self.recheck = index, recheck
         self._frame_bytes = index.frame_bytes
         self._at_once = max(1, READ_BYTES // self._frame_bytes)
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
+        self._verified = np.zeros(len(index.checksums), np.int64)  # stamp under which it was right
 
     def __reduce__(self) -> tuple:
-        return FrameReader, (self.index,)
+        return FrameReader, (self.index, self.recheck)
 
     def read(self, frames: np.ndarray, out: np.ndarray) -> None:
         """Reads frames as they are stored.
@@ -101,23 +102,30 @@ class FrameReader:
         """
         index, size = self.index, self._frame_bytes
         shards, offsets = index.frame_shards[frames], index.frame_offsets[frames]
-        checksums = index.checksums[frames].tolist()
         memory = out.reshape(-1).view(np.uint8).data
+        places, starts = shards.tolist(), offsets.tolist()
+        files = {shard: self._open(shard) for shard in set(places)}
+        stamps = {shard: file.stamp() for shard, file in files.items()}
+        before = np.array([stamps[shard] for shard in places])
+        trusted = ((self._verified[frames] == before) & (not self.recheck)).tolist()
         for first, stop in self._runs(shards, offsets):
-            file, offset = self._open(int(shards[first])), int(offsets[first])
-            if size > READ_BYTES:
-                frame = memory[first * size : stop * size]
-                count, found = _read_in_pieces(file, frame, offset)
-                if count < size or found != checksums[first]:
-                    raise self._error(int(frames[first]), count)
-                continue
-            count = file.read_into(memory[first * size : stop * size], offset)
-            for i in range(first, stop):
-                if (
-                    count < (i + 1 - first) * size
-                    or xxh3_64_intdigest(memory[i * size : (i + 1) * size]) != checksums[i]
-                ):
-                    raise self._error(int(frames[i]), max(0, count - (i - first) * size))
+            count = files[places[first]].read_into(
+                memory[first * size : stop * size], starts[first]
+            )
+            if count < (stop - first) * size:
+                row = first + count // size
+                raise self._error(frames[row], f"file ends after {count % size} bytes")
+            self._check(frames, memory, (i for i in range(first, stop) if not trusted[i]))
+        if any(file.stamp() != stamps[shard] for shard, file in files.items()):
+            self._check(frames, memory, range(len(frames)))
+        self._verified[frames] = before
+
+    def _check(self, frames: np.ndarray, memory: memoryview, rows: Iterable[int]) -> None:
+        """Compares rows of `memory`, which holds `frames`, with their checksums."""
+        size = self._frame_bytes
+        for i in rows:
+            if checksum(memory[i * size : (i + 1) * size]) != self.index.checksums[frames[i]]:
+                raise self._error(frames[i], "checksum mismatch")
 
     def _runs(self, shards: np.ndarray, offsets: np.ndarray) -> list[tuple[int, int]]:
         """[first, stop) of frames that lie one after the other, at most so many at once."""
@@ -132,12 +140,10 @@ class FrameReader:
             for i in range(first, stop, step)
         ]
 
-    def _error(self, frame: int, count: int) -> ShardError:
+    def _error(self, frame: int, problem: str) -> ShardError:
         index = self.index
         trajectory = int(np.searchsorted(index.first, frame, side="right")) - 1
         shard, offset = int(index.frame_shards[frame]), int(index.frame_offsets[frame])
-        short = count < self._frame_bytes
-        problem = f"file ends after {count} bytes" if short else "checksum mismatch"
         return ShardError(
             f"{index.folder / index.shards[shard]}: {problem} in trajectory "
             f"{index.meta(trajectory)['key']}, frame {frame - int(index.first[trajectory])}, "

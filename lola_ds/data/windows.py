@@ -34,6 +34,7 @@ class ShardDataset:
         stride: s, steps between frames.
         restrict: keep the first trajectories of every folder only (all by default); or one number
             for each folder, None for all.
+        recheck: hash every frame at every read, not only when this process reads it first.
 
     Attributes:
         kind: `fields` (physical units) or `latents`.
@@ -59,6 +60,7 @@ class ShardDataset:
         length: int = 1,
         stride: int = 1,
         restrict: int | Sequence[int | None] | None = None,
+        recheck: bool = False,
     ) -> None:
         paths = [path] if isinstance(path, (str, Path)) else list(path)
         if not paths:
@@ -71,7 +73,7 @@ class ShardDataset:
         self.length, self.stride = length, stride
         self.indexes = [open_index(folder) for folder in paths]
         _check_alike(self.indexes)
-        self._readers = [FrameReader(index) for index in self.indexes]
+        self._readers = [FrameReader(index, recheck) for index in self.indexes]
         first = self.indexes[0]
         self.kind, self.dtype, self.shape = first.kind, first.dtype, first.shape
         self.fields, self.scalars, self.axes = first.fields, first.scalars, first.axes

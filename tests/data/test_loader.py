@@ -206,6 +206,18 @@ def test_threads_and_files_end_with_the_loader(folder):
     assert process.num_fds() == files
 
 
+def test_closing_before_the_iterator_ends_does_not_hang(folder, monkeypatch):
+    windows, turns = ShardDataset(folder), threading.Semaphore(1)
+    read = windows.read_windows
+    monkeypatch.setattr(windows, "read_windows", lambda *args: turns.acquire() and read(*args))
+    loader = build_loader(windows, ElasticSampler(len(windows), 2), micro_batch=1, workers=1)
+    batches = iter(loader)
+    next(batches)  # one job is done, the next one runs, others wait for their turn
+    threading.Timer(0.2, turns.release).start()
+    loader.close()
+    batches.close()  # waits for the job that runs, not for those that never will
+
+
 def test_open_files_are_bounded(folder, monkeypatch):
     from lola_ds.data import reader
 

@@ -13,8 +13,16 @@ from helpers import make_meta, make_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lola_ds.data import ShardDataset, ShardError, ShardWriter, open_index, publish, verify_split
-from lola_ds.data.format import decode_frames, encode_frames, npy_header, tar_header
+from lola_ds.data import (
+    ShardDataset,
+    ShardError,
+    ShardWriter,
+    open_index,
+    publish,
+    reader,
+    verify_split,
+)
+from lola_ds.data.format import checksum, decode_frames, encode_frames, npy_header, tar_header
 from lola_ds.data.statistics import Moments
 
 FRAME = 3 * 8 * 8 * 4
@@ -357,24 +365,60 @@ def test_flipped_bits_are_caught_before_a_sample_is_yielded(tmp_path):
     verify_split(folder).check()
 
 
-def test_large_frames_are_read_in_pieces(tmp_path, monkeypatch):
-    from lola_ds.data import reader
+def test_frames_are_hashed_once_and_again_when_their_file_changes(tmp_path, monkeypatch):
+    hashed = []
 
-    data = arrays(2)
-    index = make_shards(tmp_path / "toy" / "train", data)
-    monkeypatch.setattr(reader, "READ_BYTES", 200)
-    monkeypatch.setattr(reader, "PIECE_BYTES", 100)
+    def counted(data):
+        hashed.append(len(data))
+        return checksum(data)
+
+    monkeypatch.setattr(reader, "checksum", counted)
+    index = make_shards(tmp_path / "toy" / "train", arrays(2))
     path = index.folder / index.shards[0]
+    sound = path.read_bytes()
+    os.utime(path, (1, 1))  # clocks of file systems tick a few times a second
     windows = ShardDataset(index.folder, length=3)
-    assert np.array_equal(windows[12]["x"].transpose(0, 1), data[1][2:5])
-    whole = bytearray(path.read_bytes())
-    whole[int(index.frame_offsets[16]) + 700] ^= 1
-    path.write_bytes(whole)
+    for i in [*range(len(windows)), *range(len(windows))]:
+        windows[i]
+    assert hashed == [FRAME] * 24
+
+    damaged = bytearray(sound)
+    damaged[int(index.frame_offsets[16]) + 700] ^= 1
+    path.write_bytes(damaged)
     with pytest.raises(ShardError, match=r"checksum mismatch in trajectory made-0001, frame 4"):
         windows[12]
-    path.write_bytes(whole[: int(index.frame_offsets[15]) + 250])
+    path.write_bytes(damaged[: int(index.frame_offsets[15]) + 250])
     with pytest.raises(ShardError, match=r"file ends after 250 bytes in .*, frame 3"):
         windows[12]
+    path.write_bytes(sound)
+    assert len(windows[12]["x"]) == 3
+
+
+def test_changes_in_the_middle_of_a_read_and_decay_of_the_disk(tmp_path, monkeypatch):
+    index = make_shards(tmp_path / "toy" / "train", arrays(1))
+    path, stamps = index.folder / index.shards[0], iter([1, 1, 1, 2])
+    whole = bytearray(path.read_bytes())
+    whole[int(index.frame_offsets[4])] ^= 1
+    with monkeypatch.context() as patch:
+        patch.setattr(reader.OpenFile, "stamp", lambda file: next(stamps))  # before, after
+        windows = ShardDataset(index.folder, length=3)
+        windows[3]
+        path.write_bytes(whole)
+        with pytest.raises(ShardError, match=r"checksum mismatch in .*, frame 4"):
+            windows[3]
+    monkeypatch.setattr(reader.OpenFile, "stamp", lambda file: 1)  # nothing tells
+    for recheck in (False, True):
+        whole[int(index.frame_offsets[4])] ^= 1
+        path.write_bytes(whole)
+        windows = ShardDataset(index.folder, recheck=recheck)
+        windows[4]
+        whole[int(index.frame_offsets[4])] ^= 1
+        path.write_bytes(whole)
+        if recheck:
+            with pytest.raises(ShardError, match="frame 4"):
+                windows[4]
+        else:
+            windows[4]  # the price of hashing once
 
 
 def test_damaged_folders_are_caught(tmp_path):
