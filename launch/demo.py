@@ -1,9 +1,9 @@
 """`make demo`: the whole method on freshly solved Euler flows, on a machine with two cores.
 
 Synthesize -> shard -> autoencoder (2 ranks, ZeRO-1) -> encode -> surrogate and diffusion model
-(2 ranks, ZeRO-2) -> convert -> evaluate. Each step is one command, shown before it runs, so that
-any of them can be repeated by hand. Run again after an interruption, the demo goes on where it was:
-every command of the project does.
+(2 ranks, ZeRO-2) -> convert -> evaluate -> report. Each step is one command, shown before it runs,
+so that any of them can be repeated by hand. Run again after an interruption, the demo goes on where
+it was: every command of the project does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path("demo")
 RANKS = 2
 WELL, SHARDS, LATENTS = ROOT / "well", ROOT / "shards", ROOT / "latents"
 EMULATORS = ("surrogate", "diffusion")
+PAGE, TITLE = ROOT / "report.html", "Surrogate and diffusion on Euler flows"
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
     evaluate("autoencoder")
     for task, members in zip(EMULATORS, (1, 8)):
         evaluate(task, f"members={members}", "steps=8")
-    report(time.monotonic() - start)
+    step("Report", lola("report", f"{ROOT}/results", f"out={PAGE}", f"title={TITLE}"))
+    summarize(time.monotonic() - start)
 
 
 def train(task: str, data: Path, *words: str) -> list[str]:
@@ -95,11 +97,11 @@ def step(title: str, command: Sequence[str]) -> None:
 METHODS = {"emulator": "one member", "ensemble": "ensemble mean"}
 
 
-def report(seconds: float) -> None:
+def summarize(seconds: float) -> None:
     """A short table, and where the figures are."""
     results = ROOT / "results"
     read = {
-        task: json.loads((results / task / "summary.json").read_text())
+        task: json.loads(next((results / task).glob("*/summary.json")).read_text())
         for task in ("autoencoder", *EMULATORS)
     }
     print(f"\nDone in {seconds / 60:.1f} minutes. On the test split, over the first 8 states:\n")
@@ -111,9 +113,8 @@ def report(seconds: float) -> None:
         for method in [m for m in METHODS if m in ratios]:
             name, ratio = f"{task}, {METHODS[method]}: VRMSE / persistence's", ratios[method]
             print(f"{name:<50}{ratio['mean']:>8.3f}{ratio['worst']:>12.3f}")
-    print("\nFigures and animations:")
-    for path in sorted([*results.glob("*/*.png"), *results.glob("*/*.gif")]):
-        print(f"  {path}")
+    print(f"\nEverything on one page: {PAGE}")
+    print(f"Tables, figures and animations: {results}/*/*/")
 
 
 if __name__ == "__main__":

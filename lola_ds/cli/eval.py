@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ compared with the truth, with persistence (the last known state, repeated), with
 (the mean of the training split, where the shards hold it) and with its own autoencoder's
 reconstruction of the truth. An autoencoder is scored on its reconstructions.
 
-Results in OUT are kept: the same command again computes what is missing (after a kill, with more
-trajectories or starts). Results of another model, data or settings are refused.
+Results in OUT are kept: the same command again computes what is missing (after a kill), and further
+trajectories, starts and settings join the same table. Results of another model or other data are
+refused.
 
 keys:
   run=…              folder of `lola-ds convert` (model.safetensors, config.yaml) (required)
@@ -30,12 +32,13 @@ keys:
                      of each trajectory
   start=0            first known frame; of an emulator also several: 0,8,16
   device=auto        auto, cpu or cuda
-  batch=16           members through the model, and states through the autoencoder, at a time
-  memory=4           GB for decoded states, decoding and scores; lead times are decoded as many at
-                     a time as fit
+  batch=16           members (of several trajectories) through the model, and states through the
+                     autoencoder, at most at a time
+  memory=4           GB for all but the program and the weights; fewer of everything at a time,
+                     where it takes that to keep to it
   figures=true       whether to draw them
 
-keys of emulators:
+keys of emulators (settings; several values between commas are evaluated one after the other):
   members=8          members of the ensemble (diffusion only; a surrogate has one answer)
   context=1          known states at the start
   overlap=1          states a window shares with the one before
@@ -44,13 +47,14 @@ keys of emulators:
   seed=0             of the noise; each (trajectory, start, member) has its own
 
 writes to OUT:
-  metrics.parquet, metrics.csv, spectra.csv, summary.json, model.json, training.jsonl
-  vrmse.png, vrmse_by_field.png, spectra.png, spread_skill.png, ranks.png, snapshots_<field>.png
-  animation.gif, animation.mp4
+  metrics.parquet, metrics.csv, model.json, training.jsonl
+  <setting>/: summary.json, spectra.csv, vrmse.png, vrmse_by_field.png, spectra.png,
+  spread_skill.png, ranks.png, snapshots_<field>.png, animation.gif, animation.mp4
 
 examples:
   lola-ds eval run=weights/dm data=SHARDS out=results/dm members=8 steps=8
   lola-ds eval run=weights/sm data=SHARDS out=results/sm split=valid trajectories=4 start=10
+  lola-ds eval run=weights/dm data=SHARDS out=results/dm sampler=ab,ddim sampling_steps=4,16,64
   lola-ds eval run=weights/ae data=SHARDS out=results/ae
   accelerate launch --num_processes 8 --module lola_ds.cli.eval run=weights/dm data=SHARDS out=…
 """
@@ -61,19 +65,22 @@ _DEFAULTS: dict[str, object] = {
     "out": None,
     "split": "test",
     "trajectories": "all",
-    "steps": 8,
+    "steps": "8",
     "start": "0",
     "device": "auto",
     "batch": 16,
     "memory": 4.0,
     "figures": True,
-    "members": 8,
-    "context": 1,
-    "overlap": 1,
+    "members": "8",
+    "context": "1",
+    "overlap": "1",
     "sampler": "ab",
-    "sampling_steps": 16,
-    "seed": 0,
+    "sampling_steps": "16",
+    "seed": "0",
 }
+
+SETTINGS = ("sampler", "sampling_steps", "members", "steps", "context", "overlap", "seed")
+"""Keys that take several values, in the order in which these are gone through."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,7 +88,8 @@ def main(argv: Sequence[str]) -> None:
     _, words = parse_arguments(make_parser("eval", HELP), argv)
     keys = parse_pairs(words, _DEFAULTS, required=("run", "data", "out"))
     chosen = _parse_trajectories(keys["trajectories"])
-    starts = _parse_starts(keys["start"])
+    starts = _parse_numbers("start", keys["start"])
+    settings = _parse_settings(keys)
     for name in ("batch", "memory"):
         if keys[name] <= 0:
             raise ValueError(f"{name}={keys[name]} must be positive")
@@ -115,22 +123,29 @@ def main(argv: Sequence[str]) -> None:
     }
     try:
         if config["task"] == "autoencoder":
-            if len(starts) > 1:
-                raise ValueError(f"start={keys['start']}: an autoencoder takes one first frame")
+            if len(starts) > 1 or "," in keys["steps"]:
+                raise ValueError(
+                    f"start={keys['start']} steps={keys['steps']}: an autoencoder takes one first "
+                    "frame and one number of frames"
+                )
             codec = Codec(load_model(run), make_standardize(config["dataset"]), device)
-            found = evaluate_autoencoder(codec, dataset, out, keys["steps"], starts[0], **shared)
+            steps = settings[0]["steps"]
+            results = [evaluate_autoencoder(codec, dataset, out, steps, starts[0], **shared)]
             parameters = _parameters(codec.autoencoder)
         else:
-            names = "steps members context overlap sampler sampling_steps seed".split()
-            forecast = Forecast(start=starts, **{name: keys[name] for name in names})
+            forecasts = [Forecast(start=starts, **setting) for setting in settings]
             emulator = load_emulator(run, device)
             train = _training_split(data, physics)
-            found = evaluate(emulator, dataset, out, forecast, train=train, **shared)
+            results = (
+                evaluate(emulator, dataset, out, forecast, train=train, **shared)
+                for forecast in forecasts
+            )
             parameters = _parameters(emulator.model)
-        if found is not None:
-            files = [*found.files, *write_provenance(out, run, config, parameters)]
-            print(found.text)
-            print(f"{len(files)} files in {out}")
+        for found in results:
+            if found is not None:
+                files = [*found.files, *write_provenance(out, run, config, parameters)]
+                print(f"{found.summary['setting']}: {found.text}")
+                print(f"{len(files)} files in {out}", flush=True)
     finally:
         processes.leave()
 
@@ -161,12 +176,21 @@ def _folders(data: Path, physics: Sequence[str], split: str) -> list[Path]:
     return folders
 
 
-def _parse_starts(text: str) -> list[int]:
+def _parse_settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values of `SETTINGS`, as arguments of a `Forecast`."""
+    values = [
+        str(keys[name]).split(",") if name == "sampler" else _parse_numbers(name, keys[name])
+        for name in SETTINGS
+    ]
+    return [dict(zip(SETTINGS, chosen)) for chosen in itertools.product(*values)]
+
+
+def _parse_numbers(key: str, text: str) -> list[int]:
     """`0` or `0,8,16`."""
     try:
-        return [int(word) for word in text.split(",") if word] or [0]
+        return [int(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"start={text}: expected a number, or numbers between commas") from None
+        raise ValueError(f"{key}={text}: expected a number, or numbers between commas") from None
 
 
 def _parse_trajectories(text: str) -> int | list[int] | None:

@@ -1,12 +1,13 @@
 """Results on disk: one tidy Parquet that grows unit by unit, whatever interrupts it.
 
-A unit is one forecast: (trajectory, start). Each process writes every unit it has finished to a
-file of its own in `parts/`, whole or not at all; at the end one process merges them, in the order
-of the units, into `metrics.parquet` (and `metrics.csv`), again whole or not at all. Whoever comes
-back after a kill finds in the two what is done, and computes the rest.
+A unit is one forecast: (setting, trajectory, start). Each process writes every unit it has finished
+to a file of its own in `parts/`, whole or not at all; at the end one process merges them, in the
+order of the units, into `metrics.parquet` (and `metrics.csv`), again whole or not at all. Whoever
+comes back after a kill finds in the two what is done, and computes the rest. Commands that write
+other settings to the same folder at the same time merge one after the other.
 
-Every file carries the identity of the evaluation (model, data, settings) and page checksums:
-results of another evaluation, and files that were damaged, are refused and never mixed in.
+Every file carries the identity of the evaluation (model and data) and page checksums: results of
+another model or other data, and files that were damaged, are refused and never mixed in.
 """
 
 # pandas declares what a selection returns as a union of everything it may be, which pyright cannot
@@ -15,31 +16,27 @@ results of another evaluation, and files that were damaged, are refused and neve
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .style import replacing
-from .tables import COLUMNS, write_csv
+from .tables import COLUMNS, Unit, write_csv
 
-__all__ = ["ResultStore", "Unit", "read_results"]
+__all__ = ["ResultStore", "read_results"]
 
-SCHEMA = 1
+SCHEMA = 2
 RESULTS, PARTS = "metrics.parquet", "parts"
 _KEY = b"lola_ds"
-
-
-class Unit(NamedTuple):
-    """One forecast of an evaluation: a trajectory of the dataset from its frame `start`."""
-
-    trajectory: int
-    start: int
 
 
 class ResultStore:
@@ -62,7 +59,8 @@ class ResultStore:
         """Writes the rows of one unit, whole or not at all."""
         parts = self.folder / PARTS
         parts.mkdir(parents=True, exist_ok=True)
-        path = parts / f"trajectory{unit.trajectory:06d}_start{unit.start:06d}.parquet"
+        name = f"{unit.setting}_trajectory{unit.trajectory:06d}_start{unit.start:06d}"
+        path = parts / f"{name}.parquet"
         self._write(path, table, {_name(unit): dict(timing)})
         self.done.add(unit)
 
@@ -74,21 +72,32 @@ class ResultStore:
         """
         tables: dict[Unit, pd.DataFrame] = {}
         timings: dict[Unit, dict[str, float]] = {}
-        for path in self._files():
-            table, content = _read(path)
-            groups = dict(list(table.groupby(["trajectory", "start"], sort=False)))
-            for name, timing in content["units"].items():
-                unit = _unit(name)
-                tables.setdefault(unit, groups[unit])
-                timings.setdefault(unit, timing)
-        units = sorted(tables)
-        merged = pd.concat([tables[unit] for unit in units], ignore_index=True)
-        if (self.folder / PARTS).exists() or not (self.folder / RESULTS).exists():
-            record = {_name(unit): timings[unit] for unit in units}
-            self._write(self.folder / RESULTS, merged, record)
-        write_csv(merged, self.folder / "metrics.csv")
-        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+        with _locked(self.folder):
+            files = self._files()
+            for path in files:
+                table, content = _read(path)
+                groups = dict(list(table.groupby(list(Unit._fields), sort=False)))
+                for name, timing in content["units"].items():
+                    unit = _unit(name)
+                    tables.setdefault(unit, groups[unit])
+                    timings.setdefault(unit, timing)
+            units = sorted(tables)
+            merged = pd.concat([tables[unit] for unit in units], ignore_index=True)
+            if files != [self.folder / RESULTS]:
+                record = {_name(unit): timings[unit] for unit in units}
+                self._write(self.folder / RESULTS, merged, record)
+            write_csv(merged, self.folder / "metrics.csv")
+            self._clear(files)
         return merged, {unit: timings[unit] for unit in units}
+
+    def _clear(self, merged: Sequence[Path]) -> None:
+        """Removes merged parts, and what was half written where nobody writes any more."""
+        parts = self.folder / PARTS
+        for path in merged:
+            if path.parent == parts:
+                path.unlink()
+        if not list(parts.glob("[!.]*")):
+            shutil.rmtree(parts, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         parts = sorted((self.folder / PARTS).glob("[!.]*.parquet"))
@@ -144,10 +153,21 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     ours = isinstance(content, dict) and {"schema", "identity", "units", "rows"} <= set(content)
     if not ours or tuple(table.columns) != COLUMNS or content["schema"] != SCHEMA:
         raise ValueError(f"{path} was not written by this version of `lola-ds eval`; {advice}")
-    units = set(map(tuple, table[["trajectory", "start"]].drop_duplicates().to_numpy().tolist()))
+    units = set(map(tuple, table[list(Unit._fields)].drop_duplicates().to_numpy().tolist()))
     if content["rows"] != len(table) or units != {_unit(name) for name in content["units"]}:
         raise ValueError(f"{path} is damaged (rows are missing); {advice}")
     return table, content
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time merges what a folder holds."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:
@@ -155,8 +175,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _name(unit: Unit) -> str:
-    return f"{unit.trajectory}:{unit.start}"
+    return f"{unit.setting}:{unit.trajectory}:{unit.start}"
 
 
 def _unit(name: str) -> Unit:
-    return Unit(*map(int, name.split(":")))
+    setting, trajectory, start = name.rsplit(":", 2)
+    return Unit(setting, int(trajectory), int(start))

@@ -1,8 +1,9 @@
 """Tables of an evaluation: tidy rows, their averages, a summary, a few lines for the terminal.
 
-`metrics.parquet` and `metrics.csv` have one number a row: method, trajectory, start (first known
-frame), field, lead (in states), time (lead time in the data's time unit), metric (see
-`lola_ds.evaluate.scores`), bin (wave number of a `power`, rank of a `rank`; -1 elsewhere), value.
+`metrics.parquet` and `metrics.csv` have one number a row: setting (how the emulator was run, see
+`settings.Forecast.name`), method, trajectory, start (first known frame), field, lead (in states),
+time (lead time in the data's time unit), metric (see `lola_ds.evaluate.scores`), bin (wave number
+of a `power`, rank of a `rank`; -1 elsewhere), value. Averages are over the rows of one setting.
 Methods:
 
     emulator      one member of the forecast (average over the members)
@@ -23,20 +24,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..metrics import BANDS, correlation_time, finite_ensemble_factor, nominal_coverage
-from .scores import Scores
+from .scores import Scores, join_leads
 from .style import METHODS, lines, replacing
 
 __all__ = [
     "COLUMNS",
+    "Unit",
     "correlation_times",
     "ensemble_scores",
     "format_forecast",
@@ -47,31 +49,75 @@ __all__ = [
     "mean_spectra",
     "score_rows",
     "summarize",
+    "unit_rows",
     "write_csv",
     "write_json",
 ]
 
-COLUMNS = ("method", "trajectory", "start", "field", "lead", "time", "metric", "bin", "value")
+COLUMNS = (
+    "setting",
+    "method",
+    "trajectory",
+    "start",
+    "field",
+    "lead",
+    "time",
+    "metric",
+    "bin",
+    "value",
+)
 
 # The lead time at which the spatial correlation falls below this is a summary's correlation time.
 CORRELATED = 0.8
 
+SPECTRA = 3  # lead times with spectra
+
+
+class Unit(NamedTuple):
+    """One forecast: a trajectory of the dataset from its frame `start`, with one setting."""
+
+    setting: str
+    trajectory: int
+    start: int
+
+
+def unit_rows(
+    pieces: Sequence[Mapping[str, Scores]],
+    unit: Unit,
+    fields: Sequence[str],
+    leads: Sequence[int],
+    times: np.ndarray,
+) -> pd.DataFrame:
+    """The tidy rows of all methods on one unit.
+
+    Arguments:
+        pieces: method -> scores, of consecutive lead times.
+        unit: what was scored.
+        fields: names of the C fields.
+        leads, times: of the T lead times.
+    """
+    at = evenly(len(leads), SPECTRA)
+    parts = []
+    for method in pieces[0]:
+        scores = join_leads([piece[method] for piece in pieces])
+        parts.append(score_rows(scores, unit, method, fields, leads, times.tolist(), at))
+    return pd.concat(parts, ignore_index=True)
+
 
 def score_rows(
     scores: Scores,
+    unit: Unit,
     method: str,
-    trajectory: int,
-    start: int,
     fields: Sequence[str],
     leads: Sequence[int],
     times: Sequence[float],
     spectra_at: Sequence[int] = (),
 ) -> pd.DataFrame:
-    """The tidy rows of one forecast: metrics × fields × leads (× bins).
+    """The tidy rows of one method: metrics × fields × leads (× bins).
 
     Arguments:
         scores: of T lead times.
-        method, trajectory, start: what was scored.
+        unit, method: what was scored.
         fields: names of the C fields.
         leads, times: of the T lead times.
         spectra_at: positions in `leads` whose power spectra are kept.
@@ -87,9 +133,8 @@ def score_rows(
         field, lead, index = (i.ravel() for i in np.indices(values.shape))
         chosen = np.asarray(at, np.int64)[lead]
         columns = {
+            **unit._asdict(),
             "method": method,
-            "trajectory": trajectory,
-            "start": start,
             "field": np.asarray(names)[field],
             "lead": np.asarray(leads)[chosen],
             "time": np.asarray(times)[chosen],

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from lola_ds.build import build_model
 from lola_ds.cli.common import run_command
 from lola_ds.cli.eval import main
+from lola_ds.cli.report import main as report
 from lola_ds.config import save_config
 from lola_ds.data import ShardWriter
 
@@ -100,7 +101,7 @@ def test_diffusion(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     assert "emulator, ensemble mean" in output
     assert str(tmp_path / "a") in output
-    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "a" / "ab2-members2-steps3" / "summary.json").read_text())
     assert summary["task"] == "diffusion"
     assert summary["settings"]["sampling_steps"] == 2
     assert summary["leads"] == [1, 2, 3]
@@ -110,17 +111,33 @@ def test_diffusion(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(table["trajectory"]) == {1}
 
 
+def test_several_settings_are_one_table(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"members": 2, "steps": 2, "trajectories": "1,", "figures": "false"}
+    main(words(project, "diffusion", tmp_path, sampler="ab,ddim", sampling_steps="1,2", **keys))
+    names = [f"{sampler}{n}-members2-steps2" for sampler in ("ab", "ddim") for n in (1, 2)]
+    assert set(pd.read_csv(tmp_path / "metrics.csv")["setting"]) == set(names)
+    printed = capsys.readouterr().out
+    for name in names:
+        assert f"{name}: VRMSE" in printed
+        assert (tmp_path / name / "summary.json").is_file()
+    report([str(tmp_path), f"out={tmp_path / 'report.html'}"])
+    assert f"{tmp_path.name}, ddim1, mean of 2" in (tmp_path / "report.html").read_text()
+    capsys.readouterr()
+
+
 def test_surrogate(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(words(project, "surrogate", tmp_path, steps=4, trajectories=2))
     assert "emulator / persistence" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "steps4" / "summary.json").read_text())
     assert (summary["task"], summary["members"], summary["trajectories"]) == ("surrogate", 1, 2)
 
 
 def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(words(project, "ae", tmp_path, steps=3))
     assert "Reconstruction of 3 frames of each of 2 trajectories" in capsys.readouterr().out
-    assert (tmp_path / "snapshots_density.png").is_file()
+    assert (tmp_path / "frames3" / "snapshots_density.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -141,6 +158,7 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("surrogate", {"start": "soon"}, "start=soon: expected a number"),
         ("surrogate", {"memory": 0}, "memory=0.0 must be positive"),
         ("surrogate", {"memory": 1e-6, "steps": 2}, "give memory="),
+        ("surrogate", {"overlap": "1,"}, "overlap=1,: expected a number"),
         ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
     ],
 )
@@ -191,8 +209,8 @@ def test_results_keep_their_model_and_are_not_computed_again(
     main(words(project, "surrogate", tmp_path, **keys))
     assert (tmp_path / "metrics.parquet").stat().st_mtime_ns == before.st_mtime_ns
     assert not list(tmp_path.glob("*.png"))
-    with pytest.raises(ValueError, match="steps: 2 there, 3 here"):
-        main(words(project, "surrogate", tmp_path, **{**keys, "steps": 3}))
+    with pytest.raises(ValueError, match="task: surrogate there, diffusion here"):
+        main(words(project, "diffusion", tmp_path, **keys))
     main(words(project, "surrogate", tmp_path, **{**keys, "start": "0,2"}))
     assert set(pd.read_csv(tmp_path / "metrics.csv")["start"]) == {0, 2}
     capsys.readouterr()

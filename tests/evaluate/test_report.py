@@ -203,8 +203,8 @@ def test_mistakes_end_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    (damaged / "summary.json").write_text("{")
+    shutil.copytree(results / "autoencoder", damaged)
+    (damaged / "frames3" / "summary.json").write_text("{")
     given = [word.format(results=results, damaged=damaged) for word in words]
     with pytest.raises(SystemExit) as caught:
         run_command(main, [*given, f"out={tmp_path / 'report.html'}"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,7 @@ from lola_ds.evaluate import (
     read_results,
     spread_trajectories,
 )
-from lola_ds.evaluate.run import frame_times, trajectory_seed
+from lola_ds.evaluate.selection import frame_times, trajectory_seed
 from lola_ds.evaluate.tables import COLUMNS, correlation_times
 from lola_ds.metrics import rank_histogram, vrmse
 
@@ -43,6 +45,10 @@ def values(table: pd.DataFrame, method: str, metric: str) -> np.ndarray:
     assert (rows["bin"] == -1).all()
     shape = [rows[name].nunique() for name in ("trajectory", "field", "lead")]
     return rows["value"].to_numpy().reshape(shape)
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,7 @@ def test_the_summary_follows_from_the_table(
     ensemble: tuple[Evaluation, Path],
 ) -> None:
     result, out = ensemble
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "ab16-members4-steps4" / "summary.json").read_text())
     assert summary == result.summary
     errors = {m: values(result.table, m, "vrmse") for m in ("emulator", "ensemble", "persistence")}
     for method, array in errors.items():
@@ -129,24 +135,25 @@ def test_the_summary_follows_from_the_table(
 
 def test_files_are_what_they_claim(ensemble: tuple[Evaluation, Path]) -> None:
     result, out = ensemble
-    names = {path.name for path in out.iterdir()}
-    assert names == {path.name for path in result.files}  # and no temporary file is left
-    expected = {"metrics.csv", "spectra.csv", "summary.json", "animation.gif", "metrics.parquet"}
+    folder = out / "ab16-members4-steps4"
+    assert files_below(out) == set(result.files)  # and no temporary file is left
+    shared = {"metrics.csv", "metrics.parquet", "climatology.npz", folder.name}
+    assert {path.name for path in out.iterdir()} == shared
+    expected = {"spectra.csv", "summary.json", "animation.gif", "ranks.png"}
     expected |= {f"{n}.png" for n in ("vrmse", "vrmse_by_field", "spectra", "spread_skill")}
-    expected |= {"ranks.png", "climatology.npz"}
     expected |= {f"snapshots_{field}.png" for field in FIELDS}
-    assert expected <= names
+    assert expected <= {path.name for path in folder.iterdir()}
     table = pd.read_csv(out / "metrics.csv")
     assert tuple(table.columns) == COLUMNS
     pd.testing.assert_frame_equal(table, result.table)
     pd.testing.assert_frame_equal(read_results(out), result.table)
     assert set(table["field"]) == {*FIELDS, "all"}
     assert set(table["trajectory"]) == set(range(TRAJECTORIES))
-    for path in out.glob("*.png"):
+    for path in folder.glob("*.png"):
         with Image.open(path) as image:
             image.load()
             assert min(image.size) > 300
-    with Image.open(out / "animation.gif") as image:
+    with Image.open(folder / "animation.gif") as image:
         assert image.n_frames == 5  # the known state and four leads
         assert image.info["loop"] == 0
 
@@ -221,17 +228,21 @@ def test_timing_counts_generation_and_decoding_apart(
 def test_a_surrogate_of_pixels_that_blows_up(dataset: ShardDataset, tmp_path: Path) -> None:
     """One member, no autoencoder; one trajectory of NaN makes the average infinite, not smaller."""
     emulator = WaveEmulator(generative=False, pixels=True)
-    generate = emulator.generate
-    emulator.generate = lambda x0, label, *a, **k: (
-        generate(x0, label, *a, **k) * (torch.nan if label[0] < 1.5 else 1.0)
-    )
+    stream = emulator.stream
+
+    def blow_up(x0: torch.Tensor, label: torch.Tensor, **options: Any) -> Iterator[torch.Tensor]:
+        for z in stream(x0, label, **options):
+            z[label[:, 0] < 1.5] = torch.nan
+            yield z
+
+    emulator.stream = blow_up
     result = evaluate(emulator, dataset, tmp_path, Forecast(steps=2), progress=False)
     assert result is not None
     assert set(result.table["method"]) == {"truth", "persistence", "emulator"}
     assert (result.summary["task"], result.summary["members"]) == ("surrogate", 1)
     assert "ensemble" not in result.summary
-    assert not (tmp_path / "spread_skill.png").exists()
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert not list(tmp_path.rglob("spread_skill.png"))
+    summary = json.loads((tmp_path / "steps2" / "summary.json").read_text())
     assert np.isinf(values(result.table, "emulator", "vrmse")[0]).all()
     assert values(result.table, "emulator", "vrmse")[1:].max() == 0
     assert summary["vrmse"]["emulator"]["by_lead"] == [None, None]
@@ -256,10 +267,13 @@ def test_each_forecast_has_its_noise_whichever_are_evaluated(
 
 def test_the_numbers_do_not_depend_on_the_memory(dataset: ShardDataset, tmp_path: Path) -> None:
     forecast = Forecast(steps=5, members=3)
-    together = quick(dataset, tmp_path / "a", WaveEmulator(0.3), forecast)
-    small = Resources(batch=2, memory=0.00054)
-    assert small.plan(4 * 3 * 16 * 16, 3, 1)[0] == 2
-    apart = quick(dataset, tmp_path / "b", WaveEmulator(0.3), forecast, resources=small)
+    emulators = WaveEmulator(0.3), WaveEmulator(0.3)
+    together = quick(dataset, tmp_path / "a", emulators[0], forecast)
+    assert emulators[0].together[1:] == [3]  # after the warm-up
+    small, state = Resources(batch=2, memory=0.0007), 4 * 3 * 16 * 16
+    assert small.plan(3, state, 1, 4 * state, 1).leads == 2
+    apart = quick(dataset, tmp_path / "b", emulators[1], forecast, resources=small)
+    assert emulators[1].together[1:] == [1, 1, 1]
     pd.testing.assert_frame_equal(apart, together)
     with pytest.raises(ValueError, match="give memory="):
         quick(dataset, tmp_path / "c", WaveEmulator(), forecast, resources=Resources(memory=1e-4))
@@ -339,7 +353,7 @@ def test_an_autoencoder_alone(dataset: ShardDataset, tmp_path: Path) -> None:
     assert values(result.table, "autoencoder", "spectrum_mid") == pytest.approx(0.19, rel=1e-4)
     assert values(result.table, "autoencoder", "correlation_low") == pytest.approx(1, rel=1e-6)
     assert result.summary["vrmse"]["autoencoder"]["mean"] == pytest.approx(0.1, rel=0.1)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in result.files}
+    assert files_below(tmp_path) == set(result.files)
     assert "mean over fields" in result.text
 
 

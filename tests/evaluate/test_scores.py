@@ -14,6 +14,7 @@ from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_
 from lola_ds.evaluate.style import lines, replacing
 from lola_ds.evaluate.tables import (
     COLUMNS,
+    Unit,
     ensemble_scores,
     evenly,
     lead_times,
@@ -93,7 +94,7 @@ def make_table(spread: list[float], skill: list[float]) -> pd.DataFrame:
     """Spread and skill of one field and lead on several trajectories; the truth's std is 2."""
     parts = []
     for i, (a, b) in enumerate(zip(spread, skill)):
-        where = {"trajectory": i, "start": 0, "fields": ["p"], "leads": [1], "times": [0.1]}
+        where = {"unit": Unit("a", i, 0), "fields": ["p"], "leads": [1], "times": [0.1]}
         scores = {"spread": torch.tensor([[a]]), "skill": torch.tensor([[b]])}
         parts.append(score_rows(Scores(scores), method="ensemble", **where))
         std = Scores({"std": torch.tensor([[2.0]])})
@@ -114,7 +115,9 @@ def test_rows_keep_fields_leads_and_metrics_apart() -> None:
         "rmse": torch.arange(6.0).reshape(2, 3),
         "vrmse": 10 + torch.arange(6.0).reshape(2, 3),
     }
-    rows = score_rows(Scores(values), "emulator", 4, 2, ["a", "b"], [1, 2, 3], [0.5, 1.0, 1.5])
+    rows = score_rows(
+        Scores(values), Unit("a", 4, 2), "emulator", ["a", "b"], [1, 2, 3], [0.5, 1.0, 1.5]
+    )
     assert tuple(rows.columns) == COLUMNS
     found = rows[(rows["metric"] == "vrmse") & (rows["field"] == "b") & (rows["lead"] == 2)]
     assert found[["value", "time", "trajectory", "start"]].to_numpy().tolist() == [[14, 1.0, 4, 2]]
@@ -125,7 +128,9 @@ def test_clocks_that_differ_by_round_off_are_one_lead() -> None:
     tables = []
     for i, step in enumerate((0.1, 0.1 + 1e-12)):
         scores = Scores({"vrmse": torch.ones(1, 2)})
-        tables.append(score_rows(scores, "emulator", i, 0, ["a"], [1, 2], [step, 2 * step]))
+        tables.append(
+            score_rows(scores, Unit("a", i, 0), "emulator", ["a"], [1, 2], [step, 2 * step])
+        )
     times = lead_times(pd.concat(tables))
     assert times.index.tolist() == [1, 2]
     assert times.tolist() == pytest.approx([0.1, 0.2])

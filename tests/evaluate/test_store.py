@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +13,9 @@ import pytest
 from wave_emulator import WaveEmulator, write_split
 
 from lola_ds.data import ShardDataset
-from lola_ds.evaluate import Evaluation, Forecast, evaluate, read_results
-from lola_ds.evaluate.store import ResultStore, Unit
-from lola_ds.evaluate.tables import COLUMNS
+from lola_ds.evaluate import Evaluation, Forecast, Resources, evaluate, read_results
+from lola_ds.evaluate.store import ResultStore
+from lola_ds.evaluate.tables import COLUMNS, Unit
 
 FORECAST = Forecast(steps=2, members=2)
 
@@ -37,7 +39,7 @@ def run(
 
 
 def rows(unit: Unit, value: float = 1.0) -> pd.DataFrame:
-    row = ("emulator", *unit, "density", 1, 0.1, "vrmse", -1, value)
+    row = (unit.setting, "emulator", *unit[1:], "density", 1, 0.1, "vrmse", -1, value)
     return pd.DataFrame([row], columns=list(COLUMNS))
 
 
@@ -72,19 +74,19 @@ def test_more_trajectories_and_starts_are_added(dataset: ShardDataset, tmp_path:
 def test_killed_half_way_and_run_again(dataset: ShardDataset, tmp_path: Path) -> None:
     whole = run(dataset, tmp_path / "whole", WaveEmulator(0.3))
     killed = WaveEmulator(0.3)
-    generate = killed.generate
+    stream = killed.stream
 
-    def die(*args: object, **options: object) -> object:
+    def die(*args: Any, **options: Any) -> object:
         if len(killed.generated) == 3:
             raise KeyboardInterrupt
-        return generate(*args, **options)
+        return stream(*args, **options)
 
-    killed.generate = die
+    killed.stream = die
     out = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
-        run(dataset, out, killed)
+        run(dataset, out, killed, resources=Resources(batch=2))
     assert len(list((out / "parts").iterdir())) == 2
-    (out / "parts" / ".trajectory000002_start000000.99.parquet").write_bytes(b"half")
+    (out / "parts" / ".ab16_trajectory000002_start000000.99.parquet").write_bytes(b"half")
     emulator = WaveEmulator(0.3)
     found = run(dataset, out, emulator)
     assert len(emulator.generated) == 1 + 1
@@ -95,40 +97,69 @@ def test_killed_half_way_and_run_again(dataset: ShardDataset, tmp_path: Path) ->
 
 def test_pictures_that_are_missing_are_drawn_again(dataset: ShardDataset, tmp_path: Path) -> None:
     run(dataset, tmp_path, WaveEmulator(), draw=True)
-    (tmp_path / "snapshots_density.png").unlink()
+    picture = tmp_path / "ab16-members2-steps2" / "snapshots_density.png"
+    picture.unlink()
     emulator = WaveEmulator()
     run(dataset, tmp_path, emulator, draw=True)
-    assert (tmp_path / "snapshots_density.png").is_file()
+    assert picture.is_file()
     assert len(emulator.generated) == 1 + 1
 
 
-@pytest.mark.parametrize(
-    ("emulator", "forecast", "message"),
-    [
-        (WaveEmulator(0.5), FORECAST, "model: waves with noise 0.3 there, waves with noise 0.5 h"),
-        (WaveEmulator(0.3), Forecast(steps=2, members=3), "members: 2 there, 3 here"),
-        (WaveEmulator(0.3), Forecast(steps=2, members=2, seed=1), "seed: 0 there, 1 here"),
-    ],
-)
-def test_results_of_another_evaluation_are_refused(
-    dataset: ShardDataset,
-    tmp_path: Path,
-    emulator: WaveEmulator,
-    forecast: Forecast,
-    message: str,
-) -> None:
+def test_other_settings_join_the_table(dataset: ShardDataset, tmp_path: Path) -> None:
+    first = run(dataset, tmp_path, WaveEmulator(0.3))
+    others = [
+        Forecast(steps=2, members=3),
+        Forecast(steps=2, members=2, seed=1),
+        Forecast(steps=2, members=2, sampler="ddim", sampling_steps=4),
+    ]
+    for forecast in others:
+        run(dataset, tmp_path, WaveEmulator(0.3), forecast=forecast)
+    table = read_results(tmp_path)
+    assert set(table["setting"]) == {
+        "ab16-members2-steps2",
+        "ab16-members3-steps2",
+        "ab16-members2-steps2-seed1",
+        "ddim4-members2-steps2",
+    }
+    own = table[table["setting"] == "ab16-members2-steps2"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, first.table)
+    again = WaveEmulator(0.3)
+    for forecast in others:
+        run(dataset, tmp_path, again, forecast=forecast)
+    assert again.generated == []
+
+
+def test_results_of_another_model_are_refused(dataset: ShardDataset, tmp_path: Path) -> None:
     run(dataset, tmp_path, WaveEmulator(0.3), 0)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=message):
-        run(dataset, tmp_path, emulator, forecast=forecast)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(ValueError, match=r"waves with noise 0\.3 there, waves with noise"):
+        run(dataset, tmp_path, WaveEmulator(0.5))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_commands_at_the_same_time_do_not_lose_rows(tmp_path: Path) -> None:
+    """Eight threads with a setting each, in one folder."""
+
+    def work(i: int) -> None:
+        store = ResultStore(tmp_path, {"task": "test"})
+        for k in range(3):
+            unit = Unit(f"seed{i}", k, 0)
+            store.add(unit, rows(unit, float(i)), {"states": 1})
+        store.merge()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    table = read_results(tmp_path)
+    assert len(table) == 24
+    assert (table["setting"].str[4:].astype(int) == table["value"]).all()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_damage_is_found_or_harmless(tmp_path: Path) -> None:
     """Any flipped bit is refused, unless the rows that are read are the ones written."""
     store = ResultStore(tmp_path, {"task": "test"})
     for i in range(4):
-        store.add(Unit(i, 0), rows(Unit(i, 0), float(i)), {"states": 1})
+        store.add(Unit("ab16", i, 0), rows(Unit("ab16", i, 0), float(i)), {"states": 1})
     table, _ = store.merge()
     path = tmp_path / "metrics.parquet"
     whole, refused = path.read_bytes(), 0
@@ -151,7 +182,7 @@ def test_damage_is_found_or_harmless(tmp_path: Path) -> None:
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:
-    rows(Unit(0, 0)).to_parquet(tmp_path / "metrics.parquet")
+    rows(Unit("ab16", 0, 0)).to_parquet(tmp_path / "metrics.parquet")
     with pytest.raises(ValueError, match="was not written by this version"):
         ResultStore(tmp_path, {})
     (tmp_path / "metrics.parquet").unlink()

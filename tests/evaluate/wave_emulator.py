@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,24 +54,33 @@ class WaveEmulator:
         self.noise, self.generative = noise, generative
         self.codec = WaveCodec(pixels)
         self.generated: list[int] = []  # seed of every forecast made
+        self.together: list[int] = []  # how many were made side by side, each time
 
     def windows(self, steps: int, context: int, overlap: int) -> int:
         return 1 + -(-max(0, steps - (self.length - context)) // (self.length - overlap))
 
-    def generate(
-        self, x0: Tensor, label: Tensor, steps: int, members: int, seed: int, **options: object
-    ) -> Tensor:
-        self.generated.append(seed)
-        last = x0[:, -1]
-        truth = torch.stack([last.roll(2 * (k + 1), dims=1) for k in range(steps)], dim=1)
-        pieces = []
+    def stream(
+        self, x0: Tensor, label: Tensor, steps: int, members: int, seeds: list[int], **options: Any
+    ) -> Iterator[Tensor]:
+        """Windows of three new states, one new state less for each known beyond the first."""
+        self.generated += seeds
+        self.together.append(len(seeds))
+        truth = torch.stack([x0[:, :, -1].roll(2 * k, dims=2) for k in range(1, steps + 1)], dim=2)
+        noise = []
         for m in range(members):
-            generator = torch.Generator().manual_seed((seed + m) % 2**62)
-            pieces.append(truth + self.noise * torch.randn(truth.shape, generator=generator))
-        if "progress" in options:
-            for _ in range(self.windows(steps, options["context"], options["overlap"])):
-                options["progress"](members)
-        return torch.stack(pieces)
+            for seed in seeds:
+                generator = torch.Generator().manual_seed((seed + m) % 2**62)
+                noise.append(torch.randn(truth.shape[1:], generator=generator))
+        forecast = torch.stack(noise).unflatten(0, (members, len(seeds))).transpose(0, 1)
+        forecast = truth[:, None] + self.noise * forecast
+        done, new = 0, self.length - options["context"]
+        while done < steps:
+            options.get("progress", int)(members * len(seeds))
+            yield forecast[:, :, :, done : done + new]
+            done, new = done + new, self.length - options["overlap"]
+
+    def member_bytes(self, x0: Tensor, label: Tensor, context: int) -> int:
+        return 1
 
     def decode(self, z: Tensor, batch: int, device: torch.device) -> Tensor:
         return z

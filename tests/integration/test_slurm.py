@@ -75,7 +75,7 @@ def lola(slurm: Slurm, *words: str, check: bool = True) -> subprocess.CompletedP
 
 def submit(slurm: Slurm, *words: str) -> list[str]:
     """Submits; returns the numbers of the new jobs."""
-    said = lola(slurm, "submit", "cluster.time=10", *words).stderr
+    said = lola(slurm, "submit", "cluster.time=00:10:00", *words).stderr
     lines = [line for line in said.splitlines() if ": job " in line]
     return [line.rpartition(": job ")[2].split(",")[0] for line in lines]
 
@@ -111,7 +111,7 @@ def ranks_of(run: Path) -> list[psutil.Process]:
 
 def test_two_nodes_train_like_one_machine(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
     """Submitted twice: the second time there is nothing to do."""
-    run, local = tmp_path / "it's a run", tmp_path / "local"
+    run, local = tmp_path / 'it\'s #1; "$HOME" `a` & 100% é', tmp_path / "local"
     words = ["deepspeed=zero2", "train.epochs=2", "wandb.mode=offline"]
     quoted = [w for w in overrides("autoencoder", shards, run, *words) if not w.startswith("run=")]
     quoted.append("run='" + str(run).replace("'", "\\'") + "'")
@@ -127,16 +127,31 @@ def test_two_nodes_train_like_one_machine(slurm: Slurm, shards: Path, tmp_path: 
     assert "autoencoder: 100%" in lola(slurm, "logs", str(run)).stdout
 
 
-def test_sbatch_accepts_every_kind_of_script(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
-    words = overrides("autoencoder", shards, tmp_path / "run", "seed=0,1")
-    for more in (
-        ["compute.nodes=4", "compute.gpus=2"],
-        ["cluster=h100", "cluster.gpu_type=null", "cluster.cpus_per_gpu=2", "cluster.memory=1G"],
-        ["cluster.gpu_request=gres", "cluster.exclude='node[2-3]'", "cluster.time=1-00:00:00"],
-        ["cluster.account=physics", "cluster.signal=USR1", "cluster.partition=main"],
-    ):
+PIPELINE = ["pipeline=paper", "dataset=euler_open", "pipeline.source=/well"]
+
+
+@pytest.mark.parametrize(
+    ("scripts", "words"),
+    [
+        (1, ["compute.nodes=4", "compute.gpus=2", "cluster.at_once=1"]),
+        (1, ["cluster=h100", "cluster.gpu_type=null", "cluster.cpus_per_gpu=2"]),
+        (1, ["cluster.gpu_request=gres", "cluster.exclude='node[2-3]'", "cluster.time=1-00"]),
+        (1, ["cluster.account=physics", "cluster.signal=USR1", "cluster.partition=main"]),
+        (1, ["cluster.options=[--exclusive,'--comment=it\\'s \"this\"']", "cluster.memory=1G"]),
+        (9, ["pipeline.root='/out put'", "compute.nodes=2", "cluster.account=physics"]),
+    ],
+)
+def test_sbatch_accepts_every_script(
+    scripts: int, words: list[str], slurm: Slurm, shards: Path, tmp_path: Path
+) -> None:
+    training = overrides("autoencoder", shards, tmp_path / "run", "seed=0,1")
+    words = [*(training if scripts == 1 else PIPELINE), *words]
+    shown = lola(slurm, "submit", "--dry-run", *words).stdout
+    found = ["#!" + script for script in shown.split("#!")[1:]]
+    assert len(found) == scripts
+    for script in found:
         path = tmp_path / "job.sh"
-        path.write_text(lola(slurm, "submit", "--dry-run", *words, *more).stdout)
+        path.write_text(script)
         slurm.run("sbatch", "--test-only", str(path))
     assert not (tmp_path / "run").exists()
 
@@ -158,7 +173,7 @@ def test_warning_saves_requeues_and_finishes(slurm: Slurm, shards: Path, tmp_pat
     """Two ranks on each of two nodes; bit-equal to a run that nobody has disturbed."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     more = ["deepspeed=zero2", "train.epochs=30", "checkpoint.every=30"]  # no other checkpoint
-    words = overrides("autoencoder", shards, run, *more)
+    words = overrides("autoencoder", shards, run, *more, "wandb.mode=offline")
     (job,) = submit(slurm, *words, "compute.nodes=2", "compute.gpus=2")
     wait_for_steps(run, 5)
     slurm.run("scancel", "--signal=USR2", job)
@@ -171,6 +186,8 @@ def test_warning_saves_requeues_and_finishes(slurm: Slurm, shards: Path, tmp_pat
     assert_same_bits(run, whole)
     ends = [line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"]
     assert ends == ["stopped on request and saved", "finished"]
+    tracked = [path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")]
+    assert tracked == [(run / "wandb" / "id").read_text().strip()] * 2
 
 
 @pytest.mark.slow
@@ -178,12 +195,37 @@ def test_slurm_warns_before_the_limit(slurm: Slurm, shards: Path, tmp_path: Path
     """Slurm's own --signal, which comes up to a minute early: saved, and the job is requeued."""
     run = tmp_path / "run"
     words = overrides("surrogate", shards, run, "train.epochs=4000", "checkpoint.every=4000")
-    (job,) = submit(slurm, *words, "cluster.time=2", "cluster.warning=60")
+    (job,) = submit(slurm, *words, "cluster.time=00:02:00", "cluster.warning=60")
     slurm.wait(job, 60, "RUNNING")
     slurm.wait(job, 120, "PENDING")
     end = attempt.read(run / "launch")[-1]
     assert end["status"] == 75
     assert find_checkpoint(run).state["step"] == end["step"] == len(metrics(run, "train/loss"))
+
+
+@pytest.mark.slow
+def test_requeue_that_is_refused_is_no_success(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = overrides("surrogate", shards, run, "train.epochs=60")
+    (job,) = submit(slurm, *words)
+    wait_for_steps(run, 5)
+    slurm.run("scontrol", "update", f"jobid={job}", "requeue=0")
+    slurm.run("scancel", "--signal=USR2", job)
+    assert slurm.wait(job, 60)["ExitCode"] == "75:0"
+    assert "submit it again" in lola(slurm, "logs", str(run), "--job").stdout
+    (job,) = submit(slurm, *words)
+    complete(slurm, job, run)
+    assert len(metrics(run, "train/loss")) == 300
+
+
+@pytest.mark.slow
+def test_mistake_is_made_once(slurm: Slurm, tmp_path: Path) -> None:
+    """Both nodes find it, though srun would end the other one as soon as the first has failed."""
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *overrides("surrogate", tmp_path / "none", run), "compute.nodes=2")
+    assert slurm.wait(job, 120)["ExitCode"] == "2:0", output(run)
+    assert [line["event"] for line in attempt.read(run / "launch")] == ["submit", "begin", "end"]
+    assert "does not exist" in read_run(run, {}).error, output(run)
 
 
 @pytest.mark.slow
@@ -344,7 +386,8 @@ def test_pipeline(slurm: Slurm, tmp_path: Path) -> None:
         slurm.wait(job, 600)
         assert set(slurm.states(job)) == {"COMPLETED"}, output(root / "runs" / "autoencoder")
     for name in ("surrogate", "diffusion"):
-        assert json.loads((root / "results" / name / "summary.json").read_text())
+        (summary,) = (root / "results" / name).glob("*/summary.json")
+        assert json.loads(summary.read_text())
     assert submit(slurm, *words) == []
 
 

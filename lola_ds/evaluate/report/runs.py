@@ -15,20 +15,21 @@ from typing import Any
 import pandas as pd
 
 from ..provenance import read_model, read_training
-from ..store import read_results
+from ..store import RESULTS, read_results
 
 __all__ = ["Run", "differences", "find_runs"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation.
+    """One evaluation: a model with one setting.
 
     Attributes:
-        name: the folder's, with as many of its parents as tell it from the others.
-        folder: where the results lie.
+        name: the folder's, with as many of its parents as tell it from the others, and where it
+            holds several settings, what tells this one from them.
+        folder: where its figures lie.
         summary: the content of `summary.json`.
-        table: the rows of `metrics.parquet`.
+        table: the setting's rows of `metrics.parquet`.
         model: path, parameters and config of the model, as far as they are known.
         training: the lines of the training's log.
     """
@@ -88,10 +89,11 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         found = [path] if _holds_results(path) else sorted(filter(_holds_results, path.glob("*")))
         if not found:
             raise FileNotFoundError(
-                f"{path} holds no results (summary.json); `lola-ds eval out={path}` writes them"
+                f"{path} holds no results (metrics.parquet); `lola-ds eval out={path}` writes them"
             )
         folders += [folder for folder in found if folder not in folders]
-    return [_read(folder, name) for folder, name in zip(folders, _names(folders))]
+    names = zip(folders, _names(folders))
+    return [run for folder, name in names for run in _read(folder, name)]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,7 +116,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _holds_results(folder: Path) -> bool:
-    return (folder / "summary.json").is_file()
+    return (folder / RESULTS).is_file()
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -127,10 +129,31 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _read(folder: Path, name: str) -> Run:
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'summary.json'} is damaged ({error})") from error
-    table = read_results(folder)
-    return Run(name, folder, summary, table, read_model(folder), read_training(folder))
+def _read(folder: Path, name: str) -> list[Run]:
+    """The evaluations in a folder of results, one for each setting."""
+    table, model, training = read_results(folder), read_model(folder), read_training(folder)
+    groups = {str(setting): rows for setting, rows in table.groupby("setting", sort=False)}
+    runs = []
+    for setting, end in _distinguish(list(groups)).items():
+        path = folder / setting / "summary.json"
+        try:
+            summary = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path} is missing; the same `lola-ds eval` again writes it"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+        full = f"{name}, {end}" if end else name
+        runs.append(Run(full, folder / setting, summary, groups[setting], model, training))
+    return runs
+
+
+def _distinguish(settings: Sequence[str]) -> dict[str, str]:
+    """Setting -> the parts of its name that not all of them have: ab16-steps8 -> ab16."""
+    parts = {setting: setting.split("-") for setting in settings}
+    common = set.intersection(*map(set, parts.values()))
+    return {
+        setting: " ".join(part for part in parts[setting] if part not in common)
+        for setting in settings
+    }

@@ -1,0 +1,240 @@
+"""Forecasts of an emulator, as units of work.
+
+Lead k of a forecast is frame start + (context - 1 + k) · stride of its trajectory: k states after
+the last known one. Several forecasts are made side by side, window by window; each window is
+decoded and scored a few lead times at a time, and let go: memory does not grow with their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data import ShardDataset
+from ..emulate.emulator import Emulator
+from . import figures, tables
+from .baselines import climatology, dataset_digest
+from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
+from .pictures import Pictures
+from .processes import Processes
+from .scores import Scores, score_ensemble, score_states, score_truth
+from .selection import (
+    check_forecast,
+    choose_trajectories,
+    frame_times,
+    state_bytes,
+    state_grid,
+    trajectory_seed,
+)
+from .settings import Forecast, Resources
+from .tables import Unit
+from .timing import Clock
+
+__all__ = ["Forecasts"]
+
+
+class Forecasts:
+    """Forecasts with one setting; see `run.Work` and `run.evaluate`."""
+
+    description, animated = "roll out", True
+
+    def __init__(
+        self,
+        emulator: Emulator,
+        dataset: ShardDataset,
+        forecast: Forecast,
+        trajectories: Sequence[int] | None,
+        train: ShardDataset | None,
+        resources: Resources,
+    ) -> None:
+        self.emulator, self.dataset, self.forecast = emulator, dataset, forecast
+        self.train, self.resources = train, resources
+        chosen = choose_trajectories(dataset, trajectories, len(emulator.codec.standardize.mean))
+        check_forecast(dataset, chosen, forecast, emulator)
+        self.members = forecast.members if emulator.generative else 1
+        self.fields, self.grid = dataset.fields, state_grid(dataset)
+        self.setting = forecast.name(emulator.generative)
+        self.settings = forecast.settings(emulator.generative)
+        self.units = [Unit(self.setting, i, start) for i in chosen for start in forecast.starts]
+        self.identity = {
+            "task": "diffusion" if emulator.generative else "surrogate",
+            **emulator.identity(),
+            "data": dataset_digest(dataset),
+            "training data": None if train is None else dataset_digest(train),
+        }
+        self.amount = self.members * emulator.windows(
+            forecast.steps, forecast.context, forecast.overlap
+        )
+        self.mean: Tensor | None = None
+
+    def prepare(self, out: Path, processes: Processes, progress: bool) -> int:
+        """Shares out the memory; a short forecast warms the device up; then the climatology."""
+        emulator, unit = self.emulator, self.units[0]
+        z = next(self._stream([unit], steps=1, sampling_steps=2))
+        window = emulator.length * z[0, 0, :, 0].numel() * z.element_size()
+        self.plan = self.resources.plan(
+            self.members,
+            state_bytes(self.dataset),
+            emulator.codec.decoding_bytes(z[0]),
+            window,
+            emulator.member_bytes(
+                self.known(unit), self.dataset.label(unit.trajectory), self.forecast.context
+            ),
+        )
+        if self.train is not None:
+            cache = out / "climatology.npz"
+            if processes.first:
+                climatology(self.train, cache, progress=progress)
+            processes.wait()
+            self.mean = climatology(self.train, cache, progress=False).to(emulator.device)
+        return self.plan.forecasts
+
+    def score(
+        self, units: Sequence[Unit], draw: Path | None, progress: Callable[[int], object]
+    ) -> Iterator[tuple[Unit, pd.DataFrame, dict[str, float]]]:
+        """Rows of forecasts made side by side, and the seconds each took."""
+        cases = [_Case(self, unit, draw is not None and unit == self.units[0]) for unit in units]
+        clock, generation, lead = Clock(self.emulator.device), 0.0, 0
+        windows = self._stream(units, batch=self.plan.members, progress=progress)
+        while lead < self.forecast.steps:
+            clock.lap()
+            z = next(windows)
+            generation += clock.lap()
+            for case, states in zip(cases, z):
+                case.add(lead, states)
+            lead += z.shape[3]
+        for case in cases:
+            if case.pictures is not None and draw is not None:
+                case.pictures.draw(draw, "emulator")
+            timing = {"generation": generation / len(cases), "decoding": case.decoding}
+            states = self.members * self.forecast.steps
+            yield case.unit, case.rows(), {**timing, "states": states}
+
+    def finish(
+        self,
+        table: pd.DataFrame,
+        timings: dict[Unit, dict[str, float]],
+        folder: Path,
+        draw: bool,
+    ) -> Evaluation:
+        """Summary, tables and figures of all forecasts with this setting."""
+        summary = {
+            "task": self.identity["task"],
+            "setting": self.setting,
+            **tables.summarize(table, self.members),
+            "settings": {
+                **self.settings,
+                "start": sorted({unit.start for unit in timings}),
+                "stride": self.emulator.stride,
+            },
+            "timing": summarize_timing(timings, self.emulator.device),
+            "resources": asdict(self.resources),
+        }
+        files = write_tables(table, summary, folder)
+        if draw:
+            files += draw_tables(table, self.dataset.shape[1:], figures.TimeAxis(), folder)
+        if draw and self.members > 1:
+            files += [folder / "spread_skill.png", folder / "ranks.png"]
+            figures.plot_spread_skill(table, self.members, files[-2])
+            figures.plot_ranks(tables.mean_ranks(table), files[-1])
+        text = tables.format_forecast(summary)
+        spectra = tables.mean_spectra(table)
+        return Evaluation(table, spectra, summary, text, list_files(folder, files))
+
+    def frames(self, unit: Unit) -> range:
+        """The frames of a forecast, known ones included."""
+        states, stride = self.forecast.context + self.forecast.steps, self.emulator.stride
+        return range(unit.start, unit.start + (states - 1) * stride + 1, stride)
+
+    def known(self, unit: Unit) -> Tensor:
+        """The known states (C, context, *S)."""
+        return self._read(unit, self.frames(unit)[: self.forecast.context])
+
+    def truth(self, unit: Unit, first: int, last: int) -> Tensor:
+        """States after the known ones, leads first + 1 to last, on the emulator's device."""
+        context = self.forecast.context
+        chosen = self.frames(unit)[context + first : context + last]
+        return self._read(unit, chosen).to(self.emulator.device)
+
+    def scores(self, known: Tensor, u: Tensor, v: Tensor) -> dict[str, Scores]:
+        """Scores of every method: known (C, 1, *S), truth u (C, t, *S), forecast v (M, …)."""
+        grid, latent = self.grid, self.emulator.codec.autoencoder is not None
+        r = self.emulator.reconstruct(u, self.plan.states) if latent else None
+        scores = {
+            "truth": score_truth(u, grid),
+            "emulator": score_states(u, v, grid, r),
+            "persistence": score_states(u, known.expand_as(u)[None], grid),
+        }
+        if self.mean is not None:
+            scores["climatology"] = score_states(u, self.mean[:, None].expand_as(u)[None], grid)
+        if r is not None:
+            scores["autoencoder"] = score_states(u, r[None], grid)
+        if len(v) > 1:
+            scores["ensemble"] = score_ensemble(u, v, grid)
+        return scores
+
+    def _read(self, unit: Unit, frames: range) -> Tensor:
+        cut = slice(frames.start, frames.stop, frames.step)
+        return self.dataset.read_trajectory(unit.trajectory, cut)
+
+    def _stream(self, units: Sequence[Unit], **options: Any) -> Iterator[Tensor]:
+        """The forecasts of some units, (U, M, C', t, *S') at a time."""
+        forecast = self.forecast
+        given = {
+            "steps": forecast.steps,
+            "members": self.members,
+            "seeds": [trajectory_seed(forecast.seed, u.trajectory, u.start) for u in units],
+            "context": forecast.context,
+            "overlap": forecast.overlap,
+            "sampler": forecast.sampler,
+            "sampling_steps": forecast.sampling_steps,
+        }
+        known = torch.stack([self.known(unit) for unit in units])
+        labels = torch.stack([self.dataset.label(unit.trajectory) for unit in units])
+        return self.emulator.stream(known, labels, **{**given, **options})
+
+
+class _Case:
+    """One forecast while its windows stream by."""
+
+    def __init__(self, work: Forecasts, unit: Unit, draw: bool) -> None:
+        self.work, self.unit = work, unit
+        self.known = work.known(unit)[:, -1:].to(work.emulator.device)
+        frames, context = work.frames(unit), work.forecast.context
+        times = frame_times(
+            work.dataset, unit.trajectory, slice(frames.start, frames.stop, frames.step)
+        )
+        self.times = (times - times[context - 1])[context:]
+        self.pieces: list[dict[str, Scores]] = []
+        self.decoding = 0.0
+        self.pictures = None
+        if draw:
+            captions = [f"lead {k}, time {t:.3g}" for k, t in enumerate(self.times, 1)]
+            titles = [f"lead time {t:.3g}" for t in self.times]
+            self.pictures = Pictures(work.fields, titles, ["lead 0, time 0", *captions])
+            self.pictures.add_known(self.known[:, 0])
+
+    def add(self, first: int, z: Tensor) -> None:
+        """Decodes and scores the states from lead first + 1 on: z (M, C', t, *S')."""
+        work, clock = self.work, Clock(self.work.emulator.device)
+        for a in range(0, z.shape[2], work.plan.leads):
+            piece = z[:, :, a : a + work.plan.leads]
+            start = first + a
+            u = work.truth(self.unit, start, start + piece.shape[2])
+            clock.lap()
+            v = work.emulator.decode(piece, work.plan.states, work.emulator.device)
+            self.decoding += clock.lap()
+            self.pieces.append(work.scores(self.known, u, v))
+            if self.pictures is not None:
+                self.pictures.add(start, u, v)
+
+    def rows(self) -> pd.DataFrame:
+        """The tidy rows of all lead times."""
+        leads = range(1, len(self.times) + 1)
+        return tables.unit_rows(self.pieces, self.unit, self.work.fields, leads, self.times)

@@ -1,0 +1,71 @@
+"""What an evaluation leaves: tables, a summary, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from . import figures, tables
+from .tables import Unit
+
+__all__ = ["Evaluation", "draw_tables", "list_files", "summarize_timing", "write_tables"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        table: the rows of `metrics.parquet` with this evaluation's setting.
+        spectra: the rows of `spectra.csv`.
+        summary: the content of `summary.json`.
+        text: a short table for the terminal.
+        files: what was written.
+    """
+
+    table: pd.DataFrame
+    spectra: pd.DataFrame
+    summary: dict[str, Any]
+    text: str
+    files: list[Path]
+
+
+def summarize_timing(timings: dict[Unit, dict[str, float]], device: torch.device) -> dict[str, Any]:
+    """Seconds a state, over all units; the device was warm and waited for."""
+    states = sum(timing["states"] for timing in timings.values())
+    kinds = [kind for kind in next(iter(timings.values())) if kind != "states"]
+    sums = {kind: sum(timing[kind] for timing in timings.values()) for kind in kinds}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    each = {f"{kind}_seconds_per_state": total / states for kind, total in sums.items()}
+    return {"device": name, "threads": torch.get_num_threads(), "states": states, **each}
+
+
+def write_tables(table: pd.DataFrame, summary: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes `spectra.csv` and `summary.json`."""
+    files = [folder / "spectra.csv", folder / "summary.json"]
+    tables.write_csv(tables.mean_spectra(table), files[0])
+    tables.write_json(summary, files[1])
+    return files
+
+
+def draw_tables(
+    table: pd.DataFrame, shape: Sequence[int], axis: figures.TimeAxis, folder: Path
+) -> list[Path]:
+    """Draws errors and spectra."""
+    files = [folder / "vrmse.png", folder / "vrmse_by_field.png", folder / "spectra.png"]
+    figures.plot_error(table, files[0], axis=axis)
+    figures.plot_error_by_field(table, files[1], axis=axis)
+    figures.plot_spectra(tables.mean_spectra(table), shape, files[2], axis=axis)
+    return files
+
+
+def list_files(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """`files` of one setting, the pictures beside them, and what all settings share."""
+    shared = [folder.parent / name for name in ("metrics.parquet", "metrics.csv")]
+    shared += folder.parent.glob("climatology.npz")
+    return [*shared, *files, *sorted([*folder.glob("snapshots_*"), *folder.glob("animation.*")])]

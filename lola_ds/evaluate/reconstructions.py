@@ -1,0 +1,127 @@
+"""Reconstructions of an autoencoder, as units of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data import ShardDataset
+from ..emulate.emulator import Codec
+from . import figures, tables
+from .baselines import dataset_digest
+from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
+from .pictures import Pictures
+from .processes import Processes
+from .scores import score_states, score_truth
+from .selection import choose_trajectories, frame_times, state_bytes, state_grid
+from .settings import Resources
+from .tables import Unit
+from .timing import Clock
+
+__all__ = ["Reconstructions"]
+
+AXIS = figures.TimeAxis("time (time unit of the data)", "frame")
+
+
+class Reconstructions:
+    """Reconstructions of some frames of each trajectory; see `run.Work`."""
+
+    description, animated, amount = "reconstruct", False, 1
+
+    def __init__(
+        self,
+        codec: Codec,
+        dataset: ShardDataset,
+        steps: int,
+        start: int,
+        trajectories: Sequence[int] | None,
+        resources: Resources,
+    ) -> None:
+        self.codec, self.dataset, self.resources = codec, dataset, resources
+        chosen = choose_trajectories(dataset, trajectories, len(codec.standardize.mean))
+        shortest = int(min(dataset.frames))  # of all, so that the frames do not depend on choices
+        if steps < 1 or not 0 <= start <= shortest - steps:
+            raise ValueError(
+                f"steps={steps} frames from start={start} do not fit in trajectories of {shortest} "
+                f"frames; choose steps between 1 and {shortest} and start between 0 and "
+                f"{max(0, shortest - max(1, steps))}"
+            )
+        self.frames = [start + k for k in tables.evenly(shortest - start, steps)]
+        self.fields, self.grid = dataset.fields, state_grid(dataset)
+        self.setting = f"frames{steps}"
+        self.settings = {"steps": steps}
+        self.units = [Unit(self.setting, i, start) for i in chosen]
+        self.identity = {
+            "task": "autoencoder",
+            **codec.identity(),
+            "data": dataset_digest(dataset),
+        }
+
+    def prepare(self, out: Path, processes: Processes, progress: bool) -> int:
+        """Finds how many frames fit in memory."""
+        z = self.codec.encode(self._read(self.units[0], 0, 1))[None]
+        decoding = self.codec.decoding_bytes(z)
+        self.plan = self.resources.plan(1, state_bytes(self.dataset), decoding)
+        return 1
+
+    def score(
+        self, units: Sequence[Unit], draw: Path | None, progress: Callable[[int], object]
+    ) -> Iterator[tuple[Unit, pd.DataFrame, dict[str, float]]]:
+        """Rows of trajectories, and the seconds that encoding and decoding took."""
+        for unit in units:
+            clock, seconds, pieces, count = Clock(self.codec.device), 0.0, [], len(self.frames)
+            times = frame_times(self.dataset, unit.trajectory, slice(None))
+            times = (times - times[0])[self.frames]
+            pictures = None
+            if draw is not None and unit == self.units[0]:
+                pictures = Pictures(self.fields, [f"time {t:.3g}" for t in times])
+            for first in range(0, count, self.plan.leads):
+                u = self._read(unit, first, min(first + self.plan.leads, count))
+                clock.lap()
+                v = self.codec.reconstruct(u, self.plan.states)[None]
+                seconds += clock.lap()
+                scores = {"truth": score_truth(u, self.grid)}
+                pieces.append({**scores, "autoencoder": score_states(u, v, self.grid)})
+                if pictures is not None:
+                    pictures.add(first, u, v)
+            if pictures is not None and draw is not None:
+                pictures.draw(draw, "reconstruction")
+            progress(1)
+            table = tables.unit_rows(pieces, unit, self.fields, self.frames, times)
+            yield unit, table, {"reconstruction": seconds, "states": count}
+
+    def finish(
+        self,
+        table: pd.DataFrame,
+        timings: dict[Unit, dict[str, float]],
+        folder: Path,
+        draw: bool,
+    ) -> Evaluation:
+        """Summary, tables and figures of all reconstructions with this setting."""
+        summary = {
+            "task": "autoencoder",
+            "setting": self.setting,
+            **tables.summarize(table, 1),
+            "settings": {**self.settings, "start": sorted({unit.start for unit in timings})},
+            "timing": summarize_timing(timings, self.codec.device),
+            "resources": asdict(self.resources),
+        }
+        files = write_tables(table, summary, folder)
+        if draw:
+            files += draw_tables(table, self.dataset.shape[1:], AXIS, folder)
+        text = tables.format_reconstruction(summary, table)
+        spectra = tables.mean_spectra(table)
+        return Evaluation(table, spectra, summary, text, list_files(folder, files))
+
+    def _read(self, unit: Unit, first: int, last: int) -> Tensor:
+        """The chosen frames first..last - 1, (C, t, *S), on the codec's device."""
+        pieces = [
+            self.dataset.read_trajectory(unit.trajectory, slice(k, k + 1))
+            for k in self.frames[first:last]
+        ]
+        return torch.cat(pieces, dim=1).to(self.codec.device)

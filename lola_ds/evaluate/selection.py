@@ -1,0 +1,125 @@
+"""Which forecasts of which data: choices checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..data import ShardDataset
+from ..emulate.emulator import Emulator
+from ..emulate.sampling import SAMPLERS
+from ..metrics import Grid
+from . import tables
+from .settings import Forecast
+
+__all__ = [
+    "check_forecast",
+    "choose_trajectories",
+    "frame_times",
+    "spread_trajectories",
+    "state_bytes",
+    "state_grid",
+    "trajectory_seed",
+]
+
+
+def spread_trajectories(dataset: ShardDataset, count: int) -> list[int]:
+    """`count` trajectories spread evenly over a dataset, so that each of its parts has a share.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if not 1 <= count <= dataset.trajectories:
+        raise ValueError(
+            f"trajectories={count}: the split holds {dataset.trajectories}; choose 1 to "
+            f"{dataset.trajectories}, or all"
+        )
+    return tables.evenly(dataset.trajectories, count)
+
+
+def choose_trajectories(
+    dataset: ShardDataset, trajectories: Sequence[int] | None, channels: int
+) -> list[int]:
+    """The trajectories to evaluate (None: all), of a dataset that holds what the model reads.
+
+    Raises:
+        ValueError: the dataset holds something else, or not these trajectories.
+    """
+    if dataset.kind != "fields" or dataset.shape[0] != channels:
+        raise ValueError(
+            f"the data holds {dataset.kind} with {dataset.shape[0]} channels, the model was made "
+            f"for {channels} physical fields; give data= the shards of `lola-ds shard`"
+        )
+    everything = range(dataset.trajectories)
+    chosen = list(dict.fromkeys(everything if trajectories is None else trajectories))
+    bad = [i for i in chosen if not 0 <= i < dataset.trajectories]
+    if bad or not chosen:
+        raise ValueError(
+            f"trajectories={bad or chosen}: the split holds trajectories 0 to "
+            f"{dataset.trajectories - 1}"
+        )
+    return chosen
+
+
+def check_forecast(
+    dataset: ShardDataset, chosen: Sequence[int], forecast: Forecast, emulator: Emulator
+) -> None:
+    """Refuses a forecast that the model cannot make or a trajectory cannot check.
+
+    Raises:
+        ValueError: says what is possible.
+    """
+    start, stride, known = max(forecast.starts), emulator.stride, forecast.context
+    for name, value, least in (
+        ("steps", forecast.steps, 1),
+        ("members", forecast.members, 1),
+        ("start", min(forecast.starts), 0),
+        ("sampling_steps", forecast.sampling_steps, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+    for name, value in (("context", known), ("overlap", forecast.overlap)):
+        if not 1 <= value < emulator.length:
+            raise ValueError(
+                f"{name}={value} must be between 1 and {emulator.length - 1}: the model's window "
+                f"has {emulator.length} states and must predict at least one"
+            )
+    if forecast.sampler not in SAMPLERS:
+        raise ValueError(f"sampler='{forecast.sampler}' is unknown; known: {', '.join(SAMPLERS)}")
+    shortest = min(int(dataset.frames[i]) for i in chosen)
+    last = start + (known + forecast.steps - 1) * stride
+    if last >= shortest:
+        most = (shortest - 1 - start) // stride - known + 1
+        fix = f"steps={most} or less" if most > 0 else "an earlier start= or a smaller context="
+        raise ValueError(
+            f"steps={forecast.steps} with context={known} and start={start} needs {last + 1} "
+            f"frames (states are {stride} frames apart), trajectories have {shortest}; choose {fix}"
+        )
+
+
+def trajectory_seed(seed: int, trajectory: int, start: int = 0) -> int:
+    """The seed of a forecast's noise, whichever others are evaluated, in whatever order."""
+    high, low = np.random.SeedSequence([seed, trajectory, start]).generate_state(2).tolist()
+    return (high >> 1) << 32 | low
+
+
+def frame_times(dataset: ShardDataset, trajectory: int, frames: slice) -> np.ndarray:
+    """Times of frames in the data's time unit, from the trajectory's metadata."""
+    time, count = dataset.meta(trajectory)["time"], int(dataset.frames[trajectory])
+    if "values" in time:
+        times = np.asarray(time["values"], np.float64)
+    else:
+        times = time["start"] + time["step"] * np.arange(count)
+    return times[frames]
+
+
+def state_grid(dataset: ShardDataset) -> Grid:
+    """The spatial axes of a dataset, all of whose trajectories share them."""
+    space = dataset.meta(0)["space"]
+    return Grid(dataset.shape[1:], [space.get(axis, {}).get("values") for axis in dataset.axes])
+
+
+def state_bytes(dataset: ShardDataset) -> int:
+    """Bytes of one state of all fields in float32."""
+    return 4 * int(np.prod(dataset.shape))
