@@ -103,17 +103,17 @@ def complete_config(name: str, config: Mapping[str, Any], path: Path) -> dict[st
 
     with WellFile(path) as file:
         described = [{"name": field, "rank": rank} for field, rank in file.fields]
-        codes = [code for sides in file.boundary(0).values() for code in sides]
-        periodic = BOUNDARY_CODES["PERIODIC"]
+        wraps = BOUNDARY_CODES["PERIODIC"]
+        periodic = [all(code == wraps for code in sides) for sides in file.boundary(0).values()]
         augment = ["random_axis_flip"]
         augment += ["random_axis_permute"] if len(set(file.shape)) == 1 else []
-        augment += ["random_axis_roll"] if periodic in codes else []
+        augment += ["random_axis_roll"] if any(periodic) else []
         found = {
             "name": name,
             "physics": [name],
             "include_filters": [],
             "dimensions": list(file.axes),
-            "periodic": all(code == periodic for code in codes),
+            "periodic": periodic[0] if len(set(periodic)) == 1 else periodic,
             "fields": list(channel_names(described, file.axes)),
             "transform": {},
             "stats": {},

@@ -28,6 +28,9 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   trajectory.length trajectory.stride trajectory.context.law
   fork.run=FOLDER                          start from these weights
   experiment=NAME                          a preset of configs/experiment/
+  'experiment=[SYSTEM,SPACE,TASK]'         a model of the paper: euler|rayleigh_benard|
+                                           gravity_cooling, c64|c16|c4|pixel, the task;
+  flavour=lola                             as its published code has it
 
 examples:
   lola-ds train task=autoencoder dataset=euler_periodic data=SHARDS run=runs/ae
