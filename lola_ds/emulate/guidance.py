@@ -13,9 +13,9 @@ so any sampler, and the same network, draws from :math:`p(x \mid y)`. With :math
 - ``mmps``, moment matching: :math:`p(y \mid x_t) \approx \mathcal{N}(A \hat{x}, s^2 I + A V
   A^\top)`, with the covariance :math:`V = \mathbb{V}[x \mid x_t] = \frac{\sigma_t^2}{\alpha_t}
   \nabla_{x_t} \hat{x}` that Tweedie's formula gives, never formed: a few iterations of a Krylov
-  solver apply the inverse. Exact for Gaussian data and linear operators. azula's code.
+  solver apply the inverse. Exact for Gaussian data and linear operators.
 - ``sda``, score-based: the covariance is a multiple of the identity, :math:`(s^2 + \gamma
-  \frac{\sigma_t^2}{\alpha_t^2 + \sigma_t^2}) I`, as if the data were white. One gradient a step.
+  \frac{\sigma_t^2}{\alpha_t^2 + \sigma_t^2}) I`, as if the data were white. Cheaper, and cruder.
 
 In a rollout, each window is guided by the observations of its unknown frames:
 
@@ -50,8 +50,7 @@ from typing import Any, Protocol
 
 import torch
 from azula.denoise import DiracPosterior
-from azula.guidance import MMPSDenoiser
-from azula.linalg.covariance import IsotropicCovariance
+from azula.linalg.solve import cg, gmres
 from azula.noise import Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -138,7 +137,8 @@ class Guidance:
         solver: of `mmps`: `gmres`, or `cg`, which needs the symmetric covariance that only an
             exact denoiser has.
         iterations: of the solver, each as costly as a gradient of the network and the decoder.
-        gamma: of `sda`: the coefficient of the variance, about the diagonal of A Aᵀ.
+        gamma: of `sda`: the coefficient of the variance. The diagonal of A Aᵀ for white data; the
+            more correlated data are, the more it takes to keep sampling from overshooting.
 
     Raises:
         ValueError: if an option is unknown or out of range.
@@ -150,7 +150,7 @@ class Guidance:
     units: str = "standardised"
     solver: str = "gmres"
     iterations: int = 1
-    gamma: float = 1.0
+    gamma: float = 10.0
 
     def __post_init__(self) -> None:
         known = {"method": METHODS, "units": UNITS, "solver": SOLVERS}
@@ -182,28 +182,6 @@ class Guidance:
             "units": self.units,
             **settings[self.method],
         }
-
-    def wrap(
-        self, denoiser: _AzulaDenoiser, y: Tensor, measure: Callable[[Tensor], Tensor]
-    ) -> _AzulaDenoiser:
-        """The denoiser of p(x | x_t, y).
-
-        Arguments:
-            denoiser: gives the mean of p(x | x_t).
-            y: observations of each window, with shape (B, D) or (1, D).
-            measure: A, from windows (B, C', L, *S') to (B, D).
-        """
-        if self.method == "sda":
-            return ScoreGuidedDenoiser(denoiser, y, measure, self.std, self.gamma)
-        noise = IsotropicCovariance(self.std**2)
-        return MMPSDenoiser(  # pyright: ignore[reportReturnType]
-            denoiser,  # pyright: ignore[reportArgumentType]
-            y,
-            measure,
-            noise,
-            self.solver,
-            self.iterations,
-        )
 
 
 def make_guidance(
@@ -323,31 +301,34 @@ class Guide:
             if not places:
                 return denoiser
             y = self.values[:, [seen[k] for k in places]].to(denoiser.x_obs).flatten(1)
-            return self.guidance.wrap(denoiser, y, lambda x: self._measure(x, places))
+            return GuidedDenoiser(denoiser, y, lambda x: self._measure(x, places), self.guidance)
 
         return wrap
 
     def _measure(self, x: Tensor, places: Sequence[int]) -> Tensor:
         """Measures frames of windows: (B, C', L, *S') -> (B, D)."""
         states = x[:, :, list(places)].transpose(1, 2).flatten(0, 1)
-        # Forward-mode derivatives, which `mmps` needs, exist for the plain form of attention only.
+        # The second derivatives that `mmps` takes exist for the plain form of attention only.
         with sdpa_kernel(SDPBackend.MATH):
             states = states if self.decode is None else self.decode(states)
             return self.guidance.operator(states).reshape(len(x), -1)
 
 
-class ScoreGuidedDenoiser(nn.Module):
-    r"""The denoiser of p(x | x_t, y) by score-based data assimilation.
+class GuidedDenoiser(nn.Module):
+    r"""The denoiser of p(x | x_t, y), for azula's samplers.
 
-    .. math:: \mathbb{E}[x \mid x_t, y] \approx \hat{x} - \frac{\sigma_t^2}{\alpha_t} \nabla_{x_t}
-        \frac{\| y - A(\hat{x}) \|^2}{2 (s^2 + \gamma \sigma_t^2 / (\alpha_t^2 + \sigma_t^2))}
+    .. math:: \mathbb{E}[x \mid x_t, y] \approx \hat{x} + V A^\top W (y - A(\hat{x})) \, ,
+        \qquad V = \frac{\sigma_t^2}{\alpha_t} \nabla_{x_t} \hat{x}
+
+    where :math:`A^\top` stands for the transposed Jacobian of a nonlinear :math:`A`. The weight is
+    :math:`W = (s^2 I + A V A^\top)^{-1}` for ``mmps`` and :math:`(s^2 + \gamma \sigma_t^2 /
+    (\alpha_t^2 + \sigma_t^2))^{-1} I` for ``sda``.
 
     Arguments:
         denoiser: gives the mean of p(x | x_t).
-        y: observations, with shape (B, D) or (1, D).
-        measure: A, from windows to (B, D).
-        std: the standard deviation s of the noise.
-        gamma: the coefficient of the variance.
+        y: observations of each window, with shape (B, D) or (1, D).
+        measure: A, from windows (B, C', L, *S') to (B, D).
+        guidance: the method and its options.
     """
 
     def __init__(
@@ -355,27 +336,55 @@ class ScoreGuidedDenoiser(nn.Module):
         denoiser: _AzulaDenoiser,
         y: Tensor,
         measure: Callable[[Tensor], Tensor],
-        std: float,
-        gamma: float = 1.0,
+        guidance: Guidance,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
-        self.y, self.measure = y, measure
-        self.std, self.gamma = std, gamma
+        self.y, self.measure, self.guidance = y, measure, guidance
 
     @torch.no_grad()
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
-        """The mean of p(x | x_t, y) for windows (B, C, L, *S) at a time ()."""
+        """The mean of p(x | x_t, y) for windows (B, C', L, *S') at a time ()."""
         alpha_t, sigma_t = (s.to(x_t.dtype) for s in self.schedule(t))
-        white = sigma_t.square() / (alpha_t.square() + sigma_t.square())
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
             x_hat = self.denoiser(x_t, t).mean
-            error = (self.y - self.measure(x_hat)).square().sum()
-            log_p = -error / (2 * (self.std**2 + self.gamma * white))
-            (score,) = torch.autograd.grad(log_p, x_t)
-        return DiracPosterior(mean=x_hat.detach() + sigma_t.square() / alpha_t * score)
+            x = x_hat.detach().requires_grad_()
+            y_hat = self.measure(x)
+        residual = (self.y - y_hat).detach()
+
+        def covariance(v: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(x_hat, x_t, v, retain_graph=True)
+            return sigma_t.square() / alpha_t * product
+
+        if self.guidance.method == "sda":
+            white = sigma_t.square() / (alpha_t.square() + sigma_t.square())
+            weighted = residual / (self.guidance.std**2 + self.guidance.gamma * white)
+        else:
+            weighted = self._solve(residual, x, y_hat, covariance)
+        (direction,) = torch.autograd.grad(y_hat, x, weighted)
+        return DiracPosterior(mean=x.detach() + covariance(direction))
+
+    def _solve(
+        self, residual: Tensor, x: Tensor, y_hat: Tensor, covariance: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Applies (s² I + A V Aᵀ)⁻¹ to residuals (B, D).
+
+        The Jacobian's product A v is the derivative of ⟨Aᵀ u, v⟩ by u: two backward passes, for
+        which every layer of a decoder has the rules, as it has not for forward-mode derivatives.
+        """
+        u = torch.zeros_like(residual).requires_grad_()
+        with torch.enable_grad():
+            (pulled,) = torch.autograd.grad(y_hat, x, u, create_graph=True)
+
+        def matrix(v: Tensor) -> Tensor:
+            (back,) = torch.autograd.grad(y_hat, x, v, retain_graph=True)
+            (there,) = torch.autograd.grad(pulled, u, covariance(back), retain_graph=True)
+            return self.guidance.std**2 * v + there
+
+        solve = {"gmres": gmres, "cg": cg}[self.guidance.solver]
+        return solve(A=matrix, b=residual, iterations=self.guidance.iterations)
 
 
 class _AzulaDenoiser(Protocol):
