@@ -5,8 +5,8 @@
 
 A job's batch script calls them around `srun`. `FOLDER/attempts.jsonl` holds one line per event:
 `submit`, `begin` and `end`. An attempt that began and never ended was ended by others: a node that
-failed, a preemption, `scancel`. Tries again after a stop on request, and after a failure as long as
-some attempt among the last `retries` has brought the training further.
+failed, a preemption, `scancel`. Tries again after a stop on request that has brought the training
+further, and after anything else as long as some attempt among the last `retries` has.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lola_ds.cli.common import fail
 from lola_ds.train.stop import EXIT_STOPPED
 
 from .address import find_address, find_port
 
 FILE = "attempts.jsonl"
+EXIT_MISTAKE = 2
+EXIT_LOST = 79
 REASONS = {
     0: "finished",
-    2: "a mistake in the configuration or the data; see the log of rank 0",
+    EXIT_MISTAKE: "a mistake in the configuration or the data; see the log of rank 0",
     EXIT_STOPPED: "stopped on request and saved",
-    79: "a rank failed or was lost; see the end of the job's output",
+    EXIT_LOST: "a rank failed or was lost; see the end of the job's output",
 }
 
 
@@ -46,10 +51,18 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.event == "begin":
         begin(args.folder)
-        job = int(os.environ.get("SLURM_JOB_ID", "0"))
-        print(f"{find_address(args.interface)}:{find_port(job)}")
+        try:
+            print(meeting_point(args.interface))
+        except ValueError as error:
+            end(args.folder, EXIT_MISTAKE, 0)
+            fail(str(error))
     else:
         raise SystemExit(end(args.folder, args.status, args.retries))
+
+
+def meeting_point(interface: str | None) -> str:
+    """`address:port` where the ranks of this job meet, on this node."""
+    return f"{find_address(interface)}:{find_port(int(os.environ.get('SLURM_JOB_ID', '0')))}"
 
 
 def record(folder: Path, event: str, **details: Any) -> None:
@@ -61,16 +74,22 @@ def record(folder: Path, event: str, **details: Any) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the diary, oldest first; none if there is no diary."""
-    path = folder / FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """All lines of the diary, oldest first; none if there is no diary.
+
+    A line that a dying node has left half written is passed over.
+    """
+    path, lines = folder / FILE, []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def begin(folder: Path) -> None:
     """Notes the start of an attempt, how long it waited, and the unexplained end of the last."""
     lines = read(folder)
     if lines and lines[-1]["event"] == "begin":
-        reason = "ended by others: node failure, preemption or scancel"
+        reason = "ended by others: node failure, time limit, preemption or scancel"
         record(folder, "end", job=lines[-1]["job"], status=None, reason=reason, step=_step(folder))
     waited = round(time.time() - lines[-1]["time"], 1) if lines else None
     record(
@@ -91,17 +110,22 @@ def end(folder: Path, status: int, retries: int) -> int:
     Arguments:
         folder: of the diary, in the run folder.
         status: of `srun`.
-        retries: attempts that may fail in a row without progress.
+        retries: attempts that may fail in a row without progress. A stop on request fails too if
+            no step was done: a limit that leaves no time for one would be met for ever.
 
     Returns:
         0 (finished), `EXIT_STOPPED` (another attempt), or `status` (failed for good).
     """
-    again = status == EXIT_STOPPED
-    if status not in (0, 2, EXIT_STOPPED):
-        again = fruitless(read(folder), _step(folder)) < retries
-    reason = REASONS.get(status, f"srun exited with {status}")
+    lines, step = read(folder), _step(folder)
+    further = [line["step"] for line in lines if line["event"] == "begin"][-1:] != [step]
+    again = status not in (0, EXIT_MISTAKE) and (
+        (status == EXIT_STOPPED and further) or fruitless(lines, step) < retries
+    )
     job = os.environ.get("SLURM_JOB_ID", "local")
-    record(folder, "end", job=job, status=status, reason=reason, step=_step(folder), again=again)
+    reason = _reason(status)
+    if status == EXIT_STOPPED and not again:
+        status, reason = EXIT_MISTAKE, "always stopped before a step; raise cluster.time"
+    record(folder, "end", job=job, status=status, reason=reason, step=step, again=again)
     return EXIT_STOPPED if again else status
 
 
@@ -118,6 +142,14 @@ def fruitless(lines: Sequence[dict[str, Any]], step: int) -> int:
             break
         count += 1
     return max(count - 1, 0)
+
+
+def _reason(status: int) -> str:
+    if status in REASONS:
+        return REASONS[status]
+    with suppress(ValueError):  # 128 + the number of a signal
+        return f"a process was killed by {signal.Signals(status - 128).name}"
+    return f"ended with status {status}"
 
 
 def _step(folder: Path) -> int:

@@ -46,13 +46,25 @@ class Task:
         """Notes the job that Slurm made of it, and this task's index in its array."""
         (self.diary / "job").write_text(f"{number} {index}\n")
 
-    def queued(self, queue: Mapping[str, Sequence[tuple[str, str]]]) -> str | None:
-        """The number of its job if that is in the queue (`slurm.queue`), waiting or running."""
-        try:
-            number, index = (self.diary / "job").read_text().split()
-        except OSError:
+    def queued(self, queue: Mapping[str, Sequence[tuple[str, str]]]) -> tuple[str, str] | None:
+        """Number and state of its job if that is in the queue (`slurm.queue`)."""
+        if (job := self._job()) is None:
             return None
-        return number if any(task in ("N/A", index) for task, _ in queue.get(number, ())) else None
+        number, index = job
+        states = [state for task, state in queue.get(number, ()) if task in ("N/A", index)]
+        return (number, states[0]) if states else None
+
+    def outputs(self) -> list[Path]:
+        """What its batch jobs said, oldest first; that of an array's task lies beside the array."""
+        found = list(self.diary.glob("job_*.out"))
+        if (job := self._job()) is not None:
+            found += self.folder.parent.glob(f"{FOLDER}/job_*_{job[1]}.out")
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
+    def _job(self) -> list[str] | None:
+        """Number and index that `note_job` wrote."""
+        path = self.diary / "job"
+        return path.read_text().split() if path.is_file() else None
 
 
 @dataclass(frozen=True)

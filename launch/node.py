@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,18 +34,17 @@ import psutil
 
 from lola_ds.train.stop import EXIT_STOPPED
 
-from .address import find_address, find_port
+from .attempt import EXIT_LOST, EXIT_MISTAKE, meeting_point
 from .lifeline import NAME, Lifeline, RankState
 from .rank import GPUS, LOGS
 
-EXIT_MISTAKE = 2
-EXIT_LOST = 79
 MASTER = "LOLA_MASTER"
 """Environment variable with `address:port` of the first node."""
 
 FAREWELL = 3.0  # seconds for the other ranks to say their own error once one has failed
 GRACE = 25.0  # seconds after SIGTERM; Slurm's SIGKILL follows it after 30
 PATIENCE = 10.0  # seconds for DeepSpeed's launcher to notice that all its ranks are done
+COMPANY = 20.0  # seconds for other nodes to find the mistake that this one has found
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,7 +88,9 @@ class Node:
                 self._wait(launcher)
             finally:
                 _kill_group(launcher)
-        code = verdict(self.lifeline.ranks.values(), self.expected)
+            code = verdict(self.lifeline.ranks.values(), self.expected)
+            if code == EXIT_MISTAKE and _nodes() > 1:
+                self._wait_for_company()
         if code == EXIT_LOST:
             self._explain(launcher.returncode)
         return code
@@ -143,6 +145,12 @@ class Node:
         for _ in range(10):  # last words that were on their way
             self.lifeline.hear(0.05)
 
+    def _wait_for_company(self) -> None:
+        """Lets the other nodes end by themselves: `srun` ends them all when this one has failed."""
+        end = time.monotonic() + COMPANY
+        while self.asked is None and time.monotonic() < end:
+            time.sleep(0.2)
+
     def _explain(self, launcher_code: int | None) -> None:
         """Says which ranks are to blame, with the end of their logs."""
         ranks = self.lifeline.ranks.values()
@@ -179,22 +187,26 @@ def deepspeed_command(folder: Path, ranks: int, words: Sequence[str]) -> list[st
         ranks: on each node.
         words: for the training.
     """
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     hosts = folder / "hostfile"
-    hosts.write_text("".join(f"node{i} slots={ranks}\n" for i in range(nodes)))
-    address, _, port = os.environ.get(MASTER, "").rpartition(":")
+    hosts.write_text("".join(f"node{i} slots={ranks}\n" for i in range(_nodes())))
+    address, _, port = (os.environ.get(MASTER) or meeting_point(None)).rpartition(":")
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return [
-        str(Path(sys.executable).with_name("deepspeed")),
+        shutil.which("deepspeed", path=beside) or "deepspeed",
         f"--hostfile={hosts}",
         "--no_ssh",
         f"--node_rank={os.environ.get('SLURM_NODEID', '0')}",
-        f"--master_addr={address or find_address()}",
-        f"--master_port={port or find_port()}",
+        f"--master_addr={address}",
+        f"--master_port={port}",
         "--log_level=error",
         "--module",
         "launch.rank",
         *words,
     ]
+
+
+def _nodes() -> int:
+    return int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
 
 
 def _forward(state: RankState, number: signal.Signals) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from lola_ds.train.stop import EXIT_STOPPED
+
 from . import attempt
 from .job import FOLDER, Task
 
@@ -68,8 +70,9 @@ def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Ru
     done = step * train["batch_size"] if train else 0
     lines = attempt.read(folder / FOLDER)
     state = _state(folder, lines, queue, bool(total) and done >= total)
-    troubled = state in ("failed", "lost", "queued") or state.startswith("waiting")
     attempts = sum(line["event"] == "begin" for line in lines)
+    ends = [line["status"] for line in lines if line["event"] == "end"]
+    troubled = state in ("failed", "lost") or ends[-1:] not in ([], [0], [EXIT_STOPPED])
     error = last_error(folder) if troubled and attempts else ""
     return Run(folder, state, done, total, speed, attempts, error)
 
@@ -94,8 +97,8 @@ def table(runs: Sequence[Run], root: Path) -> str:
 
 def last_error(folder: Path) -> str:
     """The last line that speaks of an error, in the ranks' logs or else the jobs' output."""
-    for pattern in ("logs/rank_*.log", f"{FOLDER}/job_*.out"):
-        files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    logs = sorted(folder.glob("logs/rank_*.log"), key=lambda path: path.stat().st_mtime)
+    for files in (logs, Task(folder, ()).outputs()):
         for path in reversed(files):
             for line in reversed(tail(path, 200)):
                 if found := _ERROR.search(line):
@@ -129,9 +132,8 @@ def _state(
     queue: Mapping[str, Sequence[tuple[str, str]]],
     complete: bool,
 ) -> str:
-    if job := Task(folder, ()).queued(queue):
-        states = {state for _, state in queue[job]}
-        return "running" if "RUNNING" in states else "queued"
+    if found := Task(folder, ()).queued(queue):
+        return "queued" if found[1] == "PENDING" else found[1].lower()
     last = lines[-1] if lines else {"event": None}
     if last["event"] == "begin":
         return "running" if _alive(last) else "lost"

@@ -31,8 +31,8 @@ def render(job: Job, cluster: Mapping[str, Any], directory: Path) -> str:
     parts = [
         ["#!/usr/bin/env bash", f"# {job.name}: lola-ds {job.command}, by lola-ds submit"],
         [f"#SBATCH {text}" for text in directives(job, cluster, directory)],
-        ["# shellcheck disable=SC2016  # words are meant as they stand", "set -uo pipefail"],
-        [f"module load {shlex.quote(name)}" for name in cluster["modules"]],
+        ["# shellcheck disable=SC2016  # words are meant as they stand", "set -u"],
+        list(_modules(cluster["modules"])),
         [f"export {k}={shlex.quote(v)}" for k, v in job_environment(job, cluster).items()],
         list(_tasks(job.tasks)),
         list(_body(job, cluster)),
@@ -47,7 +47,7 @@ def directives(job: Job, cluster: Mapping[str, Any], directory: Path) -> Iterato
         if cluster[key] is not None:
             yield f"--{key}={_name(f'cluster.{key}', cluster[key])}"
     if len(job.tasks) > 1:
-        yield f"--array=0-{len(job.tasks) - 1}"
+        yield f"--array=0-{len(job.tasks) - 1}" + limit(cluster)
     yield f"--nodes={job.nodes}"
     yield "--ntasks-per-node=1"
     yield from _gpus(job, cluster)
@@ -66,6 +66,15 @@ def directives(job: Job, cluster: Mapping[str, Any], directory: Path) -> Iterato
         f'{folder[:-1]}/job_{number}.out"' if folder[-1] == '"' else f"{folder}/job_{number}.out"
     )
     yield f"--output={output}"
+    for option in cluster["options"]:
+        if not re.match(r"--[a-z]", option):
+            raise ValueError(f"cluster.options: '{option}' is no option such as --reservation=NAME")
+        yield _directive("cluster.options", option)
+
+
+def limit(cluster: Mapping[str, Any]) -> str:
+    """What follows the tasks of an array: how many of them may run at a time."""
+    return "" if cluster["at_once"] is None else f"%{cluster['at_once']}"
 
 
 def job_environment(job: Job, cluster: Mapping[str, Any]) -> dict[str, str]:
@@ -94,6 +103,16 @@ def _gpus(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
         yield f"--gpus-per-node={kind}{job.gpus}"
     elif job.gpus and cluster["gpu_request"] == "gres":
         yield f"--gres=gpu:{kind}{job.gpus}"
+
+
+def _modules(names: Sequence[str]) -> Iterator[str]:
+    """Modules as in a login shell; their functions read variables that are not set."""
+    if names:
+        yield "set +u"
+        yield "# shellcheck disable=SC1091"
+        yield "command -v module > /dev/null || source /etc/profile"
+        yield from (f"module load {shlex.quote(name)} || exit" for name in names)
+        yield "set -u"
 
 
 def _cpus(job: Job, cluster: Mapping[str, Any]) -> int:
@@ -138,7 +157,7 @@ def _body(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
         program = f'{python} -m lola_ds.cli.main {job.command} "${{words[@]}}"'
     yield (
         f"srun --nodes={job.nodes} --ntasks-per-node=1 --cpus-per-task={_cpus(job, cluster)} "
-        f"--kill-on-bad-exit=1{options} \\"
+        f"--kill-on-bad-exit=1 --export=ALL{options} \\"
     )
     yield f"  {inside}{program}"
     yield (
@@ -147,8 +166,8 @@ def _body(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "status=$?"
     yield 'if [ "$status" -eq 75 ]; then  # not finished, and worth another attempt'
-    yield '  scontrol requeue "$SLURM_JOB_ID"'
-    yield "  exit 0"
+    yield '  scontrol requeue "$SLURM_JOB_ID" && exit 0'
+    yield '  echo "lola-ds: Slurm does not requeue this job; submit it again to go on" >&2'
     yield "fi"
     yield 'exit "$status"'
 
@@ -165,7 +184,8 @@ def _container(cluster: Mapping[str, Any]) -> tuple[str, str, str]:
         return prefix, "", prefix
     mount = f" --container-mounts={mounts}" if cluster["mounts"] else ""
     options = f' --container-image={image}{mount} --container-workdir="$PWD"'
-    once = f'srun --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME"{options} '
+    first = '--overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --export=ALL'
+    once = f"srun {first}{options} "
     return once, options, ""
 
 

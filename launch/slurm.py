@@ -1,12 +1,16 @@
-"""The three things asked of Slurm: take a job, say what is queued, cancel."""
+"""What is asked of Slurm: to take a job, and to say what is queued."""
 
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+_CLIENT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+"""Variables that tell Slurm's commands where it is, and not about a job."""
 
 
 def available() -> bool:
@@ -14,13 +18,13 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def submit(script: Path, after: Sequence[str] = (), tasks: Sequence[int] | None = None) -> str:
+def submit(script: Path, after: Sequence[str] = (), tasks: str | None = None) -> str:
     """Submits a script; returns the job's number.
 
     Arguments:
         script: the batch script.
         after: numbers of jobs that must succeed first; if one fails, this job is cancelled.
-        tasks: of its array, if not all.
+        tasks: of its array, such as `1,3-5`, if not all.
 
     Raises:
         FileNotFoundError: there is no sbatch here.
@@ -34,10 +38,11 @@ def submit(script: Path, after: Sequence[str] = (), tasks: Sequence[int] | None 
     if after:
         options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     if tasks is not None:
-        options.append(f"--array={','.join(map(str, tasks))}")
-    done = subprocess.run(
-        ["sbatch", *options, str(script)], capture_output=True, text=True, check=False
-    )
+        options.append(f"--array={tasks}")
+    # Inside another job, its own resources would be taken for those of the new one.
+    env = {k: v for k, v in os.environ.items() if k in _CLIENT or not k.startswith("SLURM")}
+    words = ["sbatch", *options, str(script)]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise ValueError(f"Slurm refused {script}: {done.stderr.strip()}")
     return done.stdout.strip().split(";")[0]  # "number;cluster" where clusters are federated

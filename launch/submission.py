@@ -11,7 +11,7 @@ from typing import Any
 from . import local, slurm
 from .job import Job
 from .plan import Link
-from .script import render
+from .script import limit, render
 
 SCRIPT = "job.sh"
 
@@ -46,7 +46,7 @@ def submit(
         job = link.job
         after = [number for need in link.needs for number in active.get(need, ())]
         queued = {i: task.queued(queue) for i, task in enumerate(job.tasks)}
-        waiting = sorted({number for number in queued.values() if number is not None})
+        waiting = sorted({found[0] for found in queued.values() if found is not None})
         again = bool(after)  # what it needs is made anew, so it is too
         todo = [
             i
@@ -54,7 +54,8 @@ def submit(
             if queued[i] is None and (again or not task.done())
         ]
         if waiting:
-            say(f"{job.name}: in the queue as job {', '.join(waiting)}")
+            states = ", ".join(sorted({found[1] for found in queued.values() if found is not None}))
+            say(f"{job.name}: in the queue as job {', '.join(waiting)} ({states})")
         active[job.name] = waiting
         if todo:
             number = _submit_job(job, cluster, after, todo)
@@ -103,7 +104,8 @@ def _submit_job(
     script = _write_script(job, cluster)
     for i in todo:
         job.tasks[i].note_submission()
-    number = slurm.submit(script, after, todo if len(todo) < len(job.tasks) else None)
+    some = f"{','.join(map(str, todo))}{limit(cluster)}" if len(todo) < len(job.tasks) else None
+    number = slurm.submit(script, after, some)
     for i in todo:
         job.tasks[i].note_job(number, i)
     return number

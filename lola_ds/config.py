@@ -24,6 +24,10 @@ TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 """Each task and the configuration group of its network."""
 
 
+_TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
+"""Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""
+
+
 @dataclass
 class Stats:
     mean: list[float] = MISSING
@@ -172,6 +176,8 @@ class Cluster:
     runs: str | None = None
     data: str | None = None
     cache: str = "/tmp"
+    at_once: int | None = None
+    options: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -225,9 +231,16 @@ def compose_submission(overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_explain(error)) from error
     _choice(plain, "cluster.gpu_request", ("gpus-per-node", "gres", "none"))
     _choice(plain, "cluster.signal", ("USR1", "USR2", "TERM"))
-    for key in ("compute.nodes", "compute.gpus", "cluster.cpus_per_gpu", "cluster.warning"):
-        if _get(plain, key) < 1:
-            raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
+    counts = ("cpus_per_gpu", "warning", "at_once")
+    for key in ("compute.nodes", "compute.gpus", *(f"cluster.{name}" for name in counts)):
+        if (count := _get(plain, key)) is not None and count < 1:
+            raise ValueError(f"{key}={count} must be at least 1")
+    time = _get(plain, "cluster.time")
+    if not re.fullmatch(_TIME, time):
+        raise ValueError(
+            f"cluster.time={time}: write hours:minutes:seconds or days-hours, in quotes in a file "
+            "(YAML takes 12:00:00 for a number)"
+        )
     if plain["cluster"]["container"] is not None:
         _choice(plain, "cluster.container", ("apptainer", "pyxis"))
         if plain["cluster"]["image"] is None:

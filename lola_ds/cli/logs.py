@@ -45,13 +45,15 @@ def _find(run: Path, rank: int, job: bool) -> Path:
         FileNotFoundError: there is none; the message says which there are.
     """
     if job:
-        files = sorted(run.glob("launch/job_*.out"), key=lambda path: path.stat().st_mtime)
+        from launch.job import Task
+
+        files = Task(run.absolute(), ()).outputs()
         if not files:
             raise FileNotFoundError(f"{run}/launch holds no output of a job")
         return files[-1]
     path = run / "logs" / f"rank_{rank:05d}.log"
     if not path.is_file():
         known = [int(file.stem.removeprefix("rank_")) for file in run.glob("logs/rank_*.log")]
-        there = f"ranks there: {', '.join(map(str, sorted(known)))}" if known else "no logs there"
+        there = f"ranks there: {', '.join(map(str, sorted(known)))}" if known else "try --job"
         raise FileNotFoundError(f"{path} is missing ({there})")
     return path

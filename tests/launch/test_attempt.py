@@ -61,6 +61,41 @@ def test_progress_earns_new_attempts(folder) -> None:
     assert attempt.end(folder, 79, retries=1) == 79
 
 
+def test_a_stop_that_leaves_no_time_for_a_step_is_no_progress(folder) -> None:
+    codes = []
+    for step in (10, 20, 20, 20):
+        attempt.begin(folder)
+        reach(folder, step)
+        codes.append(attempt.end(folder, 75, retries=1))
+    assert codes == [75, 75, 75, 2]
+    assert "cluster.time" in attempt.read(folder)[-1]["reason"]
+
+
+def test_no_place_to_meet_is_a_mistake(folder, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        attempt.main(["begin", str(folder), "--interface", "ib9"])
+    assert exit_info.value.code == 2
+    assert "cluster.interface=ib9 has no IPv4 address" in capsys.readouterr().err
+    assert attempt.read(folder)[-1]["status"] == 2
+
+
+def test_half_a_line_is_passed_over(folder) -> None:
+    attempt.begin(folder)
+    with (folder / attempt.FILE).open("a") as file:
+        file.write('{"event": "en\n')
+    attempt.begin(folder)
+    assert [line["event"] for line in attempt.read(folder)] == ["begin", "end", "begin"]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(137, "killed by SIGKILL"), (3, "ended with status")]
+)
+def test_reasons(folder, status: int, reason: str) -> None:
+    attempt.begin(folder)
+    attempt.end(folder, status, 0)
+    assert reason in attempt.read(folder)[-1]["reason"]
+
+
 def test_an_attempt_without_an_end_is_explained(folder) -> None:
     attempt.begin(folder)
     attempt.begin(folder)

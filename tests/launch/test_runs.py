@@ -62,7 +62,8 @@ def test_queue_decides(tmp_path: Path) -> None:
     run = read_run(folder, {"7": [("1", "RUNNING")]})
     assert run.state == "running"
     assert run.left == (400 - 240) / 4
-    assert read_run(folder, {"7": [("1", "PENDING")]}).state == "queued"
+    queue = {"7": [("0", "RUNNING"), ("1", "PENDING")]}
+    assert read_run(folder, queue).state == "queued"
 
 
 def test_table_and_error(tmp_path: Path) -> None:
@@ -101,3 +102,18 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         logs.main([str(run), "--rank", "2"])
     with pytest.raises(FileNotFoundError, match="no output of a job"):
         logs.main([str(run), "--job"])
+
+
+def test_output_of_an_array_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [Task(tmp_path / name, ("a=b",)) for name in ("x", "y")]
+    (tmp_path / "launch").mkdir()
+    for index, task in enumerate(tasks):
+        for event, details in (SUBMIT, BEGIN, ("end", END | {"status": 1})):
+            attempt.record(task.diary, event, **details)
+        task.note_job("7", index)
+        (tmp_path / "launch" / f"job_7_{index}.out").write_text(f"ValueError: {index}\n")
+    assert read_run(tasks[1].folder, {}).error == "ValueError: 1"
+    logs.main([str(tasks[1].folder), "--job"])
+    assert "ValueError: 1" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="try --job"):
+        logs.main([str(tasks[1].folder)])

@@ -48,6 +48,7 @@ CLUSTERS = [
         "cluster.image='nvcr.io#a:1'",
         "cluster.interface=ib0",
     ],
+    ["cluster.options=[--exclusive,'--comment=a \"b\"']", "cluster.at_once=2"],
 ]
 
 
@@ -87,6 +88,25 @@ def test_slurm_names_hold_no_code(key: str, value: str) -> None:
         render(job("a=b"), {**cluster(), key: value}, Path("/tmp"))
 
 
+@pytest.mark.parametrize("option", ["-A x", "x; reboot", "--a\nreboot", "#SBATCH --x", ""])
+def test_options_hold_no_code(option: str) -> None:
+    with pytest.raises(ValueError, match=r"cluster\.options"):
+        render(job("a=b"), {**cluster(), "options": [option]}, Path("/tmp"))
+
+
+def test_modules_hold_no_code(tmp_path: Path) -> None:
+    """They are loaded as written, or the job ends; their functions may read unset variables."""
+    names = ["gcc/12.2", "a; touch code", "$(touch code)"]
+    script = render(job("a=b"), {**cluster(), "modules": names}, tmp_path)
+    lines = script[script.index("set -u") : script.index("export OMP")]
+    module = 'module() { echo "$UNSET$*" >> loaded; [ "$2" != missing ]; }\n'
+    subprocess.run(["bash", "-c", module + lines], cwd=tmp_path, check=True)
+    assert (tmp_path / "loaded").read_text().splitlines() == [f"load {name}" for name in names]
+    lines = lines.replace("gcc/12.2", "missing")
+    assert subprocess.run(["bash", "-c", module + lines], cwd=tmp_path, check=False).returncode == 1
+    assert not (tmp_path / "code").exists()
+
+
 def test_variables_and_paths_hold_no_code() -> None:
     with pytest.raises(ValueError, match="no name of a variable"):
         render(job("a=b"), {**cluster(), "environment": {"A;reboot": "1"}}, Path("/tmp"))
@@ -121,6 +141,7 @@ def test_array_has_a_folder_and_words_for_each_task() -> None:
         assert f"seed={config.seed}" in config.run
     script = render(link.job, cluster(), Path("/tmp"))
     assert "#SBATCH --array=0-3\n" in script
+    assert "#SBATCH --array=0-3%2\n" in render(link.job, cluster("cluster.at_once=2"), Path("/tmp"))
 
 
 def test_commas_in_brackets_are_no_sweep() -> None:
@@ -150,6 +171,13 @@ def test_what_the_job_would_refuse_is_refused_now() -> None:
         plan([*WORDS, "run=a", "optim.lr=1"])
     with pytest.raises(ValueError, match=r"unknown key 'cluster\.acount'"):
         plan([*WORDS, "run=a", "cluster.acount=x"])
+    for time in ("43200", "12h", "1:2:3:4", "12:0"):
+        with pytest.raises(ValueError, match=f"cluster.time={time}: write hours:minutes:seconds"):
+            plan([*WORDS, "run=a", f"cluster.time={time}"])
+    for time in ("12:00:00", "90:00", "1-12", "2-00:30", "2-00:30:00"):
+        plan([*WORDS, "run=a", f"cluster.time={time}"])
+    with pytest.raises(ValueError, match=r"cluster\.at_once=0"):
+        plan([*WORDS, "run=a", "cluster.at_once=0"])
 
 
 def test_pipeline_links_in_order(tmp_path: Path) -> None:
