@@ -1,0 +1,150 @@
+"""Fused operations: Triton where it runs and wins, plain torch elsewhere.
+
+Each function here takes what its namesake in `reference` takes and gives the same values, with
+gradients, up to the rounding of the dtype. `dispatch` chooses; the kernels' files import Triton and
+are opened only when it is chosen. Every kernel is a torch operator (`lola_ds::…`), so compiled
+graphs, activation checkpointing and every ZeRO stage take it as they take torch's own.
+
+| function | where |
+|---|---|
+| `qk_norm_rope` | queries and keys of every transformer block |
+| `modulate` | before every block of a transformer |
+| `gated_residual` | after every block of a transformer |
+| `silu_dropout` | feed-forward layers |
+| `channel_norm` | convolutional autoencoders |
+| `denoising_loss` | the objective of diffusion |
+| `ema` | the weights' moving averages |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .dispatch import get_kernels, set_kernels, use_triton
+
+__all__ = [
+    "channel_norm",
+    "denoising_loss",
+    "ema",
+    "gated_residual",
+    "get_kernels",
+    "modulate",
+    "qk_norm_rope",
+    "set_kernels",
+    "silu_dropout",
+]
+
+
+def _first(*reasons: tuple[bool, str]) -> str | None:
+    """The first reason that holds."""
+    return next((text for holds, text in reasons if holds), None)
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    coordinates: Tensor | None = None,
+    theta: Tensor | None = None,
+    norm: bool = True,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalises and rotates queries and keys; see `reference.qk_norm_rope`."""
+    refusal = _first(
+        (qkv.shape[-1] > 256, f"heads of {qkv.shape[-1]} > 256 channels"),
+        (not norm and theta is None, "nothing to normalise or rotate"),
+        (theta is not None and theta.dtype != torch.float32, "theta is not float32"),
+    )
+    if use_triton("qk_norm_rope", qkv, refusal):
+        from . import rotary
+
+        return rotary.qk_norm_rope(qkv, coordinates, theta, norm, eps)
+    return reference.qk_norm_rope(qkv, coordinates, theta, norm, eps)
+
+
+def modulate(
+    x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Normalises, scales and shifts tokens; see `reference.modulate`."""
+    if use_triton("modulate", x, _first((x.shape[-1] > 8192, "more than 8192 channels"))):
+        from . import norm
+
+        return norm.modulate(x, a, b, dtype, eps)
+    return reference.modulate(x, a, b, dtype, eps)
+
+
+def gated_residual(
+    x: Tensor, y: Tensor, c: Tensor, skip: Tensor | None = None, d: Tensor | None = None
+) -> Tensor:
+    """Adds a gated branch and a gated skip input; see `reference.gated_residual`."""
+    if use_triton("gated_residual", x):
+        from . import residual
+
+        return residual.gated_residual(x, y, c, skip, d)
+    return reference.gated_residual(x, y, c, skip, d)
+
+
+def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """SiLU, then dropout with rate `p` in training.
+
+    The two sides draw different masks. Without dropout nothing is gained over torch's own SiLU.
+    """
+    if not training or p == 0:
+        return F.silu(x)
+    if use_triton("silu_dropout", x, _first((p > 0.99, "a rate above 0.99"))):
+        from . import activation
+
+        return activation.silu_dropout(x, p)
+    return F.dropout(F.silu(x), p)
+
+
+def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Normalises fields over channels; see `reference.channel_norm`."""
+    refusal = _first(
+        (x.shape[1] > 8192, "more than 8192 channels"),
+        (not x.movedim(1, -1).is_contiguous(), "channels are not last in memory"),
+    )
+    if use_triton("channel_norm", x, refusal):
+        from . import norm
+
+        return norm.channel_norm(x, eps)
+    return reference.channel_norm(x, eps)
+
+
+def denoising_loss(
+    output: Tensor,
+    x: Tensor,
+    noise: Tensor,
+    mask: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    known: bool = True,
+) -> Tensor:
+    """The error of a denoising network; see `reference.denoising_loss`."""
+    refusal = _first(
+        (x.dtype != torch.float32, "windows are not float32"),
+        (mask.numel() != x.shape[0] * x.shape[2], "the mask is not one flag a frame"),
+    )
+    if use_triton("denoising_loss", output, refusal):
+        from . import denoising
+
+        return denoising.denoising_loss(output, x, noise, mask, alpha, sigma, known)
+    return reference.denoising_loss(output, x, noise, mask, alpha, sigma, known)
+
+
+def ema(
+    averages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], decays: Sequence[float]
+) -> None:
+    """Moves averages towards weights, in place; see `reference.ema`."""
+    if not weights:
+        return
+    refusal = _first((len(decays) == 1, "torch's own is as quick for one average"))
+    if use_triton("ema", weights[0], refusal):
+        from . import averages as kernel
+
+        kernel.ema(averages, weights, decays)
+    else:
+        reference.ema(averages, weights, decays)

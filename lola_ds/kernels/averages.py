@@ -1,0 +1,66 @@
+r"""Moving averages of many tensors, several half-lives at once, in one launch.
+
+.. math:: a_k \leftarrow a_k + (1 - d_k) (w - a_k)
+
+The weights are read once for all averages: 4 (1 + 2 K) bytes a weight for K of them, where torch's
+multi-tensor operation, one average after another, moves 12 K. The kernel finds tensors through a
+table of their addresses.
+"""
+
+# Triton types a launch as a call of the kernel, its sizes as constants of the kernel's own type.
+# pyright: reportArgumentType=false, reportReturnType=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportUnboundVariable=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, PROGRAMS = 4096, 64
+"""Elements of a program's step, and the programs of each tensor."""
+
+
+@triton.jit
+def _kernel(table, gains, BLOCK: tl.constexpr, AVERAGES: tl.constexpr):
+    row = table + tl.program_id(0) * (AVERAGES + 2)
+    size = tl.load(row)
+    weights = tl.load(row + 1).to(tl.pointer_type(tl.float32))
+    lane = tl.arange(0, BLOCK)
+    for start in range(tl.program_id(1) * BLOCK, size, tl.num_programs(1) * BLOCK):
+        place = start + lane
+        w = tl.load(weights + place, mask=place < size)
+        for k in tl.static_range(AVERAGES):
+            average = tl.load(row + 2 + k).to(tl.pointer_type(tl.float32)) + place
+            a = tl.load(average, mask=place < size)
+            tl.store(average, a + tl.load(gains + k) * (w - a), mask=place < size)
+
+
+def ema(
+    averages: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], decays: Sequence[float]
+) -> None:
+    """As `reference.ema`, by the kernel; all tensors contiguous, float32, on one device.
+
+    Raises:
+        ValueError: a tensor of another dtype, or one that is not contiguous.
+    """
+    for tensor in (*weights, *(a for average in averages for a in average)):
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(
+                f"ema takes contiguous float32 tensors, not {tensor.dtype} with strides "
+                f"{tensor.stride()}"
+            )
+    rows = [
+        [w.numel(), w.data_ptr(), *(average[i].data_ptr() for average in averages)]
+        for i, w in enumerate(weights)
+    ]
+    device = weights[0].device
+    gains = torch.tensor([1.0 - d for d in decays], dtype=torch.float32, device=device)
+    table = torch.tensor(rows, dtype=torch.int64, device=device)
+    longest = max(w.numel() for w in weights)
+    programs = min(PROGRAMS, triton.cdiv(longest, BLOCK))
+    _kernel[len(weights), programs](table, gains, BLOCK=BLOCK, AVERAGES=len(decays))

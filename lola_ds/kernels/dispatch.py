@@ -1,0 +1,89 @@
+"""Chooses between plain torch and Triton, once for the process, and says what it chose.
+
+A kernel's wrapper describes its tensors with a `Case` and asks `use_triton`. In mode `auto` Triton
+runs wherever it can: on a GPU, in float32, bfloat16 or float16, for shapes that fit its registers.
+Mode `torch` never takes it. Mode `triton` takes it or refuses aloud, and also runs on a CPU when
+Triton's interpreter is on (`TRITON_INTERPRET=1` before the first import of triton), which is how
+the kernels are tested where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+MODES = ("auto", "torch", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_log = logging.getLogger("lola_ds.kernels")
+_state = {"mode": "auto"}
+_said: set[tuple[object, ...]] = set()
+
+
+def set_kernels(mode: str) -> None:
+    """Chooses the mode for the process; modules compiled before keep what they were compiled with.
+
+    Raises:
+        ValueError: an unknown mode, or `triton` where it cannot be imported.
+    """
+    if mode not in MODES:
+        raise ValueError(f"kernels={mode} is unknown; choose one of {', '.join(MODES)}")
+    if mode == "triton":
+        try:
+            import triton  # noqa: F401
+        except ImportError as error:
+            raise ValueError("kernels=triton needs the package triton; kernels=auto") from error
+    _state["mode"] = mode
+    _said.clear()
+
+
+def get_kernels() -> str:
+    """The mode of the process."""
+    return _state["mode"]
+
+
+def use_triton(kernel: str, x: Tensor, refusal: str | None = None) -> bool:
+    """Whether a kernel runs in Triton on tensors like `x`.
+
+    Arguments:
+        kernel: its name, for the log.
+        x: the tensor whose device and dtype decide.
+        refusal: why its shape, or its neighbours, do not suit the kernel; None if they do.
+
+    Raises:
+        ValueError: mode `triton` where the kernel cannot run.
+    """
+    return _decide(kernel, x.device.type, x.dtype, refusal)
+
+
+@torch.compiler.assume_constant_result
+def _decide(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> bool:
+    mode = _state["mode"]
+    if mode == "torch":
+        return False
+    if refusal is None and dtype not in DTYPES:
+        refusal = f"{dtype} is not one of float32, bfloat16, float16"
+    if refusal is None and device != "cuda" and not (mode == "triton" and interpreted()):
+        refusal = f"tensors lie on {device} and Triton's interpreter (TRITON_INTERPRET=1) is off"
+    if refusal is not None and mode == "triton":
+        raise ValueError(f"kernels=triton, but {kernel} cannot run: {refusal}; choose kernels=auto")
+    _say(kernel, device, dtype, refusal)
+    return refusal is None
+
+
+def _say(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> None:
+    choice = (kernel, device, dtype, refusal)
+    if choice in _said:
+        return
+    _said.add(choice)
+    where = f"{str(dtype).removeprefix('torch.')} on {device}"
+    taken = "triton" if refusal is None else f"torch ({refusal})"
+    _log.info("%s, %s: %s", kernel, where, taken)
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")

@@ -1,0 +1,267 @@
+"""Every kernel against its reference in float64: values and gradients.
+
+On a GPU where there is one, else in Triton's interpreter (`tests/conftest.py`). Outputs are
+poisoned: with deterministic algorithms on, torch fills what it does not initialise with NaN, and a
+place that a kernel misses fails every comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from lola_ds.kernels import (
+    activation,
+    averages,
+    denoising,
+    norm,
+    reference,
+    residual,
+    rotary,
+)
+
+ROUNDING = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+"""The distance from one to the next number."""
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_device("cpu")
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def assert_rounded(y: Tensor, exact: Tensor, slack: float = 0.0) -> None:
+    """Within 2 units in the last place of the float64 result in the dtype of `y`.
+
+    In float32, sums and transcendental functions of inputs of order one add their own rounding:
+    16 units of the largest value; `slack` adds as many for gradients through half-width outputs.
+    """
+    assert y.shape == exact.shape
+    assert not y.isnan().any()
+    unit = ROUNDING[y.dtype]
+    rounded = exact.to(y.dtype).double()
+    ulp = unit * 2.0 ** rounded.abs().clamp(min=1e-3).log2().floor()
+    wide = max(ROUNDING[torch.float32] * 16, slack * unit) * float(exact.abs().max())
+    excess = (y.double() - rounded).abs() - 2 * ulp - wide
+    assert excess.max() <= 0, f"off by {excess.max():.3g} more than allowed"
+
+
+def compare(
+    kernel: Callable[..., Tensor | tuple[Tensor, ...]],
+    truth: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    trained: Sequence[int],
+    slack: float = 4.0,
+) -> None:
+    """Values to 2 units in the last place, and the gradients of the inputs numbered `trained`."""
+    results = []
+    for function, wide in ((kernel, False), (truth, True)):
+        own = [
+            x.double() if wide and x is not None and x.is_floating_point() else x for x in inputs
+        ]
+        for i in trained:
+            own[i] = own[i].detach().requires_grad_()
+        outputs = function(*own)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.manual_seed(1)
+        grads = [torch.randn(y.shape) for y in outputs]
+        if not wide:
+            kinds = [y.dtype for y in outputs]
+        grads = [
+            g.to(kind).double() if wide else g.to(kind)
+            for g, kind in zip(grads, kinds, strict=True)
+        ]
+        gradients = torch.autograd.grad(outputs, [own[i] for i in trained], grads)
+        results.append(([y.detach() for y in outputs], gradients))
+    (values, gradients), (exact_values, exact_gradients) = results
+    for y, exact in zip(values, exact_values, strict=True):
+        assert_rounded(y, exact)
+    coarsest = max(ROUNDING[y.dtype] for y in values)
+    for g, exact in zip(gradients, exact_gradients, strict=True):
+        assert_rounded(g, exact, slack * coarsest / ROUNDING[g.dtype])
+
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "B", "T", "heads", "d", "axes", "normalised"),
+    [
+        (F32, 2, 7, 3, 12, 2, True),
+        (F32, 3, 1, 1, 32, 1, True),
+        (F32, 2, 7, 2, 16, 3, False),
+        (BF16, 1, 320, 2, 64, 3, True),
+        (BF16, 1, 1281, 1, 32, 2, True),
+        (BF16, 2, 7, 16, 128, 4, True),
+        (F16, 2, 33, 2, 48, 2, True),
+        (F16, 2, 7, 2, 16, 0, True),
+    ],
+)
+def test_qk_norm_rope(
+    dtype: torch.dtype, B: int, T: int, heads: int, d: int, axes: int, normalised: bool
+) -> None:
+    coordinates = torch.randint(0, 20, (T, axes)).float() if axes else None
+    theta = 0.3 * draw(axes, heads * d // 2) if axes else None
+    compare(
+        lambda *x: rotary.qk_norm_rope(*x, norm=normalised),
+        lambda *x: reference.qk_norm_rope(*x, norm=normalised),
+        [draw(B, T, 3, heads, d, dtype=dtype), coordinates, theta],
+        [0, 2] if axes else [0],
+    )
+
+
+def test_qk_norm_rope_walks_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tiles than programs: each takes several samples, the last fewer."""
+    monkeypatch.setattr(rotary, "PROGRAMS", 10)
+    monkeypatch.setattr(rotary, "TILE", 64)
+    grid, sizes = rotary._launch(5, 6, 2, 16)
+    assert sizes["samples"] > 1
+    assert 5 % sizes["samples"]
+    assert sizes["samples"] * grid[2] >= 5
+    coordinates = torch.randint(0, 20, (6, 2)).float()
+    inputs = [draw(5, 6, 3, 2, 16), coordinates, 0.3 * draw(2, 16)]
+    compare(rotary.qk_norm_rope, reference.qk_norm_rope, inputs, [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "B", "T", "H", "shared"),
+    [
+        (F32, 2, 7, 96, False),
+        (F32, 2, 1, 32, True),
+        (BF16, 1, 320, 200, False),
+        (F16, 1, 3, 1281, True),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_gated_residual(
+    dtype: torch.dtype, B: int, T: int, H: int, shared: bool, skip: bool
+) -> None:
+    gates = 1 if shared else B
+    inputs = [draw(B, T, H), draw(B, T, H, dtype=dtype), draw(gates, 1, H)]
+    if skip:
+        inputs += [draw(B, T, H), draw(gates, 1, H)]
+    compare(residual.gated_residual, reference.gated_residual, inputs, range(len(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "B", "T", "H", "shared"),
+    [
+        (F32, 2, 7, 96, False),
+        (F32, 2, 1, 32, True),
+        (BF16, 1, 320, 256, False),
+        (BF16, 1, 1281, 32, True),
+        (F16, 2, 3, 2048, False),
+    ],
+)
+def test_modulate(dtype: torch.dtype, B: int, T: int, H: int, shared: bool) -> None:
+    gates = 1 if shared else B
+    x = 3 * draw(B, T, H) + 1
+    compare(
+        lambda *x: norm.modulate(*x, dtype),
+        lambda *x: reference.modulate(*x, torch.float64),
+        [x, draw(gates, 1, H), draw(gates, 1, H)],
+        [0, 1, 2],
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(F32, (2, 5, 3, 7)), (BF16, (1, 64, 16, 20)), (F16, (3, 96, 1, 1)), (BF16, (2, 300, 1, 3))],
+)
+def test_channel_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = (2 * draw(*shape) - 1).to(dtype).contiguous(memory_format=torch.channels_last)
+    compare(norm.channel_norm, reference.channel_norm, [x], [0])
+    y = norm.channel_norm(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [(F32, (2, 3, 4, 5)), (BF16, (3, 16, 5, 8, 8)), (F32, (1, 2, 3, 1, 5, 7))]
+)
+def test_denoising_loss(dtype: torch.dtype, shape: tuple[int, ...], known: bool) -> None:
+    B, _, L, *S = shape
+    mask = (torch.arange(L) < 1).view(1, 1, L, *[1] * len(S)).repeat(B, 1, *[1] * (len(S) + 1))
+    mask[-1] = ~mask[-1]
+    alpha, sigma = torch.rand(B) + 0.1, torch.logspace(-3, 2, B)
+    inputs = [draw(*shape, dtype=dtype), draw(*shape), draw(*shape), mask, alpha, sigma]
+    compare(
+        lambda *x: denoising.denoising_loss(*x, known),
+        lambda *x: reference.denoising_loss(*x, known),
+        inputs,
+        [0],
+    )
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("shape", [(1,), (7, 33), (3, 1281, 5)])
+def test_silu_dropout(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    p = 0.25
+    seed = torch.tensor([1 << 40])
+    threshold = round(p * activation.LEVELS)
+    keep = activation.masked_silu(torch.ones(shape), seed, threshold) > 0
+
+    def truth(x: Tensor) -> Tensor:
+        return reference.silu_dropout(x, keep, p)
+
+    def kernel(x: Tensor) -> Tensor:
+        return activation.masked_silu(x, seed, threshold)
+
+    compare(kernel, truth, [2 * draw(*shape, dtype=dtype)], [0])
+
+
+def test_dropout_is_fair_and_depends_on_the_seed() -> None:
+    n, p = 60_000, 0.1
+    x = torch.ones(n)
+    seeds = [torch.tensor([s]) for s in (3, 4)]
+    a, b = (activation.masked_silu(x, seed, round(p * activation.LEVELS)) > 0 for seed in seeds)
+    tolerance = 4 * (p * (1 - p) / n) ** 0.5
+    assert abs((~a).float().mean() - p) < tolerance
+    assert abs((~a[:-1] & ~a[1:]).float().mean() - p * p) < tolerance
+    assert abs((~a & ~b).float().mean() - p * p) < tolerance
+    torch.manual_seed(7)
+    first = activation.silu_dropout(x, p)
+    torch.manual_seed(7)
+    assert torch.equal(first, activation.silu_dropout(x, p))
+    assert not torch.equal(first, activation.silu_dropout(x, p))
+
+
+def test_ema_follows_each_decay() -> None:
+    weights = [draw(5), draw(3, 1281), draw(1)]
+    decays = [0.9, 0.999]
+    ours = [[draw(*w.shape) for w in weights] for _ in decays]
+    truth = [[a.double() for a in average] for average in ours]
+    averages.ema(ours, weights, decays)
+    reference.ema(truth, [w.double() for w in weights], decays)
+    for average, exact in zip(ours, truth, strict=True):
+        for a, e in zip(average, exact, strict=True):
+            assert_rounded(a, e)
+    with pytest.raises(ValueError, match="float32"):
+        averages.ema([[weights[0].half()]], [weights[0]], [0.5])
+
+
+def test_strided_inputs_are_taken() -> None:
+    """Transposed streams and gates cut from a wider tensor give what contiguous ones give."""
+    x, y, skip = (draw(7, 2, 24).transpose(0, 1) for _ in range(3))
+    a, b, c, d = draw(2, 1, 96).chunk(4, dim=-1)
+    compare(residual.gated_residual, reference.gated_residual, [x, y, c, skip, d], range(5))
+    compare(norm.modulate, reference.modulate, [x, a, b], range(3))
+    wide = draw(2, 7, 3, 2, 16)[..., ::2]
+    inputs = [wide, torch.arange(7.0).view(7, 1), draw(16, 1).view(1, 16)[:, :8]]
+    compare(rotary.qk_norm_rope, reference.qk_norm_rope, inputs, [0, 2])
+    transposed = draw(3, 5, 4).transpose(0, 2)
+    seed = torch.tensor([1])
+    plain = activation.masked_silu(transposed.contiguous(), seed, 1000)
+    assert torch.equal(activation.masked_silu(transposed, seed, 1000), plain)
