@@ -46,11 +46,14 @@ def exact_flow(denoiser: Gaussian, x_1: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", ["log_linear", "log_logit", "rectified"])
-@pytest.mark.parametrize(("sampler", "order"), [("ab", 1.8), ("eab", 1.8), ("ddim", 0.8)])
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [("ab", 2.5), ("vab", 2.8), ("eab", 2.2), ("xeab", 2.7), ("heun", 1.9), ("ddim", 0.9)],
+)
 def test_deterministic_samplers_converge_to_the_flow(
     schedule: str, sampler: str, order: float
 ) -> None:
-    """Multi-step samplers are of order 3 but start with one step of order 1: at least 2 in all."""
+    """Multi-step samplers are of order 3, but start with one step of order 1 and one of 2."""
     denoiser = Gaussian(schedule)
     _, sigma_1 = denoiser.schedule(torch.tensor(1.0))
     x_1 = sigma_1 * torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 9, 1)
