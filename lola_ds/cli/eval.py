@@ -42,9 +42,12 @@ keys of emulators (settings; several values between commas are evaluated one aft
   members=8          members of the ensemble (diffusion only; a surrogate has one answer)
   context=1          known states at the start
   overlap=1          states a window shares with the one before
-  sampler=ab         ab, eab, ddim, ddpm or pc
+  sampler=ab         ab, vab, eab, xeab, ddim, heun, ddpm, ito or pc
   sampling_steps=16  steps of the sampler
   seed=0             of the noise; each (trajectory, start, member) has its own
+  guidance=none      METHOD:OPERATOR[:option=…], forecasts that agree with observations of the
+                     truth: mmps or sda; subsample:every=8, downscale:factor=8 or stripe:width=2;
+                     std=0.05 of the observations' noise, units=standardised or physical, and more
 
 writes to OUT:
   metrics.parquet, metrics.csv, model.json, training.jsonl
@@ -55,6 +58,7 @@ examples:
   lola-ds eval run=weights/dm data=SHARDS out=results/dm members=8 steps=8
   lola-ds eval run=weights/sm data=SHARDS out=results/sm split=valid trajectories=4 start=10
   lola-ds eval run=weights/dm data=SHARDS out=results/dm sampler=ab,ddim sampling_steps=4,16,64
+  lola-ds eval run=weights/dm data=SHARDS out=results/dm guidance=none,mmps:subsample:every=8
   lola-ds eval run=weights/ae data=SHARDS out=results/ae
   accelerate launch --num_processes 8 --module lola_ds.cli.eval run=weights/dm data=SHARDS out=…
 """
@@ -77,9 +81,12 @@ _DEFAULTS: dict[str, object] = {
     "sampler": "ab",
     "sampling_steps": "16",
     "seed": "0",
+    "guidance": "none",
 }
 
-SETTINGS = ("sampler", "sampling_steps", "members", "steps", "context", "overlap", "seed")
+SETTINGS = (
+    *("sampler", "sampling_steps", "members", "steps", "context", "overlap", "seed", "guidance"),
+)
 """Keys that take several values, in the order in which these are gone through."""
 
 
@@ -178,11 +185,38 @@ def _folders(data: Path, physics: Sequence[str], split: str) -> list[Path]:
 
 def _parse_settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the values of `SETTINGS`, as arguments of a `Forecast`."""
-    values = [
-        str(keys[name]).split(",") if name == "sampler" else _parse_numbers(name, keys[name])
-        for name in SETTINGS
-    ]
+    values = []
+    for name in SETTINGS:
+        if name == "sampler":
+            values.append(keys[name].split(","))
+        elif name == "guidance":
+            values.append([_parse_guidance(text) for text in keys[name].split(",")])
+        else:
+            values.append(_parse_numbers(name, keys[name]))
     return [dict(zip(SETTINGS, chosen)) for chosen in itertools.product(*values)]
+
+
+def _parse_guidance(text: str) -> Any:
+    """`none`, or `mmps:subsample:every=8:std=0.1` -> a `Guidance`."""
+    if text == "none":
+        return None
+    from ..emulate.guidance import make_guidance
+
+    method, *words = text.split(":")
+    operator = {"operator": words.pop(0)} if words and "=" not in words[0] else {}
+    options = dict(word.partition("=")[::2] for word in words)
+    return make_guidance(
+        method=method, **operator, **{key: _number(value) for key, value in options.items()}
+    )
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _parse_numbers(key: str, text: str) -> list[int]:

@@ -339,20 +339,35 @@ class Emulator:
             states = self.codec.standardize(states)
         return observe(states, guidance, frames, torch.Generator().manual_seed(seed))
 
-    def member_bytes(self, x0: Tensor, label: Tensor | None, context: int = 1) -> int:
+    def member_bytes(
+        self,
+        x0: Tensor,
+        label: Tensor | None,
+        context: int = 1,
+        guidance: Guidance | None = None,
+        observations: Observations | None = None,
+    ) -> int:
         """Memory that advancing one member takes, for choosing how many advance at a time.
 
         Arguments:
-            x0, label, context: as for `rollout`; a window is made from them.
+            x0, label, context, guidance, observations: as for `rollout`; a window is made from
+                them.
         """
+        guided = guidance is not None
+        seen = None if observations is None else [observations]
 
         def run() -> Tensor:
-            labels = None if label is None else label[None]
-            return next(self.stream(x0[None], labels, 1, context=context, sampling_steps=1))
+            windows = self.stream(
+                x0[None], None if label is None else label[None], steps=1, context=context,
+                sampling_steps=1, guidance=guidance, observations=seen,
+            )  # fmt: skip
+            return next(windows)
 
+        network = nn.Sequential(self.model, self.codec.autoencoder or nn.Identity())
         window = run().shape[2:]
         states = 4 * self.length * math.prod((window[0], *window[2:]))
-        return working_bytes(self.model, run, self.device) + _WINDOWS * states
+        work = working_bytes(network if guided else self.model, run, self.device, guided)
+        return work + _WINDOWS * states
 
     def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
         """States of `stream` in physical units: (M, C', T, *S') -> (M, C, T, *S) on `device`."""

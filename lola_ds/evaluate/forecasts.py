@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data import ShardDataset
 from ..emulate.emulator import Emulator
+from ..emulate.guidance import Observations
 from . import figures, tables
 from .baselines import climatology, dataset_digest
 from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
@@ -27,10 +28,10 @@ from .scores import Scores, score_ensemble, score_states, score_truth
 from .selection import (
     check_forecast,
     choose_trajectories,
+    forecast_seed,
     frame_times,
     state_bytes,
     state_grid,
-    trajectory_seed,
 )
 from .settings import Forecast, Resources
 from .tables import Unit
@@ -84,7 +85,11 @@ class Forecasts:
             emulator.codec.decoding_bytes(z[0]),
             window,
             emulator.member_bytes(
-                self.known(unit), self.dataset.label(unit.trajectory), self.forecast.context
+                self.known(unit),
+                self.dataset.label(unit.trajectory),
+                self.forecast.context,
+                self.forecast.guidance,
+                self._observations(unit),
             ),
         )
         if self.train is not None:
@@ -183,18 +188,32 @@ class Forecasts:
         cut = slice(frames.start, frames.stop, frames.step)
         return self.dataset.read_trajectory(unit.trajectory, cut)
 
+    def _observations(self, unit: Unit) -> Observations | None:
+        """What guides a forecast: the truth at all lead times, as the instrument sees it."""
+        forecast = self.forecast
+        if forecast.guidance is None:
+            return None
+        values = []
+        for k in range(forecast.steps):  # one state in memory at a time
+            u, seed = self.truth(unit, k, k + 1), forecast_seed(forecast.seed, unit, k + 1)
+            values.append(self.emulator.observe(u, forecast.guidance, seed=seed).values)
+        return Observations(torch.cat(values), tuple(range(1, forecast.steps + 1)))
+
     def _stream(self, units: Sequence[Unit], **options: Any) -> Iterator[Tensor]:
         """The forecasts of some units, (U, M, C', t, *S') at a time."""
         forecast = self.forecast
         given = {
             "steps": forecast.steps,
             "members": self.members,
-            "seeds": [trajectory_seed(forecast.seed, u.trajectory, u.start) for u in units],
+            "seeds": [forecast_seed(forecast.seed, unit) for unit in units],
             "context": forecast.context,
             "overlap": forecast.overlap,
             "sampler": forecast.sampler,
             "sampling_steps": forecast.sampling_steps,
         }
+        if forecast.guidance is not None:
+            seen = [self._observations(unit) for unit in units]
+            given |= {"guidance": forecast.guidance, "observations": seen}
         known = torch.stack([self.known(unit) for unit in units])
         labels = torch.stack([self.dataset.label(unit.trajectory) for unit in units])
         return self.emulator.stream(known, labels, **{**given, **options})

@@ -12,15 +12,16 @@ from ..emulate.sampling import SAMPLERS
 from ..metrics import Grid
 from . import tables
 from .settings import Forecast
+from .tables import Unit
 
 __all__ = [
     "check_forecast",
     "choose_trajectories",
+    "forecast_seed",
     "frame_times",
     "spread_trajectories",
     "state_bytes",
     "state_grid",
-    "trajectory_seed",
 ]
 
 
@@ -85,6 +86,8 @@ def check_forecast(
                 f"{name}={value} must be between 1 and {emulator.length - 1}: the model's window "
                 f"has {emulator.length} states and must predict at least one"
             )
+    if forecast.guidance is not None and not emulator.generative:
+        raise ValueError("guidance is for a diffusion model; this is a surrogate")
     if forecast.sampler not in SAMPLERS:
         raise ValueError(f"sampler='{forecast.sampler}' is unknown; known: {', '.join(SAMPLERS)}")
     shortest = min(int(dataset.frames[i]) for i in chosen)
@@ -98,9 +101,16 @@ def check_forecast(
         )
 
 
-def trajectory_seed(seed: int, trajectory: int, start: int = 0) -> int:
-    """The seed of a forecast's noise, whichever others are evaluated, in whatever order."""
-    high, low = np.random.SeedSequence([seed, trajectory, start]).generate_state(2).tolist()
+def forecast_seed(seed: int, unit: Unit, *more: int) -> int:
+    """The seed of a forecast's noise, whichever others are evaluated, in whatever order.
+
+    Arguments:
+        seed: the evaluation's.
+        unit: the forecast.
+        more: numbers of what else has noise of its own.
+    """
+    entropy = [seed, unit.trajectory, unit.start, *more]
+    high, low = np.random.SeedSequence(entropy).generate_state(2).tolist()
     return (high >> 1) << 32 | low
 
 

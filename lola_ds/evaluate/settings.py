@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from ..emulate.guidance import Guidance
 
 __all__ = ["Forecast", "Plan", "Resources"]
 
@@ -22,6 +24,8 @@ class Forecast:
         sampler: a denoiser's sampler.
         sampling_steps: its number of steps.
         seed: of a denoiser's noise; each (trajectory, start, member) has its own.
+        guidance: how a denoiser is guided by observations of the truth at all lead times, whose
+            noise is drawn from the seed too.
     """
 
     steps: int = 8
@@ -32,6 +36,7 @@ class Forecast:
     sampler: str = "ab"
     sampling_steps: int = 16
     seed: int = 0
+    guidance: Guidance | None = None
 
     @property
     def starts(self) -> list[int]:
@@ -43,8 +48,8 @@ class Forecast:
         names = ["steps", "context", "overlap"]
         if generative:
             names = ["sampler", "sampling_steps", "members", *names, "seed"]
-        given = asdict(self)
-        return {name: given[name] for name in names}
+        given = {name: getattr(self, name) for name in names}
+        return given if self.guidance is None else {**given, "guidance": self.guidance.describe()}
 
     def name(self, generative: bool) -> str:
         """The name of these settings: `ab16-members8-steps8`, and what else is not the default."""
@@ -55,7 +60,18 @@ class Forecast:
         for key in ("context", "overlap", "seed"):
             if key in usual and getattr(self, key) != usual[key]:
                 parts.append(f"{key}{getattr(self, key)}")
+        if self.guidance is not None:
+            parts.append(_guidance_name(self.guidance))
         return "-".join(parts)
+
+
+def _guidance_name(guidance: Guidance) -> str:
+    """mmps_subsample_every8, and what else is not the default."""
+    return "_".join(
+        value if isinstance(value, str) else f"{key}{value}"
+        for key, value in guidance.describe().items()
+        if key == "method" or value != getattr(Guidance, key, None)
+    )
 
 
 @dataclass(frozen=True)

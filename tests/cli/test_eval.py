@@ -127,6 +127,25 @@ def test_several_settings_are_one_table(
     capsys.readouterr()
 
 
+def test_guided_by_observations_of_the_truth(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guided forecast is another one; its settings are kept and its noise is its own."""
+    keys = {"members": 2, "steps": 3, "trajectories": "1,", "figures": "false"}
+    guidance = "none,sda:subsample:every=4:std=0.1:units=physical"
+    main(words(project, "diffusion", tmp_path, guidance=guidance, sampling_steps=2, **keys))
+    plain, guided = "ab2-members2-steps3", "sda_subsample_every4_std0.1_physical"
+    summary = json.loads((tmp_path / f"{plain}-{guided}" / "summary.json").read_text())
+    described = summary["settings"]["guidance"]
+    assert (described["operator"], described["every"], described["std"]) == ("subsample", 4, 0.1)
+    assert "guidance" not in json.loads((tmp_path / plain / "summary.json").read_text())["settings"]
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    rows = table[(table["metric"] == "vrmse") & (table["method"] == "emulator")]
+    values = [rows.loc[rows["setting"] == name, "value"] for name in rows["setting"].unique()]
+    assert not np.allclose(values[0], values[1], rtol=1e-3)
+    capsys.readouterr()
+
+
 def test_surrogate(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(words(project, "surrogate", tmp_path, steps=4, trajectories=2))
     assert "emulator / persistence" in capsys.readouterr().out
@@ -158,6 +177,8 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("surrogate", {"start": "soon"}, "start=soon: expected a number"),
         ("surrogate", {"memory": 0}, "memory=0.0 must be positive"),
         ("surrogate", {"memory": 1e-6, "steps": 2}, "give memory="),
+        ("surrogate", {"guidance": "sda"}, "guidance is for a diffusion model"),
+        ("diffusion", {"guidance": "sda:subsample:each=8"}, "each is unknown for this operator"),
         ("surrogate", {"overlap": "1,"}, "overlap=1,: expected a number"),
         ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
     ],

@@ -32,8 +32,8 @@ from lola_ds.evaluate import (
     read_results,
     spread_trajectories,
 )
-from lola_ds.evaluate.selection import frame_times, trajectory_seed
-from lola_ds.evaluate.tables import COLUMNS, correlation_times
+from lola_ds.evaluate.selection import forecast_seed, frame_times
+from lola_ds.evaluate.tables import COLUMNS, Unit, correlation_times
 from lola_ds.metrics import rank_histogram, vrmse
 
 FIELDS = ["density", "momentum_x", "momentum_y"]
@@ -261,8 +261,14 @@ def test_each_forecast_has_its_noise_whichever_are_evaluated(
     pd.testing.assert_frame_equal(alone, expected)
     other = quick(dataset, tmp_path / "c", emulator, Forecast(2, 2, seed=6), [2])
     assert not np.allclose(other["value"], alone["value"])
-    seeds = {trajectory_seed(s, i, t) for s in range(8) for i in range(8) for t in range(8)}
-    assert len(seeds) == 512
+    units = [Unit("any", i, start) for i in range(8) for start in range(8)]
+    seeds = {
+        forecast_seed(seed, unit, *more)
+        for seed in range(4)
+        for unit in units
+        for more in ((), (1,), (2,))
+    }
+    assert len(seeds) == 64 * 4 * 3
 
 
 def test_the_numbers_do_not_depend_on_the_memory(dataset: ShardDataset, tmp_path: Path) -> None:

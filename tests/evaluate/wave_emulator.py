@@ -79,7 +79,7 @@ class WaveEmulator:
             yield forecast[:, :, :, done : done + new]
             done, new = done + new, self.length - options["overlap"]
 
-    def member_bytes(self, x0: Tensor, label: Tensor, context: int) -> int:
+    def member_bytes(self, x0: Tensor, label: Tensor, *others: object) -> int:
         return 1
 
     def decode(self, z: Tensor, batch: int, device: torch.device) -> Tensor:
