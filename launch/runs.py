@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -109,21 +110,23 @@ def last_error(folder: Path) -> str:
 def tail(path: Path, lines: int) -> list[str]:
     """The last lines of a file; of a progress bar, only its last state."""
     with path.open(errors="replace", newline="\n") as file:
-        last = deque(file, maxlen=lines)
-    return [line.rstrip("\r\n").rpartition("\r")[2] for line in last]
+        return _last_lines(file, lines)
 
 
-def follow(path: Path) -> Iterator[str]:
-    """What is appended to a file from now on, piece by piece, without end."""
-    import time
-
-    with path.open(errors="replace", newline="") as file:
-        file.seek(0, os.SEEK_END)
+def follow(path: Path, lines: int) -> Iterator[str]:
+    """The last lines of a file, then what is appended to it, piece by piece, without end."""
+    with path.open(errors="replace", newline="\n") as file:
+        yield "\n".join([*_last_lines(file, lines), ""])
         while True:
             if piece := file.read():
                 yield piece
             else:
                 time.sleep(0.5)
+
+
+def _last_lines(file: TextIO, lines: int) -> list[str]:
+    last = deque(file, maxlen=lines)
+    return [line.rstrip("\r\n").rpartition("\r")[2] for line in last]
 
 
 def _state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from .plan import Link
 from .script import limit, render
 
 SCRIPT = "job.sh"
+PATIENCE = 90.0  # seconds for a cancelled job to end
 
 
 def show(links: Sequence[Link], cluster: Mapping[str, Any]) -> str:
@@ -39,7 +41,7 @@ def submit(
     Raises:
         FileNotFoundError, ValueError, OSError: Slurm is missing, refuses or does not answer.
     """
-    queue = slurm.queue()
+    queue = _settled_queue(links, say)
     active: dict[str, list[str]] = {}
     new = []
     for link in links:
@@ -96,6 +98,24 @@ def run_here(links: Sequence[Link], cluster: Mapping[str, Any], say: Callable[[s
             failed.add(job.name)
             status = status or code
     return status
+
+
+def _settled_queue(
+    links: Sequence[Link], say: Callable[[str], None]
+) -> dict[str, list[tuple[str, str]]]:
+    """The queue once none of these jobs is ending: only then is it gone, or to be run again."""
+    tasks = [task for link in links for task in link.job.tasks]
+    end, said = time.monotonic() + PATIENCE, False
+    while True:
+        queue = slurm.queue()
+        found = [task.queued(queue) for task in tasks]
+        ending = sorted({job[0] for job in found if job is not None and job[1] == "COMPLETING"})
+        if not ending or time.monotonic() > end:
+            return queue
+        if not said:
+            say(f"job {', '.join(ending)} is ending; waiting for it")
+            said = True
+        time.sleep(1)
 
 
 def _submit_job(

@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> None:
 
     path = _find(Path(words[0]), args.rank, args.job)
     print(f"==> {path} <==")
+    if args.follow:
+        for piece in follow(path, args.lines):
+            print(piece, end="", flush=True)
     for line in tail(path, args.lines):
         print(line)
-    if args.follow:
-        for piece in follow(path):
-            print(piece, end="", flush=True)
 
 
 def _find(run: Path, rank: int, job: bool) -> Path:

@@ -20,6 +20,7 @@ from words import overrides
 
 from launch import attempt
 from launch.runs import find_runs, read_run
+from lola_ds.cli import submit as submit_command
 from lola_ds.train.export import find_checkpoint
 
 pytestmark = [
@@ -142,12 +143,15 @@ PIPELINE = ["pipeline=paper", "dataset=euler_open", "pipeline.source=/well"]
     ],
 )
 def test_sbatch_accepts_every_script(
-    scripts: int, words: list[str], slurm: Slurm, shards: Path, tmp_path: Path
+    scripts: int,
+    words: list[str],
+    slurm: Slurm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    training = overrides("autoencoder", shards, tmp_path / "run", "seed=0,1")
-    words = [*(training if scripts == 1 else PIPELINE), *words]
-    shown = lola(slurm, "submit", "--dry-run", *words).stdout
-    found = ["#!" + script for script in shown.split("#!")[1:]]
+    training = overrides("autoencoder", tmp_path / "shards", tmp_path / "run", "seed=0,1")
+    submit_command.main(["--dry-run", *(training if scripts == 1 else PIPELINE), *words])
+    found = ["#!" + script for script in capsys.readouterr().out.split("#!")[1:]]
     assert len(found) == scripts
     for script in found:
         path = tmp_path / "job.sh"

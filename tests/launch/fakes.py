@@ -66,6 +66,7 @@ def main(role: str, *words: str) -> None:
         node.deepspeed_command = fake_command  # type: ignore[assignment]
         node.GRACE = 1.0
         node.FAREWELL = 0.3
+        node.COMPANY = 2.0
         count = str(len(behaviours))
         node.main(["--ranks", count, "--logs", folder, "--", *behaviours])
     elif role == "launcher":

@@ -97,6 +97,23 @@ def test_signals_reach_every_rank(start, number: signal.Signals) -> None:
     assert wrapper.finish()[0] == 75
 
 
+def test_a_mistake_waits_for_the_other_nodes(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun` ends all nodes when one has failed, and would report that they were killed."""
+    seconds = []
+    for nodes in ("1", "2"):
+        monkeypatch.setenv("SLURM_STEP_NUM_NODES", nodes)
+        begin = time.monotonic()
+        assert start("mistake", "mistake").finish()[0] == 2
+        seconds.append(time.monotonic() - begin)
+    assert seconds[1] > 2.0
+    wrapper = start("work", "work")
+    wrapper.wait_for_ranks()
+    wrapper.process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    assert wrapper.finish()[0] == 75
+    assert time.monotonic() - begin < 2.0
+
+
 def test_step_wide_warning_spares_the_launcher(start) -> None:
     """Slurm sends its signal to every process of the step."""
     wrapper = start("work", "work")

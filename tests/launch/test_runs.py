@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from launch import attempt
 from launch.job import Task
-from launch.runs import find_runs, read_run, table
+from launch.runs import find_runs, follow, read_run, table
 from lola_ds.cli import logs
 from lola_ds.cli import runs as runs_command
 
@@ -102,6 +103,16 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         logs.main([str(run), "--rank", "2"])
     with pytest.raises(FileNotFoundError, match="no output of a job"):
         logs.main([str(run), "--job"])
+
+
+def test_follow_shows_what_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("older\nold\n")
+    pieces = follow(path, 1)
+    assert next(pieces) == "old\n"
+    with path.open("a") as file:
+        Timer(0.2, lambda: print("new", file=file, flush=True)).start()
+        assert next(pieces) == "new\n"
 
 
 def test_output_of_an_array_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
