@@ -22,13 +22,21 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lola_ds.kernels import qk_norm_rope
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def grid_coordinates(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
@@ -43,8 +51,8 @@ def local_window(
     window: tuple[int, ...],
     periodic: tuple[bool, ...],
     device: torch.device,
-) -> Tensor:
-    """The mask of local attention, boolean with shape (T, T).
+) -> Tensor | BlockMask:
+    """The mask of local attention: on a GPU in blocks, of which the empty ones cost nothing.
 
     Token j is visible to token i when on every axis their distance, wrapped where the axis is
     periodic, is at most `window // 2`.
@@ -54,13 +62,51 @@ def local_window(
         window: the window's size along each axis.
         periodic: whether each axis wraps.
         device: the device of the mask.
+
+    Returns:
+        The mask, boolean with shape (T, T), or its blocks.
     """
     with torch.no_grad():
-        p = grid_coordinates(shape, device)
-        distance = (p[:, None] - p[None, :]).abs()
-        size, wraps = torch.tensor(shape, device=device), torch.tensor(periodic, device=device)
-        distance = torch.where(wraps, torch.minimum(distance, size - distance), distance)
-        return (distance <= torch.tensor(window, device=device) // 2).all(dim=-1)
+        if device.type == "cuda":
+            return window_blocks(shape, window, periodic, device)
+        i = torch.arange(math.prod(shape), device=device)
+        return _within(i[:, None], i[None, :], shape, window, periodic)
+
+
+def _within(
+    i: Tensor,
+    j: Tensor,
+    shape: tuple[int, ...],
+    window: tuple[int, ...],
+    periodic: tuple[bool, ...],
+) -> Tensor:
+    """Whether tokens i and j, numbered in row-major order, are within a window of each other."""
+    visible, stride = None, 1
+    for size, width, wraps in zip(reversed(shape), reversed(window), reversed(periodic)):
+        distance = (i // stride % size - j // stride % size).abs()
+        if wraps:
+            distance = torch.minimum(distance, size - distance)
+        near = distance <= width // 2
+        visible = near if visible is None else visible & near
+        stride *= size
+    assert visible is not None
+    return visible
+
+
+def window_blocks(
+    shape: tuple[int, ...],
+    window: tuple[int, ...],
+    periodic: tuple[bool, ...],
+    device: torch.device,
+) -> BlockMask:
+    """The mask of `local_window` as FlexAttention takes it."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return _within(i, j, shape, window, periodic)
+
+    tokens = math.prod(shape)
+    return create_block_mask(visible, None, None, tokens, tokens, device=str(device))
 
 
 def init_theta(axes: int, channels: int) -> Tensor:
@@ -73,31 +119,37 @@ def init_theta(axes: int, channels: int) -> Tensor:
     return F.normalize(torch.randn(axes, channels // 2), dim=0) * amplitude
 
 
-def rope_angles(coordinates: Tensor, theta: Tensor, heads: int) -> Tensor:
-    """Rotary angles of each token and head, always in float32.
+BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Attention on a GPU, best first; torch's own order is another. The first that takes the shapes,
+the dtype and the mask runs."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = None) -> Tensor:
+    """Softmax attention of (B, heads, T, d), by the best backend of the device.
 
     Arguments:
-        coordinates: the tokens' coordinates, with shape (T, N).
-        theta: the frequencies of each axis, with shape (N, H/2).
-        heads: the number of heads, which share H/2 frequencies out.
-
-    Returns:
-        The angles, with shape (heads, T, H/heads/2).
+        q: queries.
+        k: keys.
+        v: values.
+        mask: True where token j is visible to token i, with shape (T, T); or its blocks.
     """
-    angles = (coordinates.unsqueeze(-1) * theta).sum(dim=1)
-    return angles.unflatten(-1, (heads, -1)).movedim(1, 0)
+    if not (mask is None or isinstance(mask, Tensor)):
+        return _compiled_flex_attention()(q, k, v, block_mask=mask)
+    order = sdpa_kernel(BACKENDS, set_priority=True) if q.is_cuda else contextlib.nullcontext()
+    with order:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of features, in float32.
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
 
-    Arguments:
-        x: features, with shape (B, heads, T, d).
-        cos: cosines of the angles, with shape (heads, T, d/2).
-        sin: sines of the angles, with shape (heads, T, d/2).
-    """
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    return torch.compile(flex_attention)
 
 
 class MultiheadSelfAttention(nn.Module):
@@ -135,16 +187,19 @@ class MultiheadSelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: Tensor | None = None,
-        mask: Tensor | None = None,
+        coordinates: Tensor | None = None,
+        theta: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
         first_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attends.
 
         Arguments:
             x: tokens, with shape (B, T, H).
-            angles: rotary angles, with shape (heads, T, H/heads/2), or None for no rotation.
-            mask: True where token j is visible to token i, with shape (T, T), or None for all.
+            coordinates: the tokens' coordinates, with shape (T, N).
+            theta: rotary frequencies, with shape (N, H/2), or None for no rotation.
+            mask: True where token j is visible to token i, with shape (T, T), or its blocks, or
+                None for all.
             first_values: the values of the first block, with shape (B, heads, T, H/heads), to mix
                 with this one's where values are residual.
 
@@ -152,16 +207,15 @@ class MultiheadSelfAttention(nn.Module):
             Tokens, with shape (B, T, H), and this block's values before they are mixed.
         """
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.qk_norm:
-            q, k = (F.rms_norm(a, a.shape[-1:], eps=1e-5).to(v.dtype) for a in (q, k))
-        if angles is not None:
-            cos, sin = angles.cos(), angles.sin()
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.qk_norm or theta is not None:
+            prepared = qk_norm_rope(qkv, coordinates, theta, self.qk_norm)
+        else:
+            prepared = qkv.unbind(2)
+        q, k, v = (a.transpose(1, 2) for a in prepared)
         mixed = v
         if self.value_share is not None and first_values is not None:
             mixed = torch.lerp(v, first_values, self.value_share.to(v.dtype))
-        y = F.scaled_dot_product_attention(q, k, mixed, attn_mask=mask)
+        y = attend(q, k, mixed, mask)
         return self.y_proj(y.transpose(1, 2).flatten(-2)), v
 
 
@@ -190,6 +244,6 @@ class GridAttention(nn.Module):
         """Attends over the positions of (B, C, *S)."""
         y = F.linear(x.flatten(2).transpose(1, 2), self.in_proj_weight, self.in_proj_bias)
         q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attend(q, k, v)
         y = self.out_proj(y.transpose(1, 2).flatten(2))
         return y.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
+    FeedForward,
     Patchify,
     Unpatchify,
     Upsample,
@@ -87,11 +88,10 @@ class ResidualBlock(nn.Module):
             self.attn = Residual(GridAttention(channels, attention_heads))
             kernel_size = 1
         hidden = ffn_factor * channels
-        self.ffn = nn.Sequential(
+        self.ffn = FeedForward(
             convolution(channels, hidden, spatial, kernel_size, periodic=periodic),
-            nn.SiLU(),
-            nn.Dropout(dropout or 0.0),
             convolution(hidden, channels, spatial, kernel_size, periodic=periodic, gain=1e-2),
+            dropout,
         )
 
     def forward(self, x: Tensor) -> Tensor:

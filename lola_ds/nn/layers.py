@@ -6,13 +6,13 @@ Shapes: B batch, C channels, *S the spatial axes, of which there are N (`spatial
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lola_ds.kernels import channel_norm, silu_dropout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +33,12 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which matrix products of `x` run: autocast's, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class FullLinear(nn.Linear):
     """A linear layer that stays in float32 under autocast."""
 
@@ -40,6 +46,25 @@ class FullLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Maps features (*, C_in) to float32 features (*, C_out)."""
         return super().forward(x.to(self.weight.dtype))
+
+
+class FeedForward(nn.Sequential):
+    """Two layers with SiLU and dropout between.
+
+    Arguments:
+        first: the first layer.
+        last: the second.
+        dropout: the dropout rate, or None.
+    """
+
+    def __init__(self, first: nn.Module, last: nn.Module, dropout: float | None = None) -> None:
+        super().__init__(first, nn.SiLU(), nn.Dropout(dropout or 0.0), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """last(dropout(silu(first(x))))."""
+        first, _, dropout, last = self
+        assert isinstance(dropout, nn.Dropout)
+        return last(silu_dropout(first(x), dropout.p, self.training))
 
 
 def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
@@ -194,9 +219,7 @@ class _Convolution:
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, *S) to (B, C_out, *S/stride)."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = pad_circular(x, self.wrap)
+        x = pad_circular(x.to(matmul_dtype(x)), self.wrap)
         return self._conv_forward(x, self.weight, self.bias)
 
 
@@ -310,11 +333,7 @@ class ChannelNorm(nn.Module):
     .. math:: y = \frac{x - \mathbb{E}_c[x]}{\sqrt{\mathbb{V}_c[x] + \epsilon}}
 
     The variance is the unbiased one, over C - 1, as in the published weights; their state
-    dictionaries hold the small number as a buffer too. Unlike torch's layer normalisation, which
-    divides by C: the two differ by a factor, with :math:`r = 1 - 1/C`,
-
-    .. math:: \frac{1}{\sqrt{\mathbb{V} + \epsilon}}
-        = \frac{\sqrt{r}}{\sqrt{r \mathbb{V} + r \epsilon}} \, .
+    dictionaries hold the small number as a buffer too.
 
     Arguments:
         eps: the number :math:`\epsilon`.
@@ -335,11 +354,7 @@ class ChannelNorm(nn.Module):
     @full_precision
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, *S) over C."""
-        y = x.movedim(1, -1)
-        r = 1 - 1 / x.shape[1]
-        weight = y.new_full(y.shape[-1:], math.sqrt(r))
-        y = F.layer_norm(y, y.shape[-1:], weight, eps=r * self.epsilon)
-        return y.movedim(-1, 1)
+        return channel_norm(x, self.epsilon)
 
 
 def make_norm(name: str, channels: int) -> nn.Module:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
+    FeedForward,
     Upsample,
     channels_last,
     check_levels,
@@ -94,11 +95,10 @@ class ModulatedBlock(nn.Module):
             self.attn = GridAttention(channels, attention_heads)
             kernel_size = 1
         hidden = ffn_factor * channels
-        self.ffn = nn.Sequential(
+        self.ffn = FeedForward(
             convolution(channels, hidden, spatial, kernel_size, periodic=periodic),
-            nn.SiLU(),
-            nn.Dropout(dropout or 0.0),
             convolution(hidden, channels, spatial, kernel_size, periodic=periodic),
+            dropout,
         )
 
     def forward(self, x: Tensor, mod: Tensor | None = None) -> Tensor:

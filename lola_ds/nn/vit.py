@@ -22,21 +22,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lola_ds.kernels import gated_residual, modulate
 from lola_ds.nn.attention import (
     MultiheadSelfAttention,
     grid_coordinates,
     init_theta,
     local_window,
-    rope_angles,
 )
 from lola_ds.nn.embedding import PositionalEmbedding
 from lola_ds.nn.layers import (
+    FeedForward,
     FullLinear,
+    matmul_dtype,
     patchify,
     per_axis,
     periodic_axes,
@@ -44,6 +46,9 @@ from lola_ds.nn.layers import (
 )
 from lola_ds.nn.modulation import make_modulation, modulation
 from lola_ds.nn.recompute import Policy, block_policy, recompute
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class ViTBlock(nn.Module):
@@ -77,11 +82,10 @@ class ViTBlock(nn.Module):
         self.ada_zero = make_modulation(mod_features, (4, channels))
         self.theta = nn.Parameter(init_theta(axes, channels)) if rope else None
         self.msa = MultiheadSelfAttention(channels, attention_heads, qk_norm, value_residual)
-        self.ffn = nn.Sequential(
+        self.ffn = FeedForward(
             nn.Linear(channels, ffn_factor * channels),
-            nn.SiLU(),
-            nn.Dropout(dropout or 0.0),
             nn.Linear(ffn_factor * channels, channels),
+            dropout,
         )
 
     def forward(
@@ -90,7 +94,7 @@ class ViTBlock(nn.Module):
         mod: Tensor | None,
         coordinates: Tensor,
         skip: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
         first_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Transforms tokens.
@@ -100,23 +104,17 @@ class ViTBlock(nn.Module):
             mod: modulation vector, with shape (B, D), or None when D = 0.
             coordinates: the tokens' coordinates, with shape (T, N).
             skip: the skip input, with shape (B, T, H).
-            mask: the attention mask, with shape (T, T).
+            mask: the attention mask, with shape (T, T), or its blocks.
             first_values: the attention's values in the first block, where values are residual.
 
         Returns:
             Tokens, with shape (B, T, H), float32, and the attention's values in this block.
         """
         a, b, c, d = (scale.unsqueeze(1) for scale in modulation(self.ada_zero, mod, 4))
-        angles = None
-        if self.theta is not None:
-            angles = rope_angles(coordinates, self.theta, self.msa.heads)
-        y = torch.addcmul(b, 1 + a, F.layer_norm(x, x.shape[-1:], eps=1e-5))
-        attended, values = self.msa(y, angles, mask, first_values)
+        y = modulate(x, a, b, matmul_dtype(x))
+        attended, values = self.msa(y, coordinates, self.theta, mask, first_values)
         y = self.ffn(y + attended)
-        x = (x + c * y) * torch.rsqrt(1 + c * c)
-        if skip is not None:
-            x = (x + d * skip) * torch.rsqrt(1 + d * d)
-        return x, values
+        return gated_residual(x, y, c, skip, d), values
 
 
 class ViT(nn.Module):

@@ -265,3 +265,8 @@ def test_strided_inputs_are_taken() -> None:
     seed = torch.tensor([1])
     plain = activation.masked_silu(transposed.contiguous(), seed, 1000)
     assert torch.equal(activation.masked_silu(transposed, seed, 1000), plain)
+    field = draw(2, 8, 3, 5).contiguous(memory_format=torch.channels_last)
+    y = activation.silu_dropout(field, 0.5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    silu = torch.nn.functional.silu(field)
+    torch.testing.assert_close(y[y != 0], 2 * silu[y != 0])

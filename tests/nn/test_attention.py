@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lola_ds.kernels.reference import rope_angles
 from lola_ds.nn.attention import (
     MultiheadSelfAttention,
+    attend,
     grid_coordinates,
     init_theta,
     local_window,
-    rope_angles,
+    window_blocks,
 )
 
 
@@ -74,10 +76,9 @@ def test_attention_follows_its_formula(qk_norm: bool, rope: bool, window: tuple 
     x = torch.randn(2, 8, 12, dtype=torch.float64, requires_grad=True)
     coordinates = grid_coordinates(shape).double()
     theta = init_theta(2, 12).double() if rope else None
-    angles = rope_angles(coordinates, theta, 3) if rope else None
     mask = local_window(shape, window, (False, True), torch.device("cpu")) if window else None
 
-    y, _ = msa(x, angles, mask)
+    y, _ = msa(x, coordinates, theta, mask)
     expected = torch.stack([naive_attention(msa, tokens, coordinates, theta, mask) for tokens in x])
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -110,7 +111,7 @@ def test_scores_depend_on_relative_positions_only() -> None:
     x, theta = torch.randn(1, 6, 8), init_theta(2, 8)
     coordinates = grid_coordinates((2, 3))
     shifted = coordinates + torch.tensor([5.0, -7.0])
-    here, there = (msa(x, rope_angles(p, theta, 2))[0] for p in (coordinates, shifted))
+    here, there = (msa(x, p, theta)[0] for p in (coordinates, shifted))
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
 
 
@@ -129,11 +130,27 @@ def test_local_windows_wrap_on_periodic_axes(shape: tuple, window: tuple, period
         assert bool(mask[i, j]) == visible
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("periodic", [(False, True, True), (False, False, True)])
+def test_windows_in_blocks_are_the_same_windows(periodic: tuple) -> None:
+    """FlexAttention's blocks against the dense mask: which blocks, and what attention gives."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    shape, window = (3, 16, 8), (3, 5, 3)
+    mask = local_window(shape, window, periodic, torch.device("cpu"))
+    blocks = window_blocks(shape, window, periodic, torch.device("cpu"))
+    seen = mask.view(3, 128, 3, 128).any(dim=3).any(dim=1)
+    assert torch.equal(blocks.to_dense()[0, 0].bool(), seen)
+    q, k, v = torch.randn(3, 1, 2, 384, 16)
+    expected = attend(q, k, v, mask)
+    torch.testing.assert_close(flex_attention(q, k, v, block_mask=blocks), expected)
+
+
 def test_angles_stay_exact_under_autocast() -> None:
     theta, coordinates = init_theta(1, 64), grid_coordinates((512,))
     with torch.autocast("cpu", torch.bfloat16):
         angles = rope_angles(coordinates, theta, 2)
-    expected = (coordinates.double() @ theta.double()).unflatten(-1, (2, -1)).movedim(1, 0)
+    expected = (coordinates.double() @ theta.double()).unflatten(-1, (2, -1))
     torch.testing.assert_close(angles.double(), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lola_ds.nn.attention import grid_coordinates, rope_angles
+from lola_ds.nn.attention import grid_coordinates
 from lola_ds.nn.recompute import Policy, block_policy
 from lola_ds.nn.vit import ViT, ViTBlock
 
@@ -30,7 +30,7 @@ def naive_block(block: ViTBlock, x: Tensor, mod: Tensor | None, p: Tensor, skip:
             a, b, c, d = (block.ada_zero[2].weight @ h + block.ada_zero[2].bias).view(4, -1)
         mean, var = x[i].mean(-1, keepdim=True), x[i].var(-1, keepdim=True, correction=0)
         y = (1 + a) * (x[i] - mean) / (var + 1e-5).sqrt() + b
-        attended, _ = block.msa(y[None], rope_angles(p, block.theta, block.msa.heads))
+        attended, _ = block.msa(y[None], p, block.theta)
         y = y + attended[0]
         y = F.silu(y @ block.ffn[0].weight.T + block.ffn[0].bias)
         y = y @ block.ffn[3].weight.T + block.ffn[3].bias
