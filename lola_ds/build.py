@@ -283,7 +283,11 @@ def build_training(
         _write_run_folder(run, config, ds_config, ranks)
 
     optimizer = make_optimizer(
-        (p for p in objective.parameters() if p.requires_grad), config["optim"]
+        (p for p in objective.parameters() if p.requires_grad),
+        config["optim"],
+        seed=config["seed"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     engine = make_engine(objective, optimizer, ds_config)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)

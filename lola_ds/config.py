@@ -23,6 +23,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 """Each task and the configuration group of its network."""
 
+OPTIMIZERS = ("adamw", "soap", "psgd", "muon", "schedule_free")
+SCHEDULERS = ("cosine", "linear", "exponential", "constant")
+
 
 _TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
 """Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""
@@ -56,6 +59,10 @@ class Optim:
     optimizer: str = "adamw"
     learning_rate: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = 0.95
+    precondition_beta: float = 0.999
+    precondition_frequency: int = 16
+    precondition_dim: int = 4096
     weight_decay: float = 0.0
     warmup: int = 0
     scheduler: str = "cosine"
@@ -351,8 +358,8 @@ def check(config: DictConfig) -> None:
     _choice(plain, "task", TASKS)
     _choice(plain, "device", ("auto", "cpu", "cuda"))
     _choice(plain, "precision", ("bf16", "fp32"))
-    _choice(plain, "optim.optimizer", ("adamw",))
-    _choice(plain, "optim.scheduler", ("cosine", "linear", "constant"))
+    _choice(plain, "optim.optimizer", OPTIMIZERS)
+    _choice(plain, "optim.scheduler", SCHEDULERS)
     _choice(plain, "trajectory.context.law", ("poisson_truncated", "poisson_mod"))
     _choice(plain, "wandb.mode", ("offline", "online", "disabled"))
     for key in (
@@ -399,6 +406,17 @@ def _check_numbers(config: dict[str, Any]) -> None:
         "optim.grad_clip": (optim["grad_clip"] >= 0, "must be at least 0 (0 switches it off)"),
         "optim.warmup": (optim["warmup"] >= 0, "must be at least 0 steps"),
         "optim.weight_decay": (optim["weight_decay"] >= 0, "must be at least 0"),
+        "optim.betas": (
+            len(optim["betas"]) == 2 and all(0 <= beta < 1 for beta in optim["betas"]),
+            "must be two numbers in [0, 1)",
+        ),
+        "optim.momentum": (0 <= optim["momentum"] < 1, "must be in [0, 1)"),
+        "optim.precondition_beta": (0 <= optim["precondition_beta"] < 1, "must be in [0, 1)"),
+        "optim.precondition_frequency": (
+            optim["precondition_frequency"] >= 1,
+            "must be at least 1 step",
+        ),
+        "optim.precondition_dim": (optim["precondition_dim"] >= 1, "must be at least 1"),
         "ema.decay": (0 <= ema["decay"] < 1, "must be in [0, 1)"),
         "trajectory.context.rho": (0 <= context["rho"] <= 1, "must be in [0, 1]"),
         "trajectory.context.rate": (context["rate"] > 0, "must be positive"),
@@ -442,8 +460,9 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
         The complete DeepSpeed configuration, without any "auto".
 
     Raises:
-        ValueError: unreadable JSON, an unknown top-level key, a stage other than 0 to 3, or an
-            entry that contradicts the configuration.
+        ValueError: unreadable JSON, an unknown top-level key, a stage other than 0 to 3, an
+            entry that contradicts the configuration, or a stage that cuts up the tensors which
+            the optimizer needs whole.
         FileNotFoundError: no such file.
     """
     name = config["deepspeed"]["config"]
@@ -466,6 +485,13 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
     stage = filled.get("zero_optimization", {}).get("stage")
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{name}: zero_optimization.stage={stage} does not exist; choose 0 to 3")
+    optimizer = config["optim"]["optimizer"]
+    if stage and optimizer != "adamw":
+        raise ValueError(
+            f"optim={optimizer} steps whole tensors, which ZeRO stage {stage} ({name}) cuts up; "
+            "use deepspeed=zero0, where each rank still holds the optimizer states of its own "
+            "tensors only, or optim=adamw"
+        )
     values = {
         "train_batch_size": config["train"]["batch_size"],
         "train_micro_batch_size_per_gpu": split_batch(config, world_size),

@@ -32,6 +32,7 @@ FLOORS = {
 # Which rooms may import a library that the rest of the house must not depend on.
 ONLY_IN = {
     "deepspeed": ("lola_ds.train",),
+    "heavyball": ("lola_ds.train",),
     "omegaconf": ("lola_ds.config", "lola_ds.build", "lola_ds.cli"),
     "hydra": ("lola_ds.config",),
     "azula": ("lola_ds.models", "lola_ds.emulate"),

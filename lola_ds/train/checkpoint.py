@@ -5,7 +5,8 @@ A checkpoint is a folder `step_N` with one safetensors file per rank, `state.jso
 (`lola_ds.train.fragments`) as flat float32 runs under `kind/name`, where `kind` is `weight`, `ema`
 or an optimizer state such as `exp_avg`; whoever needs a parameter, or any run of it, reads it from
 the files that hold it. So a run resumes at any stage and world size, and export needs neither
-DeepSpeed nor a process group.
+DeepSpeed nor a process group. The states of optimizers of whole tensors, which have shapes and
+types of their own, lie with their owner as `state/name/i`; the header says how they fit together.
 
 The set is atomic over all ranks: everything is written and flushed to a temporary folder, every
 rank's digest is gathered, and one rename makes the folder visible. `latest` only names the newest
@@ -31,8 +32,10 @@ from torch import Tensor, nn
 
 from .ema import Ema
 from .fragments import Fragment
+from .optim import WholeTensorOptimizer
+from .optim.packing import pack, unpack
 
-_HEADER = "fragments"
+_HEADER, _OPTIMIZER, _STATES = "fragments", "optimizer", "states"
 
 
 class CheckpointError(ValueError):
@@ -63,6 +66,8 @@ class CheckpointReader:
         self._runs: dict[str, list[_Run]] = {}
         self._files: dict[Path, Any] = {}
         self.kinds: set[str] = set()
+        self.optimizer = "adamw"
+        self._states: dict[str, tuple[Path, Any]] = {}
         for name in sorted(self.manifest["files"]):
             if name.endswith(".safetensors"):
                 self._index(folder / name)
@@ -73,7 +78,11 @@ class CheckpointReader:
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         self._files[path] = file
-        header = json.loads(file.metadata()[_HEADER])
+        metadata = file.metadata()
+        header = json.loads(metadata[_HEADER])
+        self.optimizer = metadata.get(_OPTIMIZER, self.optimizer)
+        states = json.loads(metadata.get(_STATES, "{}"))
+        self._states |= {name: (path, state) for name, state in states.items()}
         self.kinds.update(key.partition("/")[0] for key in file.keys())  # noqa: SIM118
         for name, (shape, start, numel) in header.items():
             self.shapes[name] = tuple(shape)
@@ -113,6 +122,19 @@ class CheckpointReader:
         """Every parameter of `kind` in its shape, one after another."""
         for name, shape in self.shapes.items():
             yield name, self.read(kind, name).view(shape)
+
+    def optimizer_state(self, name: str, device: torch.device) -> Any:
+        """What an optimizer of whole tensors remembered of one parameter, as it was.
+
+        Raises:
+            CheckpointError: nothing was saved of it.
+        """
+        if name not in self._states:
+            raise CheckpointError(f"{self.folder} holds no optimizer state of {name}")
+        path, (structure, count) = self._states[name]
+        keys = [_state_key(name, i) for i in range(count)]
+        tensors = [self._files[path].get_tensor(key).to(device) for key in keys]
+        return unpack(structure, tensors)
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The persistent buffers, which the first rank saved."""
@@ -161,10 +183,16 @@ class CheckpointStore:
         tensors = _rank_tensors(fragments, optimizer, ema)
         if self.rank == 0:
             tensors |= {f"buffer/{n}": b.detach().cpu().clone() for n, b in _buffers(module)}
-        header = {f.name: (f.shape, f.start, f.numel) for f in fragments}
+        states, more = _rank_states(fragments, optimizer)
+        tensors |= more
+        metadata = {
+            _HEADER: json.dumps({f.name: (f.shape, f.start, f.numel) for f in fragments}),
+            _OPTIMIZER: _optimizer_name(optimizer),
+            _STATES: json.dumps(states),
+        }
 
         def write() -> dict[str, Any]:
-            save_file(tensors, path, metadata={_HEADER: json.dumps(header)})
+            save_file(tensors, path, metadata=metadata)
             _flush(path)
             return digest(path)
 
@@ -290,7 +318,22 @@ def restore_optimizer(
         fragments: the resident ones (`resident_fragments`).
         reader: the checkpoint.
         step: optimizer steps done.
+
+    Raises:
+        CheckpointError: another optimizer wrote the checkpoint.
     """
+    if reader.optimizer != _optimizer_name(optimizer):
+        raise CheckpointError(
+            f"{reader.folder} was written with optim={reader.optimizer}, not "
+            f"{_optimizer_name(optimizer)}; go on with optim={reader.optimizer}, or start a new "
+            "run from these weights with fork.run=…"
+        )
+    if isinstance(optimizer, WholeTensorOptimizer):
+        for f in fragments:
+            optimizer.load_state_tree(f.flat, reader.optimizer_state(f.name, f.flat.device))
+        optimizer.steps = step
+        optimizer.publish()
+        return
     kinds = sorted(reader.kinds - {"weight", "ema", "buffer"})
     for flat in {id(f.flat): f.flat for f in fragments}.values():
         state = optimizer.state[flat]
@@ -327,10 +370,37 @@ def _rank_tensors(
     for f in fragments:
         tensors[f"weight/{f.name}"] = f.master
         tensors[f"ema/{f.name}"] = ema.values[f.name]
+        if isinstance(optimizer, WholeTensorOptimizer):
+            continue
         for kind, value in optimizer.state[f.flat].items():
             if isinstance(value, Tensor) and value.numel() == f.flat.numel() and kind != "step":
                 tensors[f"{kind}/{f.name}"] = f.view(value)
     return {key: value.float().cpu().clone() for key, value in tensors.items()}
+
+
+def _rank_states(
+    fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of whole tensors: how each fits together, of how many tensors; and the tensors."""
+    states: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    if isinstance(optimizer, WholeTensorOptimizer):
+        for f in fragments:
+            structure, parts = pack(optimizer.state_tree(f.flat))
+            states[f.name] = structure, len(parts)
+            for i, part in enumerate(parts):
+                tensors[_state_key(f.name, i)] = part.detach().cpu().clone().contiguous()
+    return states, tensors
+
+
+def _state_key(name: str, i: int) -> str:
+    return f"state/{name}/{i}"
+
+
+def _optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    if isinstance(optimizer, WholeTensorOptimizer):
+        return optimizer.name
+    return type(optimizer).__name__.lower()
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

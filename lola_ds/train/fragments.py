@@ -1,20 +1,24 @@
 """Which part of every parameter, and of its optimizer state, this rank owns.
 
 ZeRO lays the float32 master weights out differently at every stage: whole parameters on every
-rank (0), slices of flattened groups (1, 2), slices of each parameter (3). All of them are the same
-thing seen from a parameter: a contiguous run `[start, start + numel)` of its flattened elements,
-held by one rank. A `Fragment` is that view. EMA, checkpoints and export are written against
-fragments and therefore know nothing of stages or world sizes.
+rank (0), slices of flattened groups (1, 2), slices of each parameter (3); optimizers of whole
+tensors give each tensor to one rank. All of them are the same thing seen from a parameter: a
+contiguous run `[start, start + numel)` of its flattened elements, held by one rank. A `Fragment` is
+that view. EMA, checkpoints and export are written against fragments and therefore know nothing of
+stages or world sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .optim import WholeTensorOptimizer
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,16 @@ class Fragment:
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
+@contextmanager
+def evaluated(engine: Any) -> Iterator[None]:
+    """Within, the module holds the weights to evaluate, if they are not those trained at."""
+    if isinstance(engine.optimizer, WholeTensorOptimizer):
+        with engine.optimizer.evaluated():
+            yield
+    else:
+        yield
+
+
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside a DeepSpeed engine, whatever the stage."""
     return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
@@ -55,19 +69,33 @@ def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 def local_fragments(engine: Any, rank: int, world_size: int) -> list[Fragment]:
     """The fragments of the trainable parameters that `rank` owns, in the order of the module.
 
-    At stage 0 every rank holds everything; each then answers for an equal share of every parameter.
+    At stage 0 every rank holds everything; each then answers for an equal share of every parameter,
+    or for the parameters whose optimizer state it alone holds.
     """
-    stage = engine.zero_optimization_stage()
-    find = {0: _replicated, 1: _grouped, 2: _grouped, 3: _sliced}[stage]
+    if isinstance(engine.optimizer, WholeTensorOptimizer):
+        find = _owned
+    else:
+        stage = engine.zero_optimization_stage()
+        find = {0: _replicated, 1: _grouped, 2: _grouped, 3: _sliced}[stage]
     named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
     return list(find(engine, named, rank, world_size))
 
 
 def resident_fragments(engine: Any, rank: int, world_size: int) -> list[Fragment]:
-    """The fragments whose optimizer state lies on `rank`: its own, and all of them at stage 0."""
-    if engine.zero_optimization_stage() == 0:
+    """The fragments whose optimizer state lies on `rank`: its own, or all that are replicated."""
+    whole = isinstance(engine.optimizer, WholeTensorOptimizer)
+    if engine.zero_optimization_stage() == 0 and not whole:
         return local_fragments(engine, 0, 1)
     return local_fragments(engine, rank, world_size)
+
+
+def _owned(
+    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
+) -> Iterator[Fragment]:
+    leaves = {id(owned.parameter): owned.leaf for owned in engine.optimizer.owned}
+    for name, parameter in named:
+        if (leaf := leaves.get(id(parameter))) is not None:
+            yield Fragment(name, tuple(parameter.shape), 0, leaf.numel(), leaf, 0)
 
 
 def _replicated(

@@ -7,7 +7,6 @@ uninterrupted run would have taken.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from ..data import Batch
 from .checkpoint import CheckpointStore
 from .ema import Ema
 from .engine import Ranks, sum_over_ranks
-from .fragments import Fragment, torch_optimizer
+from .fragments import Fragment, evaluated, torch_optimizer
+from .seeds import hash_seed
 from .stop import StopRequest
 from .tracking import Tracker
 
@@ -132,7 +132,7 @@ class Trainer:
         for micro in range(self.plan.accumulation):
             batch = next(batches).to(self.ranks.device, non_blocking=True)
             # Dropout is the only thing that reads the global generator.
-            torch.manual_seed(_hash(self.plan.seed, self.step, micro, self.ranks.rank))
+            torch.manual_seed(hash_seed(self.plan.seed, self.step, micro, self.ranks.rank))
             loss, scalars = self.engine(self.prepare(batch))
             self.engine.backward(loss)
             _add(totals, {"loss": loss.detach(), **scalars})
@@ -157,12 +157,13 @@ class Trainer:
         self.engine.eval()
         totals: dict[str, Tensor] = {}
         weight = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for batch in self.valid:
-            batch = self.prepare(batch.to(self.ranks.device))
-            loss, scalars = self.engine(batch)
-            size = len(batch.x)
-            _add(totals, {"loss": size * loss, **{k: size * v for k, v in scalars.items()}})
-            weight += batch.weight.double().sum()
+        with evaluated(self.engine):
+            for batch in self.valid:
+                batch = self.prepare(batch.to(self.ranks.device))
+                loss, scalars = self.engine(batch)
+                size = len(batch.x)
+                _add(totals, {"loss": size * loss, **{k: size * v for k, v in scalars.items()}})
+                weight += batch.weight.double().sum()
         vector = torch.stack([*(v.double() for v in totals.values()), weight])
         *sums, count = sum_over_ranks(vector).tolist()
         return {f"valid/{name}": value / count for name, value in zip(totals, sums)}
@@ -231,9 +232,3 @@ class _Clock:
 def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         totals[name] = totals[name] + value if name in totals else value
-
-
-def _hash(*numbers: int) -> int:
-    """A 63-bit seed from integers."""
-    data = ",".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,42 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .rules import adamw, make_rule
+from .schedules import SCHEDULES, make_schedule
+from .whole import WholeTensorOptimizer
+
+__all__ = ["SCHEDULES", "WholeTensorOptimizer", "make_optimizer", "make_schedule"]
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    config: dict[str, Any],
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch.optim.Optimizer:
+    """The optimizer of the `optim` group: AdamW for any ZeRO stage, else one of whole tensors.
+
+    The learning rate starts at 0: the loop sets it before every step.
+
+    Arguments:
+        parameters: the trainable parameters, in the same order on every rank.
+        config: the `optim` group.
+        seed: of the optimizer's random numbers (PSGD fits its preconditioner by noise).
+        rank: this rank.
+        world_size: the number of ranks.
+    """
+    name = config["optimizer"]
+    if name == "adamw":
+        return adamw(config, parameters)
+    return WholeTensorOptimizer(
+        parameters, name, make_rule(config), seed=seed, rank=rank, world_size=world_size
+    )
