@@ -15,6 +15,7 @@ from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_
 from .emulate.emulator import Emulator
 from .fields import Standardize
 from .models import make_autoencoder, make_denoiser, make_surrogate
+from .nn.layers import periodic_axes
 from .objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
 from .train.checkpoint import (
     CheckpointStore,
@@ -127,17 +128,25 @@ def log_label(label: Tensor, logs: Sequence[int]) -> Tensor:
 # Models
 
 
-def complete_network(config: dict[str, Any], windows: ShardDataset) -> dict[str, Any]:
-    """The configuration with what the data decides: channels, axes, label size, periodicity."""
+def complete_network(config: dict[str, Any], shape: Sequence[int], labels: int) -> dict[str, Any]:
+    """The configuration with what the data decides: channels, axes, label size, periodicity.
+
+    Arguments:
+        config: the composed configuration.
+        shape: the shape of a frame, (C, *S).
+        labels: the number D of label features.
+    """
     group = TASKS[config["task"]]
-    axes, labels = len(windows.shape) - 1, len(windows[0]["label"])
-    periodic = [config["dataset"]["periodic"]] * axes
+    channels, axes = shape[0], len(shape) - 1
+    periodic = periodic_axes(config["dataset"]["periodic"], axes)
     network = dict(config[group])
     if group == "ae":
-        network |= {"pix_channels": windows.shape[0], "spatial": axes, "periodic": periodic}
-    else:  # time is the first axis of an emulator, and never wraps
-        network |= {"channels": windows.shape[0], "spatial": axes + 1, "label_features": labels}
-        network |= {"periodic": [False, *periodic]}
+        network |= {"pix_channels": channels, "spatial": axes}
+    else:  # time is the first axis of an emulator, and does not wrap unless told to
+        network |= {"channels": channels, "spatial": axes + 1, "label_features": labels}
+        periodic = (False, *periodic)
+    if network.get("periodic") is None:
+        network["periodic"] = list(periodic)
     unused = set(TASKS.values()) - {group}
     return {key: value for key, value in config.items() if key not in unused} | {group: network}
 
@@ -264,7 +273,7 @@ def build_training(
     """
     ds_config = fill_deepspeed(config, ranks.world_size)
     windows, valid = open_split(config, "train"), open_split(config, "valid")
-    config = complete_network(config, windows)
+    config = complete_network(config, windows.shape, len(windows[0]["label"]))
     torch.manual_seed(config["seed"])  # the same initial weights on every rank
     objective = build_objective(config, build_model(config)).to(ranks.device)
 

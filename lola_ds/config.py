@@ -45,7 +45,7 @@ class Dataset:
     fields: list[str] = MISSING
     stats: Stats = field(default_factory=Stats)
     include_filters: list[str] = field(default_factory=list)
-    periodic: bool = False
+    periodic: Any = False  # or one flag for each of the dimensions
     transform: dict[int, str] = field(default_factory=dict)
     scalars: list[str] = field(default_factory=list)
     log_scalars: list[str] = field(default_factory=list)
@@ -377,6 +377,13 @@ def check(config: DictConfig) -> None:
         raise ValueError(
             f"train.epoch_size={train['epoch_size']} is not a multiple of "
             f"train.batch_size={train['batch_size']}; an epoch is a whole number of steps"
+        )
+    periodic, axes = plain["dataset"]["periodic"], plain["dataset"]["dimensions"]
+    flags = periodic if isinstance(periodic, list) else [periodic] * len(axes)
+    if len(flags) != len(axes) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError(
+            f"dataset.periodic={periodic} must be true or false, or a list of them for each of "
+            f"dataset.dimensions={axes}"
         )
     channels = len(plain["dataset"]["fields"])
     for key in ("mean", "std"):
