@@ -25,10 +25,9 @@ from lola_ds.cli.common import fail
 from lola_ds.train.stop import EXIT_STOPPED
 
 from .address import find_address, find_port
+from .lifeline import EXIT_LOST, EXIT_MISTAKE
 
 FILE = "attempts.jsonl"
-EXIT_MISTAKE = 2
-EXIT_LOST = 79
 REASONS = {
     0: "finished",
     EXIT_MISTAKE: "a mistake in the configuration or the data; see the log of rank 0",

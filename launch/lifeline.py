@@ -14,6 +14,7 @@ import selectors
 import signal
 import socket
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -21,6 +22,10 @@ from typing import Any
 
 NAME = "LOLA_LIFELINE"
 """Environment variable with the socket's name."""
+EXIT_MISTAKE = 2
+EXIT_LOST = 79
+COMPANY = 20.0
+"""Seconds for the other ranks and nodes to find the mistake that one of them has found."""
 
 
 @dataclass
@@ -105,8 +110,14 @@ class RankEnd:
         Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def finish(self, code: int) -> None:
-        """Says the exit status."""
+        """Says the exit status.
+
+        After a mistake, waits for the wrapper to end this rank: if it left now, DeepSpeed's
+        launcher would end the others, which have not all come as far.
+        """
         self._say({"code": code})
+        if code == EXIT_MISTAKE:
+            time.sleep(2 * COMPANY)
 
     def _say(self, line: dict[str, int]) -> None:
         self._socket.sendall(json.dumps(line).encode() + b"\n")

@@ -34,8 +34,8 @@ import psutil
 
 from lola_ds.train.stop import EXIT_STOPPED
 
-from .attempt import EXIT_LOST, EXIT_MISTAKE, meeting_point
-from .lifeline import NAME, Lifeline, RankState
+from .attempt import meeting_point
+from .lifeline import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
 from .rank import GPUS, LOGS
 
 MASTER = "LOLA_MASTER"
@@ -44,7 +44,9 @@ MASTER = "LOLA_MASTER"
 FAREWELL = 3.0  # seconds for the other ranks to say their own error once one has failed
 GRACE = 25.0  # seconds after SIGTERM; Slurm's SIGKILL follows it after 30
 PATIENCE = 10.0  # seconds for DeepSpeed's launcher to notice that all its ranks are done
-COMPANY = 20.0  # seconds for other nodes to find the mistake that this one has found
+
+_URGENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, *_URGENT)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,9 +56,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--logs", type=Path, required=True, help="folder of the ranks' logs")
     parser.add_argument("words", nargs="+", help="for lola-ds train")
     args = parser.parse_args(argv)
-    node = Node(args.ranks, args.logs)
-    code = node.run(args.words)
-    raise SystemExit(code)
+    # `srun` ends all nodes when one has failed; a verdict that is being brought in comes first.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(Node(args.ranks, args.logs).run(args.words))
 
 
 class Node:
@@ -104,14 +107,7 @@ class Node:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Forwards signals to the ranks, as they come and to those that come later."""
-        numbers = (
-            signal.SIGUSR1,
-            signal.SIGUSR2,
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGHUP,
-        )
-        before = {number: signal.signal(number, self._ask) for number in numbers}
+        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         try:
             yield
         finally:
@@ -120,7 +116,7 @@ class Node:
 
     def _ask(self, number: int, _frame: object) -> None:
         """Asks the ranks to stop. SIGTERM sets a deadline; a second Ctrl-C ends it at once."""
-        urgent = number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        urgent = number in _URGENT
         if urgent:
             again = number == signal.SIGINT and self.deadline < float("inf")
             self.deadline = min(self.deadline, time.monotonic() + (0 if again else GRACE))
@@ -136,11 +132,15 @@ class Node:
                 if self.asked is not None:
                     _forward(state, self.asked)
             now, ranks = time.monotonic(), self.lifeline.ranks.values()
-            if any(s.lost or s.code not in (None, 0, EXIT_STOPPED) for s in ranks):
+            failed = [s for s in ranks if s.lost or s.code not in (None, 0, EXIT_STOPPED)]
+            mistaken = bool(failed) and all(s.code == EXIT_MISTAKE for s in failed)
+            if failed:
                 failed_at = min(failed_at, now)
             if len(ranks) == self.expected and not any(s.running for s in ranks):
                 done_at = min(done_at, now)
-            if now > min(failed_at + FAREWELL, done_at + PATIENCE, self.deadline):
+            wait_failed = COMPANY if mistaken else FAREWELL
+            wait_done = FAREWELL if mistaken else PATIENCE
+            if now > min(failed_at + wait_failed, done_at + wait_done, self.deadline):
                 return
         for _ in range(10):  # last words that were on their way
             self.lifeline.hear(0.05)

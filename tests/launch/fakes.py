@@ -34,8 +34,12 @@ def run_launcher(behaviours: list[str]) -> None:
     for rank, behaviour in enumerate(behaviours):
         env = os.environ | {"RANK": str(rank)}
         ranks.append(subprocess.Popen([sys.executable, __file__, "rank", behaviour], env=env))
-    for rank in ranks:
-        rank.wait()  # and says success, whatever became of them: the wrapper has to know better
+    while running := [rank for rank in ranks if rank.poll() is None]:
+        if any(rank.returncode for rank in ranks):
+            for rank in running:
+                rank.terminate()
+        time.sleep(0.1)
+    # … and says success, whatever became of them: the wrapper has to know better.
 
 
 def run_rank(behaviour: str) -> None:

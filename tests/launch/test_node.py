@@ -114,6 +114,20 @@ def test_a_mistake_waits_for_the_other_nodes(start, monkeypatch: pytest.MonkeyPa
     assert time.monotonic() - begin < 2.0
 
 
+def test_a_verdict_is_not_taken_back(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun` ends the other nodes while they end by themselves."""
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    wrapper = start("mistake", "mistake")
+    while not wrapper.family():
+        time.sleep(0.01)
+    while wrapper.family():
+        time.sleep(0.01)
+    while wrapper.process.poll() is None:
+        wrapper.process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    assert wrapper.finish()[0] == 2
+
+
 def test_step_wide_warning_spares_the_launcher(start) -> None:
     """Slurm sends its signal to every process of the step."""
     wrapper = start("work", "work")
