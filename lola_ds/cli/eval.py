@@ -203,11 +203,12 @@ def _parse_guidance(text: str) -> Any:
     from ..emulate.guidance import make_guidance
 
     method, *words = text.split(":")
-    operator = {"operator": words.pop(0)} if words and "=" not in words[0] else {}
-    options = dict(word.partition("=")[::2] for word in words)
-    return make_guidance(
-        method=method, **operator, **{key: _number(value) for key, value in options.items()}
-    )
+    options: dict[str, Any] = {}
+    if words and "=" not in words[0]:
+        options["operator"] = words.pop(0)
+    pairs = [word.partition("=") for word in words]
+    options |= {key: _number(value) for key, _, value in pairs}
+    return make_guidance(method=method, **options)
 
 
 def _number(text: str) -> int | float | str:

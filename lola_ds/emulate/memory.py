@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["working_bytes"]
 
-# On a CPU, where nothing counts allocations: how many tensors of the largest activation's size there
-# are at a time, and how many graphs of all activations gradients (of gradients) need.
+# On a CPU, where nothing counts allocations: how many tensors of the largest activation's size are
+# alive at a time, and how many graphs of all activations gradients (of gradients) need.
 _ALIVE, _GRAPHS = 6, 3
 
 

