@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from lola_ds.data.format import INDEX, channel_names
 from lola_ds.data.index import Index, open_index
-from lola_ds.data.writer import ShardWriter, acquire, first_missing, partial_folder, prune, publish
+from lola_ds.data.publishing import acquire, first_missing, partial_folder, prune, publish
+from lola_ds.data.writer import ShardWriter
 
 from .well import WellFile, WellTrajectory, list_files
 

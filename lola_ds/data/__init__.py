@@ -5,12 +5,13 @@ from .format import ShardError
 from .index import Index, open_index
 from .loader import Loader, build_loader, evaluation_batches
 from .orders import make_order
+from .publishing import publish
 from .repair import repair_index
 from .sampler import ElasticSampler
 from .streaming import stream_windows
 from .verify import verify_split
 from .windows import ShardDataset
-from .writer import ShardWriter, publish
+from .writer import ShardWriter
 
 __all__ = [
     "Batch",

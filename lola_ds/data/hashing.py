@@ -18,26 +18,29 @@ UInt64Array: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]"
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's multipliers
 _CHUNK = 1 << 15  # elements hashed at a time, so that temporaries stay in cache
 
 
 def _mix(x: UInt64Array) -> UInt64Array:
     """SplitMix64's finaliser, in place."""
     x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x *= np.uint64(_FIRST)
     x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
+    x *= np.uint64(_SECOND)
     x ^= x >> np.uint64(31)
     return x
 
 
 def hash64(*parts: int) -> int:
     """Hashes integers, in order, to one unsigned 64-bit integer."""
-    state = np.zeros(1, np.uint64)
+    state = 0
     for part in parts:
-        state += np.uint64((part + _GOLDEN) & _MASK)
-        _mix(state)
-    return int(state[0])
+        state = (state + part + _GOLDEN) & _MASK
+        state = ((state ^ (state >> 30)) * _FIRST) & _MASK
+        state = ((state ^ (state >> 27)) * _SECOND) & _MASK
+        state ^= state >> 31
+    return state
 
 
 def sample_seeds(seed: int, epoch: int, windows: np.ndarray) -> np.ndarray:

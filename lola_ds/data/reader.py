@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 
@@ -58,15 +57,14 @@ class OpenFile:
             ShardError: the disk or file system failed; names the file and the offset.
         """
         done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self.descriptor, (buffer[done:],), offset + done)
-            except OSError as error:
-                at = f"byte offset {offset + done}"
-                raise ShardError(f"{self.path}: {error.strerror} at {at}") from error
-            if count == 0:
-                break
-            done += count
+        try:
+            while count := os.preadv(self.descriptor, (buffer[done:],), offset + done):
+                done += count
+                if done == len(buffer):
+                    break
+        except OSError as error:
+            at = f"byte offset {offset + done}"
+            raise ShardError(f"{self.path}: {error.strerror} at {at}") from error
         return done
 
 
@@ -107,33 +105,34 @@ class FrameReader:
         files = {shard: self._open(shard) for shard in set(places)}
         stamps = {shard: file.stamp() for shard, file in files.items()}
         before = np.array([stamps[shard] for shard in places])
-        trusted = ((self._verified[frames] == before) & (not self.recheck)).tolist()
+        trusted = (self._verified[frames] == before) & (not self.recheck)
+        fresh = not trusted.all()
         for first, stop in self._runs(shards, offsets):
-            count = files[places[first]].read_into(
-                memory[first * size : stop * size], starts[first]
-            )
-            if count < (stop - first) * size:
+            target = memory[first * size : stop * size]
+            count = files[places[first]].read_into(target, starts[first])
+            if count < len(target):
                 row = first + count // size
-                raise self._error(frames[row], f"file ends after {count % size} bytes")
-            self._check(frames, memory, (i for i in range(first, stop) if not trusted[i]))
+                raise self._error(int(frames[row]), f"file ends after {count % size} bytes")
+            if fresh:
+                self._check(frames, memory, first + np.flatnonzero(~trusted[first:stop]))
         if any(file.stamp() != stamps[shard] for shard, file in files.items()):
-            self._check(frames, memory, range(len(frames)))
+            self._check(frames, memory, np.arange(len(frames)))
         self._verified[frames] = before
 
-    def _check(self, frames: np.ndarray, memory: memoryview, rows: Iterable[int]) -> None:
+    def _check(self, frames: np.ndarray, memory: memoryview, rows: np.ndarray) -> None:
         """Compares rows of `memory`, which holds `frames`, with their checksums."""
         size = self._frame_bytes
-        for i in rows:
+        for i in rows.tolist():
             if checksum(memory[i * size : (i + 1) * size]) != self.index.checksums[frames[i]]:
-                raise self._error(frames[i], "checksum mismatch")
+                raise self._error(int(frames[i]), "checksum mismatch")
 
     def _runs(self, shards: np.ndarray, offsets: np.ndarray) -> list[tuple[int, int]]:
         """[first, stop) of frames that lie one after the other, at most so many at once."""
-        if self._at_once == 1:
-            return [(i, i + 1) for i in range(len(shards))]
-        follows = (np.diff(offsets) == self._frame_bytes) & (np.diff(shards) == 0)
-        bounds = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(shards)]
+        follows = (offsets[1:] - offsets[:-1] == self._frame_bytes) & (shards[1:] == shards[:-1])
         step = self._at_once
+        if step == 1 or not follows.any():
+            return [(i, i + 1) for i in range(len(shards))]
+        bounds = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(shards)]
         return [
             (i, min(i + step, stop))
             for first, stop in itertools.pairwise(bounds)

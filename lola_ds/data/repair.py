@@ -31,8 +31,9 @@ from .format import (
     decode_frames,
 )
 from .index import Index, open_index
-from .statistics import Moments
-from .writer import copy_blocks, frame_moments, merge_records, nonfinite_places
+from .publishing import merge_records
+from .statistics import Moments, frame_moments, nonfinite_places
+from .writer import copy_blocks
 
 
 def repair_index(

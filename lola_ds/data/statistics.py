@@ -1,8 +1,8 @@
 """Streaming moments per channel: count, mean, sum of squared deviations, extremes, rounding error.
 
-Blocks are reduced in float64 in two passes, then merged by the parallel update of Chan et al., so
-that neither a large mean nor a long dataset loses digits. Merging in a fixed order gives the same
-bits whatever was interrupted in between.
+Blocks are reduced in float64 about a value near their mean, then merged by the parallel update of
+Chan et al., so that neither a large mean nor a long dataset loses digits. Merging in a fixed order
+gives the same bits whatever was interrupted in between.
 
 References:
     Chan, Golub & LeVeque (1983), Algorithms for Computing the Sample Variance.
@@ -10,9 +10,17 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+
+from ..fields import TRANSFORMS
+from .format import decode_frames
+
+MOMENTS_BYTES = 1_000_000  # of frames that are reduced at a time, to stay in a core's cache
 
 
 @dataclass
@@ -47,25 +55,7 @@ class Moments:
             x: values.
             error: rounding errors of the stored values, of x's shape, if there are any.
         """
-        axes = (0, 2)
-        finite = np.isfinite(x)
-        kept = True if finite.all() else finite
-        count = finite.sum(axes, dtype=np.float64)
-        safe = np.maximum(count, 1)
-        mean = x.sum(axes, dtype=np.float64, where=kept) / safe
-        deviation = np.subtract(x, mean[:, None], dtype=np.float64)
-        low = x.min(axes, where=kept, initial=np.inf)
-        high = x.max(axes, where=kept, initial=-np.inf)
-        return cls(
-            count=count,
-            mean=mean,
-            squares=np.square(deviation, out=deviation).sum(axes, where=kept),
-            low=low.astype(np.float64),
-            high=high.astype(np.float64),
-            error=np.zeros(len(mean))
-            if error is None
-            else np.square(error, dtype=np.float64).sum(axes, where=kept),
-        )
+        return _of_finite(x, error) or _of_some(x, error)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of values together."""
@@ -101,3 +91,84 @@ class Moments:
             "max": self.high.tolist(),
             "rounding": np.sqrt(self.error / count).tolist(),
         }
+
+
+def nonfinite_places(x: np.ndarray, start: int, names: Sequence[str]) -> list[list]:
+    """[step, channel name] wherever x (T, C, *S), frames from `start` on, is not finite."""
+    finite = np.isfinite(x)
+    if finite.all():
+        return []
+    bad = np.argwhere(~finite.reshape(*x.shape[:2], -1).all(-1))
+    return [[start + int(t), names[c]] for t, c in bad]
+
+
+def frame_moments(
+    x: np.ndarray, stored: np.ndarray, dtype: str, transform: Mapping[int, str]
+) -> Moments:
+    """Moments of frames (T, C, *S) after the transform; `stored` is what is kept of them."""
+    moments = Moments.empty(x.shape[1])
+    frames = max(1, MOMENTS_BYTES // x[0].nbytes)
+    for start in range(0, len(x), frames):
+        part = x[start : start + frames].reshape(-1, x.shape[1], x[0, 0].size)
+        error = None
+        if dtype != "float32":
+            kept = decode_frames(stored[start : start + frames], dtype)
+            with np.errstate(invalid="ignore"):
+                error = kept.reshape(part.shape) - part
+        moments = moments.merge(Moments.of(_transformed(part, transform), error))
+    return moments
+
+
+def _transformed(x: np.ndarray, transform: Mapping[int, str]) -> np.ndarray:
+    """x (T, C, N) after the transform of each channel."""
+    y = x.copy() if transform else x
+    for channel, name in transform.items():
+        values = np.ascontiguousarray(x[:, channel])
+        y[:, channel] = TRANSFORMS[name][0](torch.from_numpy(values)).numpy()
+    return y
+
+
+def _of_finite(x: np.ndarray, error: np.ndarray | None) -> Moments | None:
+    """Moments of x (T, C, N), or None where it is empty or a value is not finite."""
+    if not x.size:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = x[0].mean(-1, dtype=np.float64)
+        deviation = x.astype(np.float64)
+        deviation -= near[:, None]
+        first = deviation.sum(-1).sum(0)
+        second = np.square(deviation, out=deviation).sum(-1).sum(0)
+    if not np.isfinite(second).all():
+        return None
+    count = x.shape[0] * x.shape[2]
+    return Moments(
+        count=np.full(len(near), float(count)),
+        mean=near + first / count,
+        squares=second - first**2 / count,
+        low=x.min((0, 2)).astype(np.float64),
+        high=x.max((0, 2)).astype(np.float64),
+        error=_squares(error, len(near)),
+    )
+
+
+def _of_some(x: np.ndarray, error: np.ndarray | None) -> Moments:
+    """Moments of the finite values of x (T, C, N), in float64."""
+    axes, finite = (0, 2), np.isfinite(x)
+    count = finite.sum(axes, dtype=np.float64)
+    mean = x.sum(axes, dtype=np.float64, where=finite) / np.maximum(count, 1)
+    deviation = np.subtract(x, mean[:, None], dtype=np.float64)
+    return Moments(
+        count=count,
+        mean=mean,
+        squares=np.square(deviation, out=deviation).sum(axes, where=finite),
+        low=x.min(axes, where=finite, initial=np.inf).astype(np.float64),
+        high=x.max(axes, where=finite, initial=-np.inf).astype(np.float64),
+        error=_squares(error, len(mean), finite),
+    )
+
+
+def _squares(error: np.ndarray | None, channels: int, where: Any = True) -> np.ndarray:
+    """Sum of squared errors (T, C, N) of each channel."""
+    if error is None:
+        return np.zeros(channels)
+    return np.square(error, dtype=np.float64).sum((0, 2), where=where)

@@ -1,10 +1,7 @@
 """Writing a split of shards: deterministic, atomic, resumable, verified.
 
-Everything is written to a hidden folder beside the split, `.<split>.partial`, and the split appears
-by one rename once it is complete:
-
-    .train.partial/shards/<dataset>-train-<stream>-<number>.tar     complete shards
-    .train.partial/state/…                                          what they hold, locks
+Everything is written to a hidden folder beside the split, which appears by one rename once it is
+complete (`lola_ds.data.publish`).
 
 A *stream* is a sequence of trajectories written by one process, such as one source file. Where one
 shard ends and the next begins depends on the stream's trajectories and the size target alone, so
@@ -15,46 +12,39 @@ before that. Running again skips those and starts at the first missing one.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
-import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from ..fields import TRANSFORMS
 from .format import (
     FIELDS_SUFFIX,
-    INDEX,
     META_SUFFIX,
     SCHEMA,
     STORED,
     TAR_END,
-    ShardError,
     channel_names,
     checksum,
-    decode_frames,
     dump_json,
     encode_frames,
     npy_header,
-    sync_folder,
     tar_header,
     tar_padding,
     write_atomic,
 )
-from .index import Index, open_index, share_common
-from .statistics import Moments
+from .index import Index
+from .publishing import acquire, first_missing, partial_folder, prune, publish
+from .shard_file import GrowingShard
+from .statistics import Moments, frame_moments, nonfinite_places
 
-COPY_BYTES = 32_000_000  # frames read, hashed and written at a time
-MOMENTS_BYTES = 4_000_000  # reduced at a time, to stay in cache
-LOCK_SECONDS = 10.0  # how long to wait for a killed writer's lock
+COPY_BYTES = 8_000_000  # frames read, hashed and written at a time, to stay in the shared cache
 
 
 class Frames(Protocol):
@@ -64,11 +54,6 @@ class Frames(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, frames: slice, /) -> np.ndarray: ...
-
-
-def partial_folder(folder: Path) -> Path:
-    """The hidden folder in which the split `folder` grows."""
-    return folder.parent / f".{folder.name}.partial"
 
 
 class ShardWriter:
@@ -143,7 +128,7 @@ class ShardWriter:
         for path in (self._shards, self._state):
             path.mkdir(parents=True, exist_ok=True)
         self._lock = acquire(self._state / f"{stream}.lock")
-        self._shard: _OpenShard | None = None
+        self._shard: GrowingShard | None = None
         self._layout: dict[str, Any] | None = None
         self._complete = self._load_complete()
         self._number = len(self._complete)
@@ -292,7 +277,7 @@ class ShardWriter:
         if self._shard and self._shard.size + len(head) + size + len(TAR_END) > self.shard_bytes:
             self._close_shard()
         if self._shard is None:
-            self._shard = _OpenShard(self._shards / f"{self._shard_name(self._number)}.tmp")
+            self._shard = GrowingShard(self._shards / f"{self._shard_name(self._number)}.tmp")
         shard = self._shard
         shard.write(head)
         member = {"key": key, "frames": frames, "meta": dict(meta)}
@@ -302,21 +287,22 @@ class ShardWriter:
         shard.members.append(member)
 
     def _write_frames(
-        self, shard: _OpenShard, array: Frames, meta: Mapping[str, Any], start: int, stop: int
+        self, shard: GrowingShard, array: Frames, meta: Mapping[str, Any], start: int, stop: int
     ) -> dict[str, Any]:
         """Writes frames [start, stop); returns their checksums, moments and non-finite places."""
-        channels = array.shape[1]
-        checksums, nonfinite, moments = [], [], Moments.empty(channels)
-        for a, b in copy_blocks(start, stop, array.shape[1:]):
-            x = np.ascontiguousarray(array[a:b], dtype="<f4")
-            if x.shape != (b - a, *array.shape[1:]):
-                raise ValueError(f"{_where(meta)}: {x.shape} read for frames {a} to {b}")
-            nonfinite += self._nonfinite(x, a, meta)
-            stored = _encode(x, self.dtype, meta)
-            checksums += [f"{checksum(frame):016x}" for frame in stored]
-            moments = moments.merge(frame_moments(x, stored, self.dtype, self.transform))
-            shard.write(stored.data)
-            self._progress(x.nbytes)
+        checksums, nonfinite, moments = [], [], Moments.empty(array.shape[1])
+        with ThreadPoolExecutor(1, "lola-moments") as helper:
+            for a, b in copy_blocks(start, stop, array.shape[1:]):
+                x = np.ascontiguousarray(array[a:b], dtype="<f4")
+                if x.shape != (b - a, *array.shape[1:]):
+                    raise ValueError(f"{_where(meta)}: {x.shape} read for frames {a} to {b}")
+                nonfinite += self._nonfinite(x, a, meta)
+                stored = _encode(x, self.dtype, meta)
+                reduced = helper.submit(frame_moments, x, stored, self.dtype, self.transform)
+                checksums += [f"{checksum(frame):016x}" for frame in stored]
+                shard.write(stored.data)
+                moments = moments.merge(reduced.result())
+                self._progress(x.nbytes)
         return {"checksums": checksums, "moments": moments.to_json(), "nonfinite": nonfinite}
 
     def _nonfinite(self, x: np.ndarray, start: int, meta: Mapping[str, Any]) -> list[list]:
@@ -351,168 +337,10 @@ class ShardWriter:
             self._lock = None
 
 
-class _OpenShard:
-    """A tar that grows under a temporary name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self.members: list[dict[str, Any]] = []
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed by complete or discard)
-
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        self.size += len(view)
-        try:
-            while view:
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            hint = f"{error.strerror}; complete shards are kept, run again to go on"
-            raise OSError(error.errno, hint, str(self.path)) from error
-
-    def complete(self, path: Path) -> None:
-        """Ends the tar, makes it last, reads every frame back, and gives it its name."""
-        self.write(TAR_END)
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._verify()
-        os.replace(self.path, path)
-        sync_folder(path.parent)
-
-    def discard(self) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
-    def _verify(self) -> None:
-        with open(self.path, "rb") as file:
-            if hasattr(os, "posix_fadvise"):  # from the disk, not from memory
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            for member in self.members:
-                start, stop, _ = member["frames"]
-                file.seek(member["offset"])
-                frame_bytes = member["frame_bytes"]
-                for t, expected in zip(range(start, stop), member["checksums"], strict=True):
-                    if f"{checksum(file.read(frame_bytes)):016x}" != expected:
-                        raise ShardError(
-                            f"{self.path}: {member['key']}, frame {t} read back differs from what "
-                            "was written; check the disk and run again"
-                        )
-
-
-def publish(folder: str | Path, streams: Sequence[str]) -> Index:
-    """Makes a split of its complete streams visible: writes the index, then renames the folder.
-
-    Arguments:
-        folder: the split's folder.
-        streams: names of all its streams, in the order of the index.
-
-    Raises:
-        ValueError: a stream is not complete, or streams differ in fields, shape or scalars.
-    """
-    folder = Path(folder)
-    partial = partial_folder(folder)
-    records = []
-    for stream in streams:
-        done = partial / "state" / f"{stream}.done"
-        if not done.exists():
-            raise ValueError(f"{partial}: stream {stream} is not complete; run its writer again")
-        for number in range(json.loads(done.read_bytes())["shards"]):
-            name = f"{folder.parent.name}-{folder.name}-{stream}-{number:05d}.tar"
-            record = json.loads((partial / "state" / f"{name}.json").read_bytes())
-            records.append({"name": name, **record})
-    if not records:
-        raise ValueError(f"{folder}: no trajectories to write")
-    merge_records(partial / "shards", records).save(partial / "shards" / INDEX)
-    os.rename(partial / "shards", folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(partial)
-    return open_index(folder)
-
-
-def merge_records(folder: Path, records: Sequence[Mapping[str, Any]]) -> Index:
-    """The index of shards from their records, in order; see `ShardWriter._close_shard`."""
-    settings, layout = records[0]["settings"], records[0]["layout"]
-    keys: dict[str, int] = {}
-    metas, segments, checksums, nonfinite, sources = [], [], [], [], []
-    moments = Moments.empty(layout["shape"][0])
-    for shard, record in enumerate(records):
-        if record["layout"] != layout:
-            raise ValueError(
-                f"{record['name']}: {record['layout']} differs from {records[0]['name']}: {layout}"
-            )
-        if record["settings"]["source"] not in sources:
-            sources.append(record["settings"]["source"])
-        for member in record["members"]:
-            start, stop, _ = member["frames"]
-            if start == 0:
-                if member["key"] in keys:
-                    raise ValueError(f"two trajectories have the key {member['key']}")
-                keys[member["key"]] = len(keys)
-                metas.append({"key": member["key"], **member["meta"]})
-            trajectory = keys[member["key"]]
-            segments.append([trajectory, start, stop, shard, member["offset"]])
-            checksums += [int(digits, 16) for digits in member["checksums"]]
-            nonfinite += [[trajectory, *place] for place in member["nonfinite"]]
-            moments = moments.merge(Moments.from_json(member["moments"]))
-    common, own = share_common(metas)
-    header = {
-        **{key: settings[key] for key in ("schema", "kind", "dtype", "shard_bytes", "transform")},
-        **layout,
-        "sources": [source for source in sources if source],
-        "statistics": moments.summary(),
-        "nonfinite": nonfinite,
-        "shards": [record["name"] for record in records],
-        "common": common,
-        "trajectories": own,
-    }
-    return Index(
-        folder,
-        header,
-        segments=np.array(segments, np.int64),
-        checksums=np.array(checksums, np.uint64),
-        shard_sizes=np.array([record["size"] for record in records], np.int64),
-    )
-
-
 def copy_blocks(start: int, stop: int, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Runs [a, b) of frames of `shape` (C, *S), each as many as are handled at a time."""
     block = max(1, COPY_BYTES // (int(np.prod(shape)) * 4))
     return ((a, min(a + block, stop)) for a in range(start, stop, block))
-
-
-def nonfinite_places(x: np.ndarray, start: int, names: Sequence[str]) -> list[list]:
-    """[step, channel name] wherever x (T, C, *S), frames from `start` on, is not finite."""
-    finite = np.isfinite(x)
-    if finite.all():
-        return []
-    bad = np.argwhere(~finite.reshape(*x.shape[:2], -1).all(-1))
-    return [[start + int(t), names[c]] for t, c in bad]
-
-
-def frame_moments(
-    x: np.ndarray, stored: np.ndarray, dtype: str, transform: Mapping[int, str]
-) -> Moments:
-    """Moments of frames (T, C, *S) after the transform; `stored` is what is kept of them."""
-    moments = Moments.empty(x.shape[1])
-    frames = max(1, MOMENTS_BYTES // x[0].nbytes)
-    for start in range(0, len(x), frames):
-        part = x[start : start + frames].reshape(-1, x.shape[1], x[0, 0].size)
-        error = None
-        if dtype != "float32":
-            kept = decode_frames(stored[start : start + frames], dtype)
-            with np.errstate(invalid="ignore"):
-                error = kept.reshape(part.shape) - part
-        moments = moments.merge(Moments.of(_transformed(part, transform), error))
-    return moments
-
-
-def _transformed(x: np.ndarray, transform: Mapping[int, str]) -> np.ndarray:
-    """x (T, C, N) after the transform of each channel."""
-    y = x.copy() if transform else x
-    for channel, name in transform.items():
-        values = np.ascontiguousarray(x[:, channel])
-        y[:, channel] = TRANSFORMS[name][0](torch.from_numpy(values)).numpy()
-    return y
 
 
 def _where(meta: Mapping[str, Any]) -> str:
@@ -529,48 +357,3 @@ def _encode(x: np.ndarray, dtype: str, meta: Mapping[str, Any]) -> np.ndarray:
 def _whole_trajectories(members: Sequence[tuple[str, list[int]]]) -> set[str]:
     """Keys whose last frame is among `members` (which are in order)."""
     return {key for key, (_, stop, total) in members if stop == total}
-
-
-def acquire(path: Path) -> int:
-    """Locks a file, made if it is missing; the lock goes with the descriptor, or the process.
-
-    Raises:
-        BlockingIOError: another process holds it for longer than a killed one's lock may last.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise BlockingIOError(f"{path}: another process is writing these shards") from None
-            time.sleep(0.1)
-
-
-def first_missing(folder: Path) -> Path:
-    """The outermost folder that creating `folder` would create; `folder` if only it is missing."""
-    folder = folder.absolute()
-    while not folder.parent.exists():
-        folder = folder.parent
-    return folder
-
-
-def prune(folder: Path, created: Path) -> None:
-    """Removes a split's partial folder if nothing in it is worth keeping, then empty parents.
-
-    Arguments:
-        folder: the split's folder.
-        created: the outermost folder that writing the split made; see `first_missing`.
-    """
-    partial = partial_folder(folder).absolute()
-    busy = [*partial.glob("shards/*"), *partial.glob("state/*.lock")]
-    if busy:
-        return
-    shutil.rmtree(partial, ignore_errors=True)
-    parent = partial.parent
-    while parent.is_relative_to(created) and parent.exists() and not any(parent.iterdir()):
-        parent.rmdir()
-        parent = parent.parent

@@ -115,7 +115,8 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import numpy as np
-import lola_ds.data.writer as writer
+import shutil
+from lola_ds.data import publishing, shard_file, writer
 sys.path.insert(0, {tests!r})
 from helpers import make_shards
 calls, limit = 0, int(sys.argv[2])
@@ -127,12 +128,12 @@ def counted(function):
             os.kill(os.getpid(), 9)
         return function(*args, **kwargs)
     return call
-for name in ("write_atomic", "sync_folder", "checksum"):
-    setattr(writer, name, counted(getattr(writer, name)))
-writer._OpenShard.write = counted(writer._OpenShard.write)
+for module, name in (writer, "write_atomic"), (publishing, "sync_folder"), (writer, "checksum"):
+    setattr(module, name, counted(getattr(module, name)))
+shard_file.GrowingShard.write = counted(shard_file.GrowingShard.write)
 for name in ("replace", "rename", "fsync"):
     setattr(os, name, counted(getattr(os, name)))
-writer.shutil.rmtree = counted(writer.shutil.rmtree)
+shutil.rmtree = counted(shutil.rmtree)
 writer.COPY_BYTES = 4 * 768
 data = np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
 make_shards(sys.argv[1], data, shard_bytes=20_000)
@@ -179,13 +180,13 @@ def test_killed_at_twenty_points(tmp_path):
 
 def test_every_point_of_interruption(tmp_path, monkeypatch):
     """An exception at each write in turn, as a full disk gives it, then the same calls again."""
-    from lola_ds.data import writer as module
+    from lola_ds.data import shard_file as module
 
     data = np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
     whole = tmp_path / "whole" / "toy" / "train"
     make_shards(whole, data, shard_bytes=20_000)
     expected = files(whole)
-    write, fails = module._OpenShard.write, 0
+    write, fails = module.GrowingShard.write, 0
     for limit in range(1, 60, 3):
         calls = 0
 
@@ -197,14 +198,14 @@ def test_every_point_of_interruption(tmp_path, monkeypatch):
             return write(shard, block)
 
         folder = tmp_path / str(limit) / "toy" / "train"
-        monkeypatch.setattr(module._OpenShard, "write", failing)
+        monkeypatch.setattr(module.GrowingShard, "write", failing)
         try:
             make_shards(folder, data, shard_bytes=20_000)
         except OSError:
             fails += 1
             assert not folder.exists()
             assert not list((tmp_path / str(limit)).rglob("*.tmp"))
-        monkeypatch.setattr(module._OpenShard, "write", write)
+        monkeypatch.setattr(module.GrowingShard, "write", write)
         if not folder.exists():
             make_shards(folder, data, shard_bytes=20_000)
         assert files(folder) == expected

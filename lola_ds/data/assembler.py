@@ -1,0 +1,240 @@
+"""Batches from plans: threads read, augment and lay out the windows of each, some batches ahead.
+
+Reading (preadv), hashing (xxhash) and copying (numpy) release the GIL, so threads share one
+process, one set of open files and one memory. Each thread takes one run of a batch's samples and
+reads them straight into their places; what a sample is depends on (seed, epoch, window) alone,
+never on the thread that read it.
+
+Batch memory is laid out (B, L, C, *S), one contiguous run per frame as in the shards, and shown as
+(B, C, L, *S); it is used again once nothing refers to it. Half precision stays as it is stored
+until the batch is on its device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..augment import check_augmentations, draw_symmetry
+from .batch import Batch
+from .format import STORED, ShardError
+from .hashing import hash64
+from .sampler import Step
+from .windows import ShardDataset
+
+SPARE_BUFFERS = 8
+
+
+class Plan(NamedTuple):
+    """A micro-batch to read, part of global batch `step` (if any), whose last part it may be."""
+
+    windows: np.ndarray
+    seeds: np.ndarray
+    weights: np.ndarray
+    step: Step | None = None
+    last: bool = False
+
+
+class Pending(NamedTuple):
+    """A micro-batch that is being read; `failed` collects windows that cannot be."""
+
+    plan: Plan
+    batch: Batch
+    failed: list[int]
+    jobs: list[Future]
+
+
+class _Buffers:
+    """Batch memory, leased until the last tensor on it goes."""
+
+    def __init__(self, dtype: str, pin_memory: bool) -> None:
+        self.dtype, self.pin_memory = dtype, pin_memory
+        self._spare: deque[np.ndarray] = deque(maxlen=SPARE_BUFFERS)
+
+    def lease(self, shape: Sequence[int]) -> tuple[np.ndarray, Tensor]:
+        """An array of `shape` in the stored type, contents arbitrary, and a tensor on it."""
+        kind = getattr(torch, self.dtype)
+        if self.pin_memory:  # torch keeps pinned memory for the next use by itself
+            tensor = torch.empty(tuple(shape), dtype=kind, pin_memory=True)
+            bits = tensor.view(torch.uint16) if kind is torch.bfloat16 else tensor
+            return bits.numpy(), tensor
+        memory = self._spare.popleft() if self._spare else None
+        if memory is None or memory.shape != tuple(shape):
+            memory = np.empty(shape, STORED[self.dtype])
+        lease = memory.view()  # the tensor's storage holds this view; its end is the lease's end
+        weakref.finalize(lease, self._spare.append, memory).atexit = False
+        return memory, torch.from_numpy(lease).view(kind)
+
+
+class _Scratch(threading.local):
+    """One window's memory for each thread, used again and again: it stays in the cache."""
+
+    memory: np.ndarray | None = None
+
+    def like(self, out: np.ndarray) -> np.ndarray:
+        if self.memory is None or self.memory.shape != out.shape:
+            self.memory = np.empty_like(out)
+        return self.memory
+
+
+class Assembler:
+    """Turns plans into batches, in order, some ahead.
+
+    Arguments:
+        dataset: the windows.
+        augment: names of augmentations, see `lola_ds.augment`.
+        workers: number of threads; 0 reads in the caller's.
+        pin_memory: use page-locked memory.
+        tolerant: collect windows that cannot be read instead of raising.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        augment: Sequence[str],
+        workers: int,
+        pin_memory: bool,
+        tolerant: bool = False,
+    ) -> None:
+        if workers < 0:
+            raise ValueError(f"workers={workers}: must be >= 0")
+        if augment and dataset.spec is None:
+            raise ValueError(
+                f"augment={list(augment)}: latents cannot be augmented; encode with repeat instead"
+            )
+        if dataset.spec is not None:
+            check_augmentations(augment, dataset.spec, dataset.shape[1:])
+        if "random_buoyancy_flip" in augment and dataset.dtype != "float32":
+            raise ValueError(
+                f"augment: random_buoyancy_flip computes with values and needs float32 shards, "
+                f"these are {dataset.dtype}; remove it or write float32"
+            )
+        self.dataset, self.augment, self.tolerant = dataset, tuple(augment), tolerant
+        self._buffers = _Buffers(dataset.dtype, pin_memory)
+        self._scratch = _Scratch()
+        self._threads = ThreadPoolExecutor(workers, "lola-reader") if workers else None
+        self._workers = max(workers, 1)
+
+    def stream(self, plans: Iterator[Plan]) -> Iterator[Pending]:
+        """Yields each plan with its batch; an error in a thread is raised here, at its batch."""
+        pending: deque[Pending] = deque()
+        try:
+            for plan in plans:
+                pending.append(self._start(plan))
+                if len(pending) > self._ahead(len(plan.windows)):
+                    yield self._finish(pending.popleft())
+            while pending:
+                yield self._finish(pending.popleft())
+        finally:
+            wait([job for started in pending for job in started.jobs if not job.cancel()])
+
+    def close(self) -> None:
+        """Ends the threads, after what they are reading now."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _ahead(self, size: int) -> int:
+        """Batches in flight beside the one awaited: two samples per thread, at least one batch."""
+        return 1 + 2 * self._workers // size if self._threads else 0
+
+    def _start(self, plan: Plan) -> Pending:
+        dataset, size = self.dataset, len(plan.windows)
+        memory, frames = self._buffers.lease((size, dataset.length, *dataset.shape))
+        labels = np.zeros((size, dataset.labels.shape[1]), np.float32)
+        batch = Batch(
+            x=frames.transpose(1, 2),
+            label=torch.from_numpy(labels),
+            seed=torch.from_numpy(plan.seeds),
+            weight=torch.from_numpy(plan.weights.astype(np.float32)),
+            window=torch.from_numpy(plan.windows),
+        )
+        failed: list[int] = []
+        if self._threads is None:
+            self._fill(batch, plan, memory, labels, slice(0, size), failed)
+            return Pending(plan, batch, failed, [])
+        bounds = [size * k // self._workers for k in range(self._workers + 1)]
+        jobs = [
+            self._threads.submit(self._fill, batch, plan, memory, labels, slice(a, b), failed)
+            for a, b in itertools.pairwise(bounds)
+            if a < b
+        ]
+        return Pending(plan, batch, failed, jobs)
+
+    def _finish(self, pending: Pending) -> Pending:
+        for job in pending.jobs:
+            job.result()
+        return pending
+
+    def _fill(
+        self,
+        batch: Batch,
+        plan: Plan,
+        memory: np.ndarray,
+        labels: np.ndarray,
+        part: slice,
+        failed: list[int],
+    ) -> None:
+        """Reads the samples of `part` into their places; holding `batch` keeps its memory."""
+        windows, memory, labels = plan.windows[part], memory[part], labels[part]
+        real = windows >= 0
+        if not real.all():
+            memory[~real] = 0
+        labels[real] = self.dataset.labels[self.dataset.trajectories_of(windows[real])]
+        if self.augment:
+            seeds = plan.seeds[part]
+            for i in np.flatnonzero(real):
+                self._augmented(windows[i : i + 1], int(seeds[i]), memory[i], labels[i], failed)
+            return
+        edges = np.flatnonzero(np.diff(real, prepend=False, append=False)).tolist()
+        for first, stop in zip(edges[::2], edges[1::2]):  # runs without padding
+            self._read(windows[first:stop], memory[first:stop], failed)
+
+    def _read(self, windows: np.ndarray, out: np.ndarray, failed: list[int]) -> None:
+        """Reads windows; one that cannot be is zero and joins `failed`, if that is tolerated."""
+        try:
+            self.dataset.read_windows(windows, out)
+        except ShardError as error:
+            if not self.tolerant:
+                raise
+            if len(windows) == 1:
+                warnings.warn(f"window {windows[0]} is left out: {error}", stacklevel=2)
+                failed.append(int(windows[0]))
+                out[:] = 0
+                return
+            for i in range(len(windows)):
+                self._read(windows[i : i + 1], out[i : i + 1], failed)
+
+    def _augmented(
+        self,
+        window: np.ndarray,
+        seed: int,
+        out: np.ndarray,
+        label: np.ndarray,
+        failed: list[int],
+    ) -> None:
+        """Reads one window into `out` (L, C, *S) under a random symmetry; adapts its label (D,)."""
+        dataset = self.dataset
+        assert dataset.spec is not None
+        sides = label[len(dataset.scalars) :]
+        codes = sides.reshape(-1, 2)
+        # Its own stream of numbers: the objective draws from `seed` itself.
+        symmetry = draw_symmetry(
+            self.augment, dataset.spec, dataset.shape[1:], codes, hash64(seed, 1)
+        )
+        if symmetry.trivial:
+            self._read(window, out[None], failed)
+            return
+        source = self._scratch.like(out)
+        self._read(window, source[None], failed)
+        symmetry.window(source.swapaxes(0, 1), dataset.spec, out=out.swapaxes(0, 1))
+        sides[:] = symmetry.codes(codes).ravel()

@@ -1,0 +1,58 @@
+"""One tar of a split while it grows: written in sequence, synced, read back, then named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .format import TAR_END, ShardError, checksum, sync_folder
+
+
+class GrowingShard:
+    """A tar that grows under a temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.members: list[dict[str, Any]] = []
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed by complete or discard)
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self.size += len(view)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            hint = f"{error.strerror}; complete shards are kept, run again to go on"
+            raise OSError(error.errno, hint, str(self.path)) from error
+
+    def complete(self, path: Path) -> None:
+        """Ends the tar, makes it last, reads every frame back, and gives it its name."""
+        self.write(TAR_END)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._verify()
+        os.replace(self.path, path)
+        sync_folder(path.parent)
+
+    def discard(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def _verify(self) -> None:
+        with open(self.path, "rb") as file:
+            if hasattr(os, "posix_fadvise"):  # from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            for member in self.members:
+                start, stop, _ = member["frames"]
+                file.seek(member["offset"])
+                frame = bytearray(member["frame_bytes"])
+                for t, expected in zip(range(start, stop), member["checksums"], strict=True):
+                    count = file.readinto(frame)
+                    if count < len(frame) or f"{checksum(frame):016x}" != expected:
+                        raise ShardError(
+                            f"{self.path}: {member['key']}, frame {t} read back differs from what "
+                            "was written; check the disk and run again"
+                        )
