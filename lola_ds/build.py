@@ -61,6 +61,7 @@ def open_split(config: dict[str, Any], split: str) -> ShardDataset:
         length=1 if pixels else config["trajectory"]["length"],
         stride=1 if pixels else config["trajectory"]["stride"],
         restrict=config["train"]["restrict"] if split == "train" else None,
+        recheck=config["train"]["recheck"],
     )
     _check_kind(config, windows)
     return windows
@@ -360,7 +361,12 @@ def _make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) ->
         rank=ranks.rank,
         world_size=ranks.world_size,
         seed=config["seed"],
-        order=make_order(windows, config["seed"], weights=config["dataset"].get("weights", ())),
+        order=make_order(
+            windows,
+            config["seed"],
+            shuffle_bytes=config["train"]["shuffle_bytes"],
+            weights=config["dataset"].get("weights", ()),
+        ),
     )
     return build_loader(
         windows,
@@ -370,6 +376,7 @@ def _make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) ->
         workers=config["train"]["workers"],
         pin_memory=ranks.device.type == "cuda",
         seed=config["seed"],
+        quarantine=config["train"]["quarantine"],
     )
 
 

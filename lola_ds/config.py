@@ -98,6 +98,9 @@ class Train:
     workers: int = 2
     log_every: int = 10
     restrict: int | None = None
+    shuffle_bytes: int | None = None
+    quarantine: bool = False
+    recheck: bool = False
 
 
 @dataclass
@@ -369,8 +372,10 @@ def check(config: DictConfig) -> None:
     ).split():
         if _get(plain, key) < 1:
             raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
-    if plain["train"]["restrict"] is not None and plain["train"]["restrict"] < 1:
-        raise ValueError(f"train.restrict={plain['train']['restrict']} must be at least 1, or null")
+    for key in ("restrict", "shuffle_bytes"):
+        value = plain["train"][key]
+        if value is not None and value < 1:
+            raise ValueError(f"train.{key}={value} must be at least 1, or null")
     _check_numbers(plain)
     train = plain["train"]
     if train["epoch_size"] % train["batch_size"]:
