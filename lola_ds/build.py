@@ -24,6 +24,7 @@ from .train.checkpoint import (
     restore_ema,
     restore_optimizer,
 )
+from .train.cost import PassCost, build_fake, trace_pass
 from .train.ema import Ema
 from .train.engine import Ranks, make_engine
 from .train.export import PREFIX, find_checkpoint, model_weights
@@ -255,6 +256,64 @@ def autoencoder_folder(path: Path, config: dict[str, Any]) -> Path:
     )
 
 
+# Planning
+
+
+def describe_frames(config: dict[str, Any], grid: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """The shape (C, *S) of the frames a training sees and its label size, without any data.
+
+    Latents are those of the autoencoder at `ae_run`, or of the `ae` group if that does not exist
+    yet.
+
+    Arguments:
+        config: the composed configuration.
+        grid: the points of the physical grid along each axis.
+
+    Raises:
+        ValueError: the grid has not as many axes as the dataset.
+    """
+    dataset = config["dataset"]
+    if len(grid) != len(dataset["dimensions"]):
+        axes = "×".join(dataset["dimensions"])
+        raise ValueError(
+            f"a grid of {'x'.join(map(str, grid))} points has not the axes {axes} of "
+            f"dataset={dataset['name']}"
+        )
+    shape, labels = (len(dataset["fields"]), *grid), len(dataset["scalars"]) + 2 * len(grid)
+    if config["ae_run"] is None:
+        return shape, labels
+    file = Path(config["ae_run"]) / "config.yaml"
+    network = complete_network({**config, "task": "autoencoder"}, shape, labels)
+    if file.is_file():
+        network = load_config(file)
+    latent = build_fake(lambda: build_model(network).encode(torch.empty(1, *shape)))
+    return tuple(latent.shape[1:]), labels
+
+
+def trace_training(
+    config: dict[str, Any], shape: Sequence[int], labels: int, samples: int
+) -> PassCost:
+    """The cost of a forward and backward pass over `samples` frames or windows.
+
+    Arguments:
+        config: the composed configuration.
+        shape: the shape of a frame, (C, *S).
+        labels: the number D of label features.
+        samples: the micro-batch.
+    """
+    config = complete_network(config, shape, labels)
+    length = 1 if config["task"] == "autoencoder" else config["trajectory"]["length"]
+    objective, x = build_fake(
+        lambda: (
+            build_objective(config, build_model(config)),
+            torch.empty(samples, shape[0], length, *shape[1:]),
+        )
+    )
+    ids, ones = torch.arange(samples), torch.ones(samples)
+    batch = Batch(x, torch.zeros(samples, labels), seed=ids, weight=ones, window=ids)
+    return trace_pass(objective, batch)
+
+
 # Training
 
 
@@ -274,7 +333,7 @@ def build_training(
     """
     ds_config = fill_deepspeed(config, ranks.world_size)
     windows, valid = open_split(config, "train"), open_split(config, "valid")
-    config = complete_network(config, windows.shape, len(windows[0]["label"]))
+    config = complete_network(config, windows.shape, windows.labels.shape[1])
     torch.manual_seed(config["seed"])  # the same initial weights on every rank
     objective = build_objective(config, build_model(config)).to(ranks.device)
 

@@ -461,6 +461,25 @@ def split_batch(config: dict[str, Any], world_size: int) -> int:
     return train["batch_size"] // parts
 
 
+def read_deepspeed(name: str) -> dict[str, Any]:
+    """Reads a DeepSpeed JSON: a path, or the name of a file in `ds_configs/`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON.
+    """
+    path = Path(name)
+    if not path.is_absolute() and not path.is_file():
+        path = config_folder("ds_configs") / name
+    if not path.is_file():
+        known = ", ".join(sorted(file.name for file in config_folder("ds_configs").glob("*.json")))
+        raise FileNotFoundError(f"deepspeed.config={name} does not exist; known: {known}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"deepspeed.config={name} is not valid JSON: {error}") from error
+
+
 def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
     """Reads the DeepSpeed JSON and fills its "auto" entries from the configuration.
 
@@ -478,16 +497,7 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
         FileNotFoundError: no such file.
     """
     name = config["deepspeed"]["config"]
-    path = Path(name)
-    if not path.is_absolute() and not path.is_file():
-        path = config_folder("ds_configs") / name
-    if not path.is_file():
-        known = ", ".join(sorted(file.name for file in config_folder("ds_configs").glob("*.json")))
-        raise FileNotFoundError(f"deepspeed.config={name} does not exist; known: {known}")
-    try:
-        filled = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"deepspeed.config={name} is not valid JSON: {error}") from error
+    filled = read_deepspeed(name)
     unknown = sorted(set(filled) - _DEEPSPEED_KEYS)
     if unknown:
         raise ValueError(

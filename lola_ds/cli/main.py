@@ -14,6 +14,7 @@ COMMANDS = {
     "shard": "The Well's HDF5 -> WebDataset shards with an index",
     "verify": "check the shards of a split against their index",
     "inspect": "what a split of shards holds: table and picture",
+    "plan": "what a training will need: memory, time, and the setting to choose",
     "train": "train an autoencoder, a surrogate or a diffusion model (or resume)",
     "encode": "autoencoder over shards -> latent shards",
     "convert": "checkpoint -> plain weights (safetensors + config)",

@@ -1,0 +1,169 @@
+"""`lola-ds plan`: what a training will need, from its configuration alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import make_parser, parse_arguments
+
+if TYPE_CHECKING:
+    from ..train.planning import Choice, Planner
+
+HELP = """Says before a training starts whether it fits, how long it takes, and what to choose.
+
+Needs no GPU and no data: the network is traced on tensors without storage. The words are those of
+`lola-ds train`; run= and data= may be left out. Memory is that of torch's allocator and of what
+CUDA and NCCL add; time is a roofline of the uncompiled kernels, so compiling makes it shorter.
+
+flags:
+  --grid 512x512     points of the physical grid (default: those of the shards in data=)
+  --gpu NAME         a100-40, a100-80, h100 (default), h200, l40s, rtx4090
+  --network NAME     ndr400 (default), hdr200, edr100, ethernet100, ethernet25
+  --gpus N           GPUs of the recommendation (default: 8)
+  --json             everything as one JSON object
+
+examples:
+  lola-ds plan task=autoencoder dataset=euler_open --grid 512x512
+  lola-ds plan task=diffusion dataset=euler_open ae_run=runs/ae --grid 512x512 --gpus 16
+  lola-ds plan task=surrogate data=SHARDS train.batch_size=256 --gpu a100-40 --network hdr200"""
+
+POLICIES = ("none", "selective", 2, "full")
+WORLDS = [2**n for n in range(11)]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Traces the network under every checkpointing policy and prints what each setting needs."""
+    from ..train.planning import GPUS, NETWORKS, Planner, Workload
+
+    parser = make_parser("plan", HELP)
+    parser.add_argument("--grid", help="points of the physical grid, such as 512x512")
+    parser.add_argument("--gpu", choices=list(GPUS), default="h100")
+    parser.add_argument("--network", choices=list(NETWORKS), default="ndr400")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    args, words = parse_arguments(parser, argv)
+
+    from ..build import trace_training
+    from ..config import TASKS, compose, read_deepspeed, to_dict
+
+    config = to_dict(compose(["run=unused", "data=unused", *words]))
+    shape, labels = _frames(config, args.grid)
+    group = TASKS[config["task"]]
+    workloads = []
+    for policy in POLICIES:
+        network = {**config, group: {**config[group], "checkpointing": policy}}
+        low, high = (trace_training(network, shape, labels, samples) for samples in (2, 4))
+        workloads.append(Workload(str(policy), low, high))
+    planner = Planner(
+        workloads,
+        {stage: read_deepspeed(f"zero{stage}.json")["zero_optimization"] for stage in range(4)},
+        config["train"]["batch_size"],
+        GPUS[args.gpu],
+        NETWORKS[args.network],
+    )
+    steps = config["train"]["epochs"] * (config["train"]["epoch_size"] // planner.batch_size)
+    report = _report(planner, steps, args.gpus)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_lines(report, planner, shape, group, args)))
+
+
+def _frames(config: dict[str, Any], grid: str | None) -> tuple[tuple[int, ...], int]:
+    from ..build import describe_frames, open_split
+
+    if grid is not None:
+        sizes = grid.lower().split("x")
+        if not all(size.isdecimal() and int(size) for size in sizes):
+            raise ValueError(f"--grid {grid}: expected points along each axis, such as 512x512")
+        return describe_frames(config, [int(size) for size in sizes])
+    if not Path(config["data"]).is_dir():
+        raise ValueError("the size of the fields is unknown: add --grid 512x512, or data=SHARDS")
+    windows = open_split(config, "train")
+    return windows.shape, windows.labels.shape[1]
+
+
+def _report(planner: Planner, steps: int, gpus: int) -> dict[str, Any]:
+    """Everything that is printed, as plain numbers."""
+    none = planner.workloads[0]
+    best = {world: planner.best(world) for world in sorted({*WORLDS, gpus})}
+    return {
+        "parameters": none.parameters,
+        "flops_per_sample": none.flops,
+        "activation_bytes_per_sample": {w.policy: w.sample_bytes for w in planner.workloads},
+        "gpus": gpus,
+        "memory": [
+            {
+                "policy": workload.policy,
+                "stage": stage,
+                "states": planner.memory(workload, stage, gpus, 0).on_gpu,
+                "largest_micro_batch": planner.largest(workload, stage, gpus),
+            }
+            for workload in planner.workloads
+            for stage in planner.stages
+        ],
+        "steps": steps,
+        "scaling": [_scaled(choice, steps) for choice in best.values() if choice is not None],
+    }
+
+
+def _scaled(choice: Choice, steps: int) -> dict[str, Any]:
+    days = steps * choice.seconds * choice.world_size / 86400
+    return {**asdict(choice), "peak": choice.memory.on_gpu, "gpu_days": days}
+
+
+def _lines(
+    report: dict[str, Any], planner: Planner, shape: Sequence[int], group: str, args: Any
+) -> Iterator[str]:
+    """The report for people."""
+    gib = 2**30
+    frame = "×".join(map(str, shape))
+    yield f"network       {group}, frames of {frame}, {report['parameters'] / 1e6:.1f} M parameters"
+    yield f"work          {report['flops_per_sample'] / 1e9:.1f} GFLOP a sample, there and back"
+    parts = (f"{p} {b / gib:.3f}" for p, b in report["activation_bytes_per_sample"].items())
+    yield f"activations   GiB a sample: {', '.join(parts)}"
+    yield ""
+    memory = f"{planner.gpu.memory:.0f} GiB"
+    yield f"{args.gpus} × {args.gpu} of {memory}: GiB without samples, largest micro-batch"
+    yield "checkpointing" + "".join(f"{f'zero{stage}':>16}" for stage in planner.stages)
+    for workload in planner.workloads:
+        cells = (row for row in report["memory"] if row["policy"] == workload.policy)
+        text = (f"{row['states'] / gib:.1f}, {row['largest_micro_batch']}" for row in cells)
+        yield f"{workload.policy:<13}" + "".join(f"{cell:>16}" for cell in text)
+    yield ""
+    yield f"{report['steps']} steps of {planner.batch_size} samples, {args.network} between nodes"
+    yield (
+        f"{'GPUs':>5}{'zero':>6}{'checkpointing':>15}{'micro':>7}{'passes':>8}{'GiB':>7}"
+        f"{'sent GB':>9}{'ms/step':>9}{'samples/s':>11}{'days':>8}{'GPU-days':>10}"
+    )
+    for row in report["scaling"]:
+        yield (
+            f"{row['world_size']:>5}{row['stage']:>6}{row['policy']:>15}{row['micro_batch']:>7}"
+            f"{row['accumulation']:>8}{row['peak'] / gib:>7.1f}{row['traffic'] / 1e9:>9.2f}"
+            f"{1e3 * row['seconds']:>9.1f}{planner.batch_size / row['seconds']:>11.1f}"
+            f"{row['gpu_days'] / row['world_size']:>8.2f}{row['gpu_days']:>10.2f}"
+        )
+    yield ""
+    yield _advice(report, planner, group)
+
+
+def _advice(report: dict[str, Any], planner: Planner, group: str) -> str:
+    gpus = report["gpus"]
+    if planner.batch_size % gpus:
+        return (
+            f"train.batch_size={planner.batch_size} does not divide over {gpus} GPUs; choose a "
+            f"multiple of {gpus}"
+        )
+    for row in report["scaling"]:
+        if row["world_size"] == gpus:
+            return (
+                f"for {gpus} GPUs: deepspeed=zero{row['stage']} "
+                f"train.accumulation={row['accumulation']} {group}.checkpointing={row['policy']}"
+            )
+    return (
+        f"no setting fits: one sample needs more memory than {gpus} GPUs have; choose larger ones"
+    )

@@ -1,0 +1,172 @@
+"""What a forward and backward pass costs, found by running it on tensors without storage.
+
+A network built by `build_fake` has shapes but no values, so any size can be traced on a laptop in
+seconds. The trace sees every operation that autograd dispatches: floating-point operations, bytes
+read and written, and the bytes alive at every moment, bfloat16 copies of weights, recomputed
+activations and temporary buffers included. Workspaces inside a kernel are not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
+
+T = TypeVar("T")
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation: its floating-point operations, its traffic, and the precision it runs in."""
+
+    flops: int
+    bytes: int
+    half: bool
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """The cost of one forward and backward pass, for a number of samples.
+
+    Attributes:
+        samples: the micro-batch.
+        parameters: trainable elements.
+        kernels: the operations in order, views left out.
+        activations: peak bytes when each gradient is taken away as soon as it is complete.
+        with_gradients: peak bytes when gradients stay, those included.
+    """
+
+    samples: int
+    parameters: int
+    kernels: tuple[Kernel, ...]
+    activations: int
+    with_gradients: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of matrix products, convolutions and attention."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+
+def build_fake(build: Callable[[], T]) -> T:
+    """Runs `build` so that every tensor it makes has a shape and no storage.
+
+    Tensors that meet later must come from the same call.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return build()
+
+
+def trace_pass(objective: nn.Module, batch: Any) -> PassCost:
+    """Traces one forward and backward pass of a fake objective.
+
+    Arguments:
+        objective: made by `build_fake`; `objective(batch)` returns (loss, scalars).
+        batch: a batch of which at least `x` is fake; what the objective reads as numbers, such as
+            seeds, is real.
+    """
+    objective.train()
+    trace = _Trace([*objective.parameters(), *objective.buffers()])
+    weights = [p for p in objective.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(trace.take_gradient) for p in weights]
+    with trace:
+        trace.hold(tree_leaves(vars(batch)))
+        objective(batch)[0].backward()
+    for hook in hooks:
+        hook.remove()
+    return PassCost(
+        samples=len(batch.x),
+        parameters=sum(p.numel() for p in weights),
+        kernels=tuple(trace.kernels),
+        activations=trace.peak,
+        with_gradients=trace.peak_with_gradients,
+    )
+
+
+class _Trace(TorchDispatchMode):
+    """Counts what every operation does and what is alive after it.
+
+    Arguments:
+        resident: tensors that were there before and are nobody's activations.
+    """
+
+    def __init__(self, resident: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.kernels: list[Kernel] = []
+        self.live = self.peak = 0
+        self.gradients = self.peak_with_gradients = 0
+        self._seen = WeakIdKeyDictionary()
+        for tensor in resident:
+            self._seen[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if self.hold(outputs) or func._schema.is_mutable:
+            count = _FORMULAS.get(func._overloadpacket)
+            self.kernels.append(
+                Kernel(
+                    flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
+                    bytes=sum(_bytes(tensor) for tensor in (*inputs, *outputs)),
+                    half=any(tensor.dtype.itemsize == 2 for tensor in inputs),
+                )
+            )
+        return out
+
+    def hold(self, leaves: Iterable[Any]) -> bool:
+        """Counts new tensors among `leaves` until they are freed; whether there were any."""
+        before = self.live
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in self._seen:
+                storage = leaf.untyped_storage()
+                self._seen[storage] = True
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        self.peak_with_gradients = max(self.peak_with_gradients, self.live + self.gradients)
+        return self.live > before
+
+    def take_gradient(self, parameter: Tensor) -> None:
+        """Books a finished gradient apart from the activations."""
+        assert parameter.grad is not None
+        self.gradients += parameter.grad.untyped_storage().nbytes()
+        parameter.grad = None
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes that a kernel touches: those of an expanded tensor once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(
+    _grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
+    """Twice the forward pass; the scores that the kernel recomputes are not the model's work."""
+    return 2 * _attention(query, key, value)
+
+
+# torch counts attention on GPUs only.
+_FORMULAS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

@@ -1,0 +1,56 @@
+"""`lola-ds plan`: what it prints follows from the configuration, with neither data nor a GPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lola_ds.cli.plan import main
+
+SMALL = ["surrogate.hid_channels=32", "surrogate.hid_blocks=2", "surrogate.patch_size=[1,8,8]"]
+
+
+def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    main(["task=surrogate", "--json", *SMALL, *words])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_small_network_needs_nothing_special(capsys: pytest.CaptureFixture[str]) -> None:
+    report = plan(capsys, "--grid", "64x64", "train.batch_size=32")
+    assert set(report["activation_bytes_per_sample"]) == {"none", "selective", "2", "full"}
+    assert len(report["memory"]) == 16
+    (chosen,) = (row for row in report["scaling"] if row["world_size"] == 8)
+    assert (chosen["policy"], chosen["micro_batch"], chosen["accumulation"]) == ("none", 4, 1)
+    assert [row["world_size"] for row in report["scaling"]] == [1, 2, 4, 8, 16, 32]
+    assert report["steps"] == 100 * 4096 // 32
+
+
+def test_latents_are_those_of_the_autoencoder(capsys: pytest.CaptureFixture[str]) -> None:
+    """64×64 fields become 8×8 latents: an eighth of the grid, and patches of one token."""
+    fields = plan(capsys, "--grid", "64x64")
+    small = ["surrogate.patch_size=[1,1,1]"]
+    latents = plan(capsys, "--grid", "64x64", "ae_run=does/not/exist/yet", *small)
+    assert latents["flops_per_sample"] == pytest.approx(fields["flops_per_sample"], rel=0.5)
+    assert latents["parameters"] < fields["parameters"]
+
+
+def test_report_for_people_ends_with_the_words_to_add(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["task=surrogate", *SMALL, "--grid", "64x64", "--gpus", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("network       surrogate, frames of 5×64×64")
+    assert lines[-1].startswith("for 4 GPUs: deepspeed=zero")
+    assert lines[-1].endswith("surrogate.checkpointing=none")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "add --grid 512x512"),
+        (["--grid", "64"], "axes x×y of dataset=euler_periodic"),
+        (["--grid", "64xwide"], "--grid 64xwide: expected points along each axis"),
+    ],
+)
+def test_mistakes_are_explained(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(["task=surrogate", *words])

@@ -1,0 +1,98 @@
+"""One rank: a few steps at every ZeRO stage, and the most that torch's allocator held.
+
+usage: memory_worker.py OUT TASK:STAGE …   writes {"TASK:STAGE": bytes} of the first rank to OUT
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lola_ds.build import build_model, build_objective, complete_network
+from lola_ds.cli.common import exit_at_once
+from lola_ds.config import compose, fill_deepspeed, to_dict
+from lola_ds.data import Batch
+from lola_ds.train.ema import Ema
+from lola_ds.train.engine import Ranks, join, leave, make_engine
+from lola_ds.train.fragments import local_fragments
+from lola_ds.train.optim import make_optimizer
+
+BUCKET = 4_000_000
+SAMPLES = 3
+FRAME = (5, 32, 32)
+LABELS = 6
+WORDS = {
+    "autoencoder": ["ae.hid_channels=[64,96,256]", "ae.hid_blocks=[1,1,2]"],
+    "surrogate": ["surrogate.hid_channels=256", "surrogate.patch_size=[1,4,4]"],
+    "diffusion": ["denoiser.hid_channels=320", "denoiser.patch_size=[1,4,4]"],
+}
+
+
+def make_config(task: str, stage: str | int, world_size: int) -> dict[str, Any]:
+    """A training of `SAMPLES` samples per rank, whose network is much larger than a bucket."""
+    size = SAMPLES * world_size
+    batch = [f"train.batch_size={size}", f"train.epoch_size={size}", "trajectory.length=3"]
+    words = [f"task={task}", "run=r", "data=d", f"deepspeed=zero{stage}", *batch, *WORDS[task]]
+    return to_dict(compose([*words, "precision=fp32"]))
+
+
+def measure(task: str, stage: str, ranks: Ranks) -> int:
+    """The peak in bytes, from building the network to the end of the third step."""
+    config = make_config(task, stage, ranks.world_size)
+    ds_config = fill_deepspeed(config, ranks.world_size)
+    ds_config["zero_optimization"] |= small_buckets(int(stage))
+    config = complete_network(config, FRAME, LABELS)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        objective = build_objective(config, build_model(config))
+        optimizer = make_optimizer(objective.parameters(), config["optim"])
+        engine = make_engine(objective, optimizer, ds_config)
+        ema = Ema(local_fragments(engine, ranks.rank, ranks.world_size), 0.9)
+        for step in range(3):
+            loss, _ = engine(make_batch(task, SAMPLES))
+            engine.backward(loss)
+            engine.step()
+            ema.update(step + 1)
+            del loss, _
+    held = peak = 0
+    events = record.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def small_buckets(stage: int) -> dict[str, int]:
+    """Buffers that do not hide the rest."""
+    if stage == 3:
+        return {"reduce_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET}
+    return {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET} if stage else {}
+
+
+def make_batch(task: str, samples: int) -> Batch:
+    length = 1 if task == "autoencoder" else 3
+    ids = torch.arange(samples)
+    x = torch.randn(samples, FRAME[0], length, *FRAME[1:])
+    return Batch(x, torch.zeros(samples, LABELS), ids, torch.ones(samples), ids)
+
+
+def main() -> None:
+    out, *jobs = sys.argv[1:]
+    ranks = join("cpu")
+    peaks = {}
+    for job in jobs:
+        peaks[job] = measure(*job.split(":"), ranks)
+        gc.collect()
+    if ranks.rank == 0:
+        Path(out).write_text(json.dumps(peaks))
+    leave()
+
+
+if __name__ == "__main__":
+    exit_at_once(main)

@@ -1,0 +1,164 @@
+"""The memory model against real trainings; traffic, choices and limits of the planner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import memory_worker as worker
+import pytest
+from ranks import run_ranks
+
+from lola_ds.build import trace_training
+from lola_ds.config import fill_deepspeed
+from lola_ds.train.cost import Kernel, PassCost
+from lola_ds.train.planning import (
+    GIB,
+    GPUS,
+    Memory,
+    Planner,
+    Workload,
+    pass_seconds,
+    traffic,
+    zero_memory,
+)
+
+STAGES = (0, 1, 2, 3)
+
+
+def expected_peak(task: str, stage: int, world_size: int) -> int:
+    """What the plan says of the training that the worker measures."""
+    config = worker.make_config(task, stage, world_size)
+    zero = fill_deepspeed(config, world_size)["zero_optimization"] | worker.small_buckets(stage)
+    low, high = (trace_training(config, worker.FRAME, worker.LABELS, n) for n in (2, 4))
+    workload = Workload("none", low, high)
+    return zero_memory(workload, worker.SAMPLES, zero, world_size).peak
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("task", "world_size"),
+    [
+        ("surrogate", 1),
+        pytest.param("autoencoder", 2, marks=pytest.mark.slow),
+        pytest.param("surrogate", 2, marks=pytest.mark.slow),
+        pytest.param("diffusion", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_memory_equals_what_the_allocator_held(task: str, world_size: int, tmp_path: Path) -> None:
+    jobs = [f"{task}:{stage}" for stage in STAGES]
+    run_ranks([worker.__file__, str(tmp_path / "peaks"), *jobs], world_size)
+    measured = json.loads((tmp_path / "peaks").read_text())
+    expected = {f"{task}:{stage}": expected_peak(task, stage, world_size) for stage in STAGES}
+    assert measured == pytest.approx(expected, rel=0.1)
+
+
+def passing(samples: int, **sizes: int) -> PassCost:
+    """A pass of two kernels, with memory and work in proportion to the samples."""
+    matmul = Kernel(flops=samples * 10**12, bytes=10**6, half=True)
+    copy = Kernel(flops=0, bytes=samples * 10**9, half=False)
+    memory = {"activations": samples * GIB, "with_gradients": samples * GIB, **sizes}
+    return PassCost(samples, parameters=250_000_000, kernels=(matmul, copy), **memory)
+
+
+WORKLOAD = Workload("none", passing(2), passing(4))
+FRUGAL = Workload(
+    "full",
+    PassCost(2, 250_000_000, (Kernel(10**13, 0, True),), GIB // 4, GIB // 4),
+    PassCost(4, 250_000_000, (Kernel(2 * 10**13, 0, True),), GIB // 2, GIB // 2),
+)
+ZERO = {
+    0: {"stage": 0, "reduce_bucket_size": 10},
+    1: {"stage": 1, "reduce_bucket_size": 10, "overlap_comm": False},
+    2: {"stage": 2, "reduce_bucket_size": 10, "overlap_comm": False},
+    3: {
+        "stage": 3,
+        "reduce_bucket_size": 10,
+        "stage3_max_live_parameters": 10**9,
+        "stage3_prefetch_bucket_size": 10,
+    },
+}
+
+
+def planner(gpu: str = "h100", batch_size: int = 64) -> Planner:
+    return Planner([WORKLOAD, FRUGAL], ZERO, batch_size, GPUS[gpu], network=45.0)
+
+
+def test_costs_are_linear_in_the_micro_batch() -> None:
+    assert WORKLOAD.flops == 10**12
+    assert WORKLOAD.sample_bytes == GIB
+    assert WORKLOAD.activations(7) == 7 * GIB
+
+
+def test_each_kernel_is_bound_by_what_takes_longest() -> None:
+    h100 = GPUS["h100"]
+    assert pass_seconds(passing(2), h100) == pytest.approx(2 / 790 + 2 / 3000)
+    tiny = PassCost(1, 1, (Kernel(1, 1, False),) * 10, 0, 0)
+    assert pass_seconds(tiny, h100) == pytest.approx(40e-6)
+    single = PassCost(1, 1, (Kernel(10**12, 0, False),), 0, 0)
+    assert pass_seconds(single, h100) == pytest.approx(1 / h100.single)
+
+
+def test_states_of_each_stage() -> None:
+    """A billion bytes of weights on 4 ranks, at the fullest moment of a step without samples."""
+    w = 10**9
+    resident = {0: 3 * w + w / 4, 1: 2 * w, 2: 2 * w, 3: 1.5 * w + 40}
+    for stage, size in resident.items():
+        assert zero_memory(WORKLOAD, 0, ZERO[stage], 4).resident == size
+    assert zero_memory(WORKLOAD, 0, ZERO[0], 4).peak == resident[0] + w + 40
+    once = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4) for stage in STAGES}
+    several = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4, 2) for stage in STAGES}
+    kept = {stage: several[stage].passing - once[stage].passing for stage in STAGES}
+    assert kept == {0: w, 1: w, 2: w // 4, 3: 0}
+
+
+@pytest.mark.parametrize(
+    ("stage", "accumulation", "turns"), [(0, 4, 2), (1, 4, 2), (2, 1, 2), (2, 4, 5), (3, 4, 12)]
+)
+def test_traffic(stage: int, accumulation: int, turns: int) -> None:
+    assert traffic(250, stage, 4, accumulation) == turns * 1000 * 3 / 4
+    assert traffic(250, stage, 1, accumulation) == 0
+
+
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
+    plan = planner()
+    for stage in STAGES:
+        n = plan.largest(WORKLOAD, stage, 8)
+        assert plan.memory(WORKLOAD, stage, 8, n).on_gpu <= 79 * GIB
+        assert plan.memory(WORKLOAD, stage, 8, n + 1).on_gpu > 79 * GIB
+    huge = Workload("none", passing(2, activations=10**13), passing(4, activations=2 * 10**13))
+    assert plan.largest(huge, 3, 8) == 0
+
+
+def test_batch_is_dealt_in_the_fewest_passes_that_fit() -> None:
+    choices = {(c.stage, c.policy): c for c in planner().choices(1)}
+    assert choices[1, "none"].micro_batch == 64
+    (small,) = {c for c in planner("rtx4090").choices(1) if (c.stage, c.policy) == (1, "none")}
+    assert (small.micro_batch, small.accumulation) == (8, 8)
+    assert not list(planner(batch_size=60).choices(8))
+
+
+def test_recomputing_is_chosen_only_when_it_is_needed() -> None:
+    best = planner().best(8)
+    assert best is not None
+    assert best.policy == "none"
+    tight = Workload("none", passing(2, activations=2**38), passing(4, activations=2**39))
+    assert planner().largest(tight, 1, 8) == 0
+    needy = Planner([tight, FRUGAL], ZERO, 64, GPUS["h100"], network=45.0).best(8)
+    assert needy is not None
+    assert needy.policy == "full"
+
+
+def test_slower_networks_take_longer_between_nodes_only() -> None:
+    fast, slow = (Planner([WORKLOAD], ZERO, 64, GPUS["h100"], n).best for n in (45.0, 1.4))
+    for world_size, same in ((8, True), (16, False)):
+        a, b = fast(world_size), slow(world_size)
+        assert a is not None
+        assert b is not None
+        assert (a.seconds == b.seconds) == same
+
+
+def test_memory_on_a_gpu_adds_what_torch_does_not_allocate() -> None:
+    memory = Memory(resident=100 * GIB, passing=20 * GIB, stepping=30 * GIB)
+    assert memory.peak == 130 * GIB
+    assert memory.on_gpu == pytest.approx(1.05 * 130 * GIB + 1.5 * GIB)
