@@ -25,15 +25,15 @@ from azula.sample import (
     Sampler,
     vABSampler,
     xEABSampler,
-    zABSampler,
     zEABSampler,
 )
 from torch import Tensor, nn
 
+from lola_ds.emulate.adams_bashforth import ABSampler
 from lola_ds.models.denoiser import Denoiser
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ab": lambda denoiser, **options: zABSampler(denoiser, order=3, **options),
+    "ab": lambda denoiser, **options: ABSampler(denoiser, order=3, **options),
     "vab": lambda denoiser, **options: vABSampler(denoiser, order=3, **options),
     "eab": lambda denoiser, **options: zEABSampler(denoiser, order=3, **options),
     "xeab": lambda denoiser, **options: xEABSampler(denoiser, order=3, **options),

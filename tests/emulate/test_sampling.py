@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from azula.sample import zABSampler
 from torch import Tensor, nn
 
 from lola_ds.emulate import sample
+from lola_ds.emulate.adams_bashforth import ABSampler
 from lola_ds.emulate.sampling import SAMPLERS
 from lola_ds.models.denoiser import Posterior
 from lola_ds.models.schedules import make_schedule
@@ -64,6 +66,16 @@ def test_deterministic_samplers_converge_to_the_flow(
         errors.append((x_0 - exact).abs().max().item())
     assert errors[1] < 0.05
     assert errors[1] < 1e-5 or math.log(errors[0] / errors[1], 4) > order
+
+
+@pytest.mark.parametrize("schedule", ["log_linear", "log_logit", "rectified"])
+@pytest.mark.parametrize("steps", [1, 2, 16])
+def test_adams_bashforth_is_that_of_azula(schedule: str, steps: int) -> None:
+    denoiser = Gaussian(schedule)
+    x_1 = denoiser.schedule(torch.tensor(1.0))[1] * torch.randn(2, 1, 9, 4, dtype=torch.float64)
+    options = {"order": 3, "steps": steps, "silent": True, "dtype": torch.float64}
+    expected = zABSampler(denoiser, **options)(x_1)
+    torch.testing.assert_close(ABSampler(denoiser, **options)(x_1), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
