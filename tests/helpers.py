@@ -1,4 +1,4 @@
-"""Small inputs that several tests share."""
+"""Small inputs, and weights that hide nothing, for several tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lola_ds.data import Index, ShardWriter
 
@@ -69,3 +70,12 @@ def make_shards(
         entries = make_meta(folder, i, array.shape, ranks, fields=fields, **(meta or {}))
         writer.add(f"made-{i:04d}", array, entries)
     return writer.finish()
+
+
+def randomize(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
+    """Draws all parameters anew, so that nothing hides behind a small initial scale."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(scale * torch.randn_like(p))
+    return module

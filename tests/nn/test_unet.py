@@ -5,20 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomize
 from torch import Tensor
 
 from lola_ds.nn.unet import ModulatedBlock, UNet, unit_coordinates
 
 SMALL = {"hid_channels": (4, 6, 8), "hid_blocks": (1, 2, 1)}
-
-
-def randomize(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
-    """Draws all parameters anew, so that nothing hides behind a small initial scale."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(scale * torch.randn_like(p))
-    return module
 
 
 def naive_block(w: dict[str, Tensor], x: Tensor, mod: Tensor | None, heads: int | None) -> Tensor:

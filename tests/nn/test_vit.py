@@ -1,22 +1,17 @@
 """The vision transformer: blocks against their formula, invariances, precision, options."""
 
+import itertools
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomize
 from torch import Tensor
 
 from lola_ds.nn.attention import grid_coordinates
 from lola_ds.nn.recompute import Policy, block_policy
 from lola_ds.nn.vit import ViT, ViTBlock
-
-
-def randomize(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
-    """Draws all parameters anew, so that nothing hides behind a small initial scale."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(scale * torch.randn_like(p))
-    return module
 
 
 def naive_block(block: ViTBlock, x: Tensor, mod: Tensor | None, p: Tensor, skip: Tensor) -> Tensor:
@@ -43,11 +38,60 @@ def naive_block(block: ViTBlock, x: Tensor, mod: Tensor | None, p: Tensor, skip:
 def test_block_follows_its_formula(mod_features: int) -> None:
     block = ViTBlock(8, mod_features, ffn_factor=2, axes=2, attention_heads=2)
     block = randomize(block).double()
-    x, skip = torch.randn(2, 2, 6, 8, dtype=torch.float64).unbind(0)
+    x, skip = torch.randn(2, 2, 6, 8, dtype=torch.float64).requires_grad_().unbind(0)
     mod = torch.randn(2, 6, dtype=torch.float64) if mod_features else None
     p = grid_coordinates((2, 3)).double()
     y, _ = block(x, mod, p, skip)
-    torch.testing.assert_close(y, naive_block(block, x, mod, p, skip))
+    expected = naive_block(block, x, mod, p, skip)
+    torch.testing.assert_close(y, expected)
+    inputs, weights = (x, skip, *block.parameters()), torch.randn_like(y)
+    grads = torch.autograd.grad((y * weights).sum(), inputs)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), inputs)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-6, atol=1e-7)
+
+
+def test_blocks_see_relative_positions_only() -> None:
+    block = randomize(ViTBlock(8, axes=2, attention_heads=2)).double()
+    x, p = torch.randn(1, 6, 8, dtype=torch.float64), grid_coordinates((2, 3)).double()
+    here, there = (block(x, None, q)[0] for q in (p, p + torch.tensor([3.0, -40.0])))
+    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)
+    elsewhere, _ = block(x, None, 2 * p)
+    assert not torch.allclose(here, elsewhere, atol=1e-3)
+
+
+def naive_vit(vit: ViT, x: Tensor, mod: Tensor, cond: Tensor) -> Tensor:
+    """A transformer of patches (1, 2) to patches (2, 1) from its weights, token by token."""
+    w = dict(vit.named_parameters())
+    _, _, X, Y = x.shape
+    tokens, places = [], []
+    for i, j in itertools.product(range(X), range(Y // 2)):
+        channels = [*x[0], *cond[0]]
+        features = torch.stack([c[i, 2 * j + offset] for c in channels for offset in (0, 1)])
+        tokens.append(w["in_proj.weight"] @ features + w["in_proj.bias"])
+        encoding = []
+        for place, half in itertools.product((i, j), (math.sin, math.cos)):
+            encoding += [half(place * 1000 ** (-k / 3)) for k in range(4)]
+        embedding = w["positional_embedding.2.weight"] @ torch.tensor(encoding).double()
+        places.append(embedding + w["positional_embedding.2.bias"])
+    skip, p = torch.stack(tokens)[None], grid_coordinates((X, Y // 2)).double()
+    z = skip + torch.stack(places)
+    for block in vit.blocks:
+        z = naive_block(block, z, mod, p, skip)
+    z = z[0] @ w["out_proj.weight"].T + w["out_proj.bias"]
+    y = x.new_empty(1, 3, 2 * X, Y // 2)
+    for (i, j), token in zip(itertools.product(range(X), range(Y // 2)), z):
+        for k, c in itertools.product(range(2), range(3)):
+            y[0, c, 2 * i + k, j] = token[2 * c + k]
+    return y
+
+
+def test_follows_its_description() -> None:
+    vit = ViT(2, 3, 1, 4, 8, 2, 2, patch_size=(1, 2), unpatch_size=(2, 1))
+    vit = randomize(vit).double()
+    x, mod, cond = (torch.randn(1, *s).double() for s in ((2, 3, 4), (4,), (1, 3, 4)))
+    torch.testing.assert_close(
+        vit(x, mod, cond), naive_vit(vit, x, mod, cond), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
