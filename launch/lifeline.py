@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
+from lola_ds.train.stop import EXIT_STOPPED
+
 NAME = "LOLA_LIFELINE"
 """Environment variable with the socket's name."""
 EXIT_MISTAKE = 2
@@ -40,6 +42,10 @@ class RankState:
     @property
     def running(self) -> bool:
         return self.code is None and not self.lost
+
+    @property
+    def failed(self) -> bool:
+        return self.lost or self.code not in (None, 0, EXIT_STOPPED)
 
 
 class Lifeline:
@@ -67,6 +73,12 @@ class Lifeline:
             elif state := self._read(key):
                 new.append(state)
         return new
+
+    def close(self) -> None:
+        """Cuts the line to every rank, which ends those that still run."""
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
 
     def _accept(self) -> None:
         connection, _ = self._server.accept()

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -80,7 +80,8 @@ class Node:
     def run(self, words: Sequence[str]) -> int:
         """Starts `deepspeed`, waits, cleans up; returns the status to exit with."""
         _adopt_orphans()
-        with tempfile.TemporaryDirectory(prefix="lola-") as folder, self._signals():
+        temporary = tempfile.TemporaryDirectory(prefix="lola-")
+        with closing(self.lifeline), temporary as folder, self._signals():
             launcher = subprocess.Popen(
                 deepspeed_command(Path(folder), self.expected, words),
                 env=self._environment(),
@@ -132,15 +133,14 @@ class Node:
                 if self.asked is not None:
                     _forward(state, self.asked)
             now, ranks = time.monotonic(), self.lifeline.ranks.values()
-            failed = [s for s in ranks if s.lost or s.code not in (None, 0, EXIT_STOPPED)]
-            mistaken = bool(failed) and all(s.code == EXIT_MISTAKE for s in failed)
-            if failed:
+            failures = {s.code for s in ranks if s.failed}
+            if failures:
                 failed_at = min(failed_at, now)
             if len(ranks) == self.expected and not any(s.running for s in ranks):
                 done_at = min(done_at, now)
-            wait_failed = COMPANY if mistaken else FAREWELL
-            wait_done = FAREWELL if mistaken else PATIENCE
-            if now > min(failed_at + wait_failed, done_at + wait_done, self.deadline):
+            mistaken = failures == {EXIT_MISTAKE}  # by ranks that stay until this process ends
+            others, launchers = (COMPANY, FAREWELL) if mistaken else (FAREWELL, PATIENCE)
+            if now > min(failed_at + others, done_at + launchers, self.deadline):
                 return
         for _ in range(10):  # last words that were on their way
             self.lifeline.hear(0.05)
@@ -155,7 +155,7 @@ class Node:
         """Says which ranks are to blame, with the end of their logs."""
         ranks = self.lifeline.ranks.values()
         for state in sorted(ranks, key=lambda s: s.rank):
-            if state.lost or state.code not in (None, 0, EXIT_STOPPED):
+            if state.failed:
                 what = "was lost (killed?)" if state.lost else f"failed with status {state.code}"
                 path = self.logs / f"rank_{state.rank:05d}.log"
                 _say(f"rank {state.rank} {what}; its log {path} ends with\n{_tail(path)}")
