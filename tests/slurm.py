@@ -183,7 +183,9 @@ def _munge_options(folder: Path) -> list[str]:
 def _wait_until_idle(slurm: Slurm) -> None:
     deadline = time.monotonic() + 60
     while True:
-        done = slurm.run("sinfo", "--noheader", "--format=%T", "--Node", check=False)
+        done = slurm.run(
+            "sinfo", "--noheader", "--partition=main", "--format=%T", "--Node", check=False
+        )
         if done.stdout.split() == ["idle"] * len(slurm.names):
             return
         if time.monotonic() > deadline:
