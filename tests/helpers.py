@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lola_ds.data import Index, ShardWriter
 
@@ -79,3 +80,14 @@ def randomize(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
         for p in module.parameters():
             p.copy_(scale * torch.randn_like(p))
     return module
+
+
+def assert_same(
+    y: Tensor, expected: Tensor, inputs: Sequence[Tensor], rtol: float = 1e-6, atol: float = 1e-7
+) -> None:
+    """Asserts that two values are equal, and so are their gradients with respect to `inputs`."""
+    torch.testing.assert_close(y, expected, rtol=rtol, atol=atol)
+    weights = torch.randn_like(y)
+    grads = torch.autograd.grad((y * weights).sum(), inputs, retain_graph=True)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), inputs, retain_graph=True)
+    torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_same, randomize
+from torch import Tensor
 
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.dcae import DCDecoder, DCEncoder, ResidualBlock
@@ -11,16 +13,16 @@ SMALL = {"hid_channels": (4, 6, 8), "hid_blocks": (1, 2, 1)}
 
 
 def test_block_follows_its_formula() -> None:
-    block = ResidualBlock(6, spatial=2, ffn_factor=2).double()
-    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    block = randomize(ResidualBlock(6, spatial=2, ffn_factor=2)).double()
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64, requires_grad=True)
     y = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
     y = F.silu(F.conv2d(y, block.ffn[0].weight, block.ffn[0].bias, padding=1))
     y = F.conv2d(y, block.ffn[3].weight, block.ffn[3].bias, padding=1)
-    torch.testing.assert_close(block(x), x + y)
+    assert_same(block(x), x + y, (x, *block.parameters()))
 
 
 def test_attention_block_follows_its_formula() -> None:
-    block = ResidualBlock(8, spatial=2, attention_heads=2).double()
+    block = randomize(ResidualBlock(8, spatial=2, attention_heads=2)).double()
     names = {name for name, _ in block.attn.named_parameters()}
     assert names == {
         "0.in_proj_weight",
@@ -29,7 +31,7 @@ def test_attention_block_follows_its_formula() -> None:
         "0.out_proj.bias",
     }
     assert block.ffn[0].weight.shape == (8, 8, 1, 1)
-    x = torch.randn(1, 8, 2, 3, dtype=torch.float64)
+    x = torch.randn(1, 8, 2, 3, dtype=torch.float64, requires_grad=True)
     y = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
     tokens = y.flatten(2).mT
     mha = block.attn[0]
@@ -39,7 +41,52 @@ def test_attention_block_follows_its_formula() -> None:
     tokens = tokens + attended @ mha.out_proj.weight.T + mha.out_proj.bias
     hidden = F.silu(tokens @ block.ffn[0].weight.flatten(1).T + block.ffn[0].bias)
     tokens = hidden @ block.ffn[3].weight.flatten(1).T + block.ffn[3].bias
-    torch.testing.assert_close(block(x), x + tokens.mT.unflatten(2, (2, 3)))
+    assert_same(block(x), x + tokens.mT.unflatten(2, (2, 3)), (x, *block.parameters()))
+
+
+def to_depth(x: Tensor) -> Tensor:
+    """Space to depth by 2×2, channel outermost, offset by offset."""
+    parts = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    return torch.stack(parts, dim=2).flatten(1, 2)
+
+
+def to_space(x: Tensor) -> Tensor:
+    """Undoes `to_depth`."""
+    B, C, X, Y = x.shape
+    y = x.new_empty(B, C // 4, 2 * X, 2 * Y)
+    for k, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        y[:, :, i::2, j::2] = x[:, k::4]
+    return y
+
+
+@pytest.mark.parametrize("pixel_shuffle", [True, False])
+def test_levels_follow_their_description(pixel_shuffle: bool) -> None:
+    """Encoder and decoder from their weights alone: what each name holds and where it acts."""
+    options = {"hid_channels": (3, 4), "hid_blocks": (1, 1), "pixel_shuffle": pixel_shuffle}
+    encoder = randomize(DCEncoder(2, 5, **options)).double()
+    decoder = randomize(DCDecoder(5, 2, **options)).double()
+    w = {**dict(encoder.named_parameters()), **dict(decoder.named_parameters())}
+
+    def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
+        return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride, padding=1)
+
+    def block(name: str, x: Tensor) -> Tensor:
+        y = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+        return x + conv(f"{name}.ffn.3", F.silu(conv(f"{name}.ffn.0", y)))
+
+    x = torch.randn(1, 2, 4, 6, dtype=torch.float64)
+    y = block("descent.0.1", conv("descent.0.0", x))
+    y = conv("descent.1.0.1", to_depth(y)) if pixel_shuffle else conv("descent.1.0", y, stride=2)
+    z = conv("descent.1.2", block("descent.1.1", y))
+    y = block("ascent.0.1", conv("ascent.0.0", z))
+    if pixel_shuffle:
+        y = to_space(conv("ascent.0.2.0", y))
+    else:
+        y = conv("ascent.0.2.1", y.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    y = conv("ascent.1.1", block("ascent.1.0", y))
+
+    torch.testing.assert_close(encoder(x), z.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decoder(z), y.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
