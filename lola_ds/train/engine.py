@@ -90,6 +90,17 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def first_difference(module: nn.Module) -> str | None:
+    """The first float32 parameter whose bits differ between ranks, or None. Collective."""
+    named = list(module.named_parameters())
+    sums = [p.detach().view(torch.int32).sum(dtype=torch.int64) for _, p in named]
+    extremes = torch.stack([*sums, *(-value for value in sums)])  # the largest, minus the smallest
+    if dist.get_world_size() > 1:
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    differ = (extremes[: len(named)] + extremes[len(named) :]).tolist()
+    return next((name for (name, _), value in zip(named, differ) if value), None)
+
+
 def build_extensions() -> None:
     """Builds what DeepSpeed would otherwise build on its first start."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

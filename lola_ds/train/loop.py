@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data import Batch
 from .checkpoint import CheckpointStore
 from .ema import Ema
-from .engine import Ranks, sum_over_ranks
+from .engine import Ranks, first_difference, sum_over_ranks
 from .fragments import Fragment, evaluated, torch_optimizer
 from .seeds import hash_seed
 from .stop import StopRequest
@@ -40,7 +40,7 @@ class Plan:
 
 
 class TrainingStoppedError(ValueError):
-    """Training met a loss or gradient that is not finite."""
+    """Training met a loss or gradient that is not finite, or ranks that drifted apart."""
 
 
 class Trainer:
@@ -169,7 +169,16 @@ class Trainer:
         return {f"valid/{name}": value / count for name, value in zip(totals, sums)}
 
     def save(self) -> None:
-        """Writes a checkpoint. Collective."""
+        """Writes a checkpoint. Collective.
+
+        Raises:
+            TrainingStoppedError: the ranks hold different weights.
+        """
+        if (name := first_difference(self.engine.module)) is not None:
+            raise TrainingStoppedError(
+                f"step {self.step}: the ranks hold different weights, first of {name}; this state "
+                "was not saved, the last checkpoint is intact; the same command resumes from it"
+            )
         state = {"step": self.step, "samples": self.step * self.plan.batch_size}
         state["loader"] = self.loader.state_dict()
         self.store.save(
