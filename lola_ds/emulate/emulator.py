@@ -32,7 +32,7 @@ __all__ = ["Codec", "Emulator"]
 
 # Windows of one member that samplers hold beside the network's activations: known values, noise,
 # the state, its means at the last steps, and what they are computed through.
-_WINDOWS = 12
+_WINDOWS = 18
 
 
 class Codec:

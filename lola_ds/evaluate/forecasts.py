@@ -33,7 +33,7 @@ from .selection import (
     state_bytes,
     state_grid,
 )
-from .settings import Forecast, Resources
+from .settings import Forecast, Resources, planned_share
 from .tables import Unit
 from .timing import Clock
 
@@ -91,6 +91,7 @@ class Forecasts:
                 self.forecast.guidance,
                 self._observations(unit),
             ),
+            planned_share(emulator.device),
         )
         if self.train is not None:
             cache = out / "climatology.npz"

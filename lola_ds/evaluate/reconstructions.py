@@ -19,7 +19,7 @@ from .pictures import Pictures
 from .processes import Processes
 from .scores import score_states, score_truth
 from .selection import choose_trajectories, frame_times, state_bytes, state_grid
-from .settings import Resources
+from .settings import Resources, planned_share
 from .tables import Unit
 from .timing import Clock
 
@@ -66,7 +66,8 @@ class Reconstructions:
         """Finds how many frames fit in memory."""
         z = self.codec.encode(self._read(self.units[0], 0, 1))[None]
         decoding = self.codec.decoding_bytes(z)
-        self.plan = self.resources.plan(1, state_bytes(self.dataset), decoding)
+        share = planned_share(self.codec.device)
+        self.plan = self.resources.plan(1, state_bytes(self.dataset), decoding, share=share)
         return 1
 
     def score(

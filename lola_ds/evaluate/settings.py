@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..emulate.guidance import Guidance
 
-__all__ = ["Forecast", "Plan", "Resources"]
+__all__ = ["Forecast", "Plan", "Resources", "planned_share"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def _guidance_name(guidance: Guidance) -> str:
     )
 
 
+def planned_share(device: torch.device) -> float:
+    """The share of the memory to plan with: on a CPU, freed memory is not all given back."""
+    return 1.0 if device.type == "cuda" else 2 / 3
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much is done at a time.
@@ -111,7 +118,15 @@ class Resources:
     batch: int = 16
     memory: float = 4.0
 
-    def plan(self, members: int, state: int, decoding: int, window: int = 0, row: int = 0) -> Plan:
+    def plan(
+        self,
+        members: int,
+        state: int,
+        decoding: int,
+        window: int = 0,
+        row: int = 0,
+        share: float = 1.0,
+    ) -> Plan:
         """Shares the memory out.
 
         As many forecasts are made side by side as fill a batch, unless their windows take more than
@@ -124,19 +139,20 @@ class Resources:
             decoding: bytes that decoding one state takes.
             window: bytes of a member's window as the model holds it.
             row: bytes that advancing one member takes.
+            share: of the memory that is planned with; the rest is for what allocators keep.
 
         Raises:
             ValueError: one lead time of one forecast does not fit; says what would do.
         """
-        total = int(self.memory * 1e9)
+        total = int(share * self.memory * 1e9)
         held = _WINDOWS * members * window
         scores, each = (_ENSEMBLE * members + _STATE) * state, (members + 4) * state
         least = held + max(row, 2 * max(scores + each, decoding))
         if total < least:
+            enough = least / share / 1e9
             raise ValueError(
-                f"memory={self.memory:g}: {members} members of one lead time take "
-                f"{least / 1e9:.2g} GB; give memory={least / 1e9 * 1.01:.2g} or more, or fewer "
-                "members"
+                f"memory={self.memory:g}: {members} members of one lead time take {enough:.2g} GB; "
+                f"give memory={1.01 * enough:.2g} or more, or fewer members"
             )
         forecasts = max(1, self.batch // members)
         while forecasts > 1 and (

@@ -1,0 +1,48 @@
+"""Peak memory of evaluations, measured in a process of their own, against the budget given."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import ROOT
+
+WORKER = Path(__file__).with_name("memory_worker.py")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
+)
+
+
+def taken(folder: Path, side: int, steps: int, members: int, memory: float, kind: str) -> float:
+    """GB that an evaluation took at most, beyond the program and the weights."""
+    words = map(str, (WORKER, folder, side, steps, members, memory, kind))
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], env=env, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"took (\d+) MB", done.stdout)
+    assert found is not None
+    return int(found[1]) / 1e3
+
+
+def test_a_rollout_takes_no_more_memory_than_asked_for(tmp_path: Path) -> None:
+    """Of pixels, whose windows are as large as states; see the next for what it takes freely."""
+    assert taken(tmp_path, 128, 4, 24, 0.55, "pixels") < 0.55
+
+
+@pytest.mark.slow
+def test_without_a_budget_it_takes_more(tmp_path: Path) -> None:
+    assert taken(tmp_path, 128, 4, 24, 8.0, "pixels") > 0.55
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_memory_does_not_grow_with_the_length_of_a_rollout(tmp_path: Path) -> None:
+    """Sixteen members of 101 states of 5 fields on 128² cells would be 0.53 GB by themselves."""
+    assert taken(tmp_path, 128, 101, 16, 0.4, "latent") < 0.4
