@@ -222,8 +222,8 @@ def _adopt_orphans() -> None:
 
 
 def _spare_launcher() -> None:
-    """Makes DeepSpeed's processes deaf to the warning signals, which are for the ranks."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    """Makes DeepSpeed's processes deaf to what Slurm sends to a whole step but means for ranks."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     rank = int(os.environ["RANK"])
     # Until the training waits for them, warnings are kept for it: no thread may swallow one.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until there is something to save
     _die_with_parent()
     end = RankEnd(rank)
     copy = _write_log(Path(os.environ[LOGS]) / f"rank_{rank:05d}.log", shown=rank == 0)

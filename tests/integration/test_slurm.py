@@ -321,9 +321,10 @@ def test_two_jobs_share_a_node(slurm: Slurm, shards: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_sweep_and_elastic_resume(slurm: Slurm, shards: Path, tmp_path: Path) -> None:
-    """An array of two; both stopped, and resumed on twice the nodes."""
+    """An array of two; both cancelled, and resumed on twice the nodes where they had saved."""
     base = tmp_path / "sweep"
-    words = overrides("surrogate", shards, base, "train.epochs=60", "seed=0,1")
+    more = ["train.epochs=60", "checkpoint.every=60", "seed=0,1"]
+    words = overrides("surrogate", shards, base, *more)
     (job,) = submit(slurm, *words, "cluster.retries=0", "compute.nodes=1")
     runs = [base / "seed=0", base / "seed=1"]
     for run in runs:

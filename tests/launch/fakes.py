@@ -47,6 +47,7 @@ def run_rank(behaviour: str) -> None:
     if behaviour == "absent":
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end = RankEnd(int(os.environ["RANK"]))
     stop = StopRequest()
     stop.listen()
@@ -57,6 +58,7 @@ def run_rank(behaviour: str) -> None:
     while behaviour not in CODES:
         time.sleep(0.02)
         if stop and behaviour != "hang":
+            time.sleep(0.5)  # saves
             behaviour = "stopped"
             break
     code = CODES.get(behaviour, EXIT_STOPPED)

@@ -128,12 +128,13 @@ def test_a_verdict_is_not_taken_back(start, monkeypatch: pytest.MonkeyPatch) -> 
     assert wrapper.finish()[0] == 2
 
 
-def test_step_wide_warning_spares_the_launcher(start) -> None:
-    """Slurm sends its signal to every process of the step."""
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_step_wide_signal_spares_the_launcher(start, number: signal.Signals) -> None:
+    """Slurm sends its warning, and the SIGTERM of `scancel`, to every process of the step."""
     wrapper = start("work", "work")
     wrapper.wait_for_ranks()
     for process in [psutil.Process(wrapper.process.pid), *wrapper.family()]:
-        process.send_signal(signal.SIGUSR2)
+        process.send_signal(number)
     assert wrapper.finish()[0] == 75
 
 
