@@ -90,6 +90,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather_over_ranks(value: Any) -> list[Any]:
+    """A small object of every rank, by rank. Collective."""
+    values = [value] * dist.get_world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def first_difference(module: nn.Module) -> str | None:
     """The first float32 parameter whose bits differ between ranks, or None. Collective."""
     named = list(module.named_parameters())
@@ -123,10 +131,15 @@ def _keep_extensions_in_environment() -> None:
     """Has compiled extensions live in the virtual environment they were compiled for.
 
     torch's default is one folder per user and Python version; two environments that share it
-    compile over each other's at every start.
+    compile over each other's at every start. So do two versions of ninja, whose logs differ: the
+    environment's own is found first, whether or not the environment was activated.
     """
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+        scripts = str(Path(sys.prefix) / "bin")
+        path = os.environ.get("PATH", os.defpath)
+        if path.split(os.pathsep)[0] != scripts:
+            os.environ["PATH"] = scripts + os.pathsep + path
 
 
 def _free_port() -> int:
