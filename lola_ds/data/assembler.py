@@ -186,18 +186,19 @@ class Assembler:
     ) -> None:
         """Reads the samples of `part` into their places; holding `batch` keeps its memory."""
         windows, memory, labels = plan.windows[part], memory[part], labels[part]
-        real = windows >= 0
-        if not real.all():
-            memory[~real] = 0
+        real = np.flatnonzero(windows >= 0)
+        if len(real) < len(windows):
+            memory[windows < 0] = 0
         labels[real] = self.dataset.labels[self.dataset.trajectories_of(windows[real])]
         if self.augment:
             seeds = plan.seeds[part]
-            for i in np.flatnonzero(real):
+            for i in real:
                 self._augmented(windows[i : i + 1], int(seeds[i]), memory[i], labels[i], failed)
             return
-        edges = np.flatnonzero(np.diff(real, prepend=False, append=False)).tolist()
-        for first, stop in zip(edges[::2], edges[1::2]):  # runs without padding
-            self._read(windows[first:stop], memory[first:stop], failed)
+        for run in np.split(real, np.flatnonzero(np.diff(real) > 1) + 1):  # none of it padding
+            if len(run):
+                part = slice(run[0], run[-1] + 1)
+                self._read(windows[part], memory[part], failed)
 
     def _read(self, windows: np.ndarray, out: np.ndarray, failed: list[int]) -> None:
         """Reads windows; one that cannot be is zero and joins `failed`, if that is tolerated."""

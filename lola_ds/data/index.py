@@ -123,17 +123,23 @@ class Index:
         return np.cumsum(self.frames) - self.frames
 
     @cached_property
-    def frame_shards(self) -> np.ndarray:
-        """(F,) int32: the shard of every frame."""
+    def _segment_first(self) -> np.ndarray:
+        """(M,) int64: row of each segment's first frame in the tables of frames."""
         lengths = self.segments[:, 2] - self.segments[:, 1]
-        return np.repeat(self.segments[:, 3].astype(np.int32), lengths)
+        return np.cumsum(lengths) - lengths
 
-    @cached_property
-    def frame_offsets(self) -> np.ndarray:
-        """(F,) int64: the byte offset of every frame in its shard."""
-        lengths = self.segments[:, 2] - self.segments[:, 1]
-        rows = np.arange(len(self.checksums)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return np.repeat(self.segments[:, 4], lengths) + rows * self.frame_bytes
+    def places(self, frames: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+        """Where frames lie: their shards and their byte offsets in them.
+
+        Arguments:
+            frames: rows of the tables of frames, (n,), or one of them.
+
+        Returns:
+            Two (n,) arrays of int64, or two numbers.
+        """
+        segments = np.searchsorted(self._segment_first, frames, side="right") - 1
+        rows = frames - self._segment_first[segments]
+        return self.segments[segments, 3], self.segments[segments, 4] + rows * self.frame_bytes
 
     def save(self, path: Path) -> None:
         """Writes the index atomically; the same index gives the same bytes."""

@@ -58,10 +58,12 @@ class OpenFile:
         """
         done = 0
         try:
-            while count := os.preadv(self.descriptor, (buffer[done:],), offset + done):
-                done += count
-                if done == len(buffer):
+            done = os.preadv(self.descriptor, (buffer,), offset)
+            while 0 < done < len(buffer):
+                count = os.preadv(self.descriptor, (buffer[done:],), offset + done)
+                if not count:
                     break
+                done += count
         except OSError as error:
             at = f"byte offset {offset + done}"
             raise ShardError(f"{self.path}: {error.strerror} at {at}") from error
@@ -99,7 +101,7 @@ class FrameReader:
                 shard, key, frame and byte offset.
         """
         index, size = self.index, self._frame_bytes
-        shards, offsets = index.frame_shards[frames], index.frame_offsets[frames]
+        shards, offsets = index.places(frames)
         memory = out.reshape(-1).view(np.uint8).data
         places, starts = shards.tolist(), offsets.tolist()
         files = {shard: self._open(shard) for shard in set(places)}
@@ -142,9 +144,9 @@ class FrameReader:
     def _error(self, frame: int, problem: str) -> ShardError:
         index = self.index
         trajectory = int(np.searchsorted(index.first, frame, side="right")) - 1
-        shard, offset = int(index.frame_shards[frame]), int(index.frame_offsets[frame])
+        shard, offset = index.places(frame)
         return ShardError(
-            f"{index.folder / index.shards[shard]}: {problem} in trajectory "
+            f"{index.folder / index.shards[int(shard)]}: {problem} in trajectory "
             f"{index.meta(trajectory)['key']}, frame {frame - int(index.first[trajectory])}, "
             f"byte offset {offset}"
         )

@@ -20,8 +20,6 @@ import torch
 from ..fields import TRANSFORMS
 from .format import decode_frames
 
-MOMENTS_BYTES = 1_000_000  # of frames that are reduced at a time, to stay in a core's cache
-
 
 @dataclass
 class Moments:
@@ -106,17 +104,11 @@ def frame_moments(
     x: np.ndarray, stored: np.ndarray, dtype: str, transform: Mapping[int, str]
 ) -> Moments:
     """Moments of frames (T, C, *S) after the transform; `stored` is what is kept of them."""
-    moments = Moments.empty(x.shape[1])
-    frames = max(1, MOMENTS_BYTES // x[0].nbytes)
-    for start in range(0, len(x), frames):
-        part = x[start : start + frames].reshape(-1, x.shape[1], x[0, 0].size)
-        error = None
-        if dtype != "float32":
-            kept = decode_frames(stored[start : start + frames], dtype)
-            with np.errstate(invalid="ignore"):
-                error = kept.reshape(part.shape) - part
-        moments = moments.merge(Moments.of(_transformed(part, transform), error))
-    return moments
+    values, error = x.reshape(*x.shape[:2], -1), None
+    if dtype != "float32":
+        with np.errstate(invalid="ignore"):
+            error = decode_frames(stored, dtype).reshape(values.shape) - values
+    return Moments.of(_transformed(values, transform), error)
 
 
 def _transformed(x: np.ndarray, transform: Mapping[int, str]) -> np.ndarray:
@@ -132,12 +124,15 @@ def _of_finite(x: np.ndarray, error: np.ndarray | None) -> Moments | None:
     """Moments of x (T, C, N), or None where it is empty or a value is not finite."""
     if not x.size:
         return None
+    near = x[0].mean(-1, dtype=np.float64)
+    first, second = np.zeros((2, len(near)))
+    deviation = np.empty(x.shape[1:], np.float64)  # of one frame: stays in a core's cache
     with np.errstate(over="ignore", invalid="ignore"):
-        near = x[0].mean(-1, dtype=np.float64)
-        deviation = x.astype(np.float64)
-        deviation -= near[:, None]
-        first = deviation.sum(-1).sum(0)
-        second = np.square(deviation, out=deviation).sum(-1).sum(0)
+        for frame in x:
+            deviation[...] = frame
+            deviation -= near[:, None]
+            first += deviation.sum(-1)
+            second += np.square(deviation, out=deviation).sum(-1)
     if not np.isfinite(second).all():
         return None
     count = x.shape[0] * x.shape[2]

@@ -152,7 +152,7 @@ class ShardDataset:
         trajectories = np.repeat(np.arange(self.trajectories, dtype=np.int32), counts)
         before = np.cumsum([0, *(len(index.shards) for index in self.indexes)])
         shards = [
-            self.indexes[part].frame_shards[row : row + count] + before[part]
+            self.indexes[part].places(np.arange(row, row + count))[0] + before[part]
             for part, row, count in zip(self._part, self._first, counts)
         ]
         return np.concatenate(shards).astype(np.int32), trajectories
@@ -175,7 +175,7 @@ class ShardDataset:
         starts = self._first[trajectories] + windows - self._begins[trajectories]
         frames = starts[:, None] + self._steps
         parts = self._part[trajectories]
-        bounds = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(windows)]
+        bounds = [0, *(np.flatnonzero(parts[1:] != parts[:-1]) + 1).tolist(), len(windows)]
         for first, stop in itertools.pairwise(bounds):  # runs of windows from one folder
             target = out[first:stop].reshape(-1, *self.shape)
             self._readers[parts[first]].read(frames[first:stop].ravel(), target)

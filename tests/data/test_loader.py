@@ -181,9 +181,9 @@ def test_errors_in_threads_surface_at_their_batch(folder):
     order = ElasticSampler(len(windows), 4, seed=1).order(0)
     index = windows.indexes[0]
     frame = int(order[9])  # in the third batch
-    path = folder / index.shards[index.frame_shards[frame]]
+    path = folder / index.shards[index.places(frame)[0]]
     whole = bytearray(path.read_bytes())
-    whole[index.frame_offsets[frame]] ^= 1
+    whole[index.places(frame)[1]] ^= 1
     path.write_bytes(whole)
     with build_loader(windows, ElasticSampler(len(windows), 4, seed=1), workers=3) as loader:
         batches = iter(loader)

@@ -84,7 +84,7 @@ def test_quarantine_is_shared_by_ranks(tmp_path):
     index = make_shards(tmp_path / "toy" / "train", data)
     path = index.folder / index.shards[0]
     whole = bytearray(path.read_bytes())
-    whole[int(index.frame_offsets[50])] ^= 1
+    whole[int(index.places(50)[1])] ^= 1
     path.write_bytes(whole)
     steps = 2 * -(-324 // 24)  # two epochs
     found = read(str(index.folder), tmp_path / "two", 0, steps, 2, 1, quarantine=1)

@@ -136,12 +136,12 @@ def test_two_hundred_corruptions_are_all_caught(tmp_path):
         kind = ("flip", "truncate", "delete", "swap")[attempt % 4]
         if kind == "flip":
             row = int(
-                rng.choice(np.flatnonzero(index.frame_shards == index.shards.index(path.name)))
+                rng.choice(
+                    np.flatnonzero(index.places(np.arange(36))[0] == index.shards.index(path.name))
+                )
             )
             data = bytearray(sound[path])
-            data[int(index.frame_offsets[row]) + int(rng.integers(frame))] ^= 1 << int(
-                rng.integers(8)
-            )
+            data[int(index.places(row)[1]) + int(rng.integers(frame))] ^= 1 << int(rng.integers(8))
             path.write_bytes(data)
             with pytest.raises(ShardError, match=rf"{path.name}: checksum .* made-000\d.* offset"):
                 ShardDataset(folder)[row]

@@ -350,8 +350,8 @@ def test_flipped_bits_are_caught_before_a_sample_is_yielded(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(50):
         frame = int(rng.integers(len(index.checksums)))
-        path = folder / index.shards[index.frame_shards[frame]]
-        offset = int(index.frame_offsets[frame])
+        path = folder / index.shards[index.places(frame)[0]]
+        offset = int(index.places(frame)[1])
         whole = bytearray(path.read_bytes())
         whole[offset + int(rng.integers(FRAME))] ^= 1 << int(rng.integers(8))
         sound = path.read_bytes()
@@ -384,11 +384,11 @@ def test_frames_are_hashed_once_and_again_when_their_file_changes(tmp_path, monk
     assert hashed == [FRAME] * 24
 
     damaged = bytearray(sound)
-    damaged[int(index.frame_offsets[16]) + 700] ^= 1
+    damaged[int(index.places(16)[1]) + 700] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(ShardError, match=r"checksum mismatch in trajectory made-0001, frame 4"):
         windows[12]
-    path.write_bytes(damaged[: int(index.frame_offsets[15]) + 250])
+    path.write_bytes(damaged[: int(index.places(15)[1]) + 250])
     with pytest.raises(ShardError, match=r"file ends after 250 bytes in .*, frame 3"):
         windows[12]
     path.write_bytes(sound)
@@ -399,7 +399,7 @@ def test_changes_in_the_middle_of_a_read_and_decay_of_the_disk(tmp_path, monkeyp
     index = make_shards(tmp_path / "toy" / "train", arrays(1))
     path, stamps = index.folder / index.shards[0], iter([1, 1, 1, 2])
     whole = bytearray(path.read_bytes())
-    whole[int(index.frame_offsets[4])] ^= 1
+    whole[int(index.places(4)[1])] ^= 1
     with monkeypatch.context() as patch:
         patch.setattr(reader.OpenFile, "stamp", lambda file: next(stamps))  # before, after
         windows = ShardDataset(index.folder, length=3)
@@ -409,11 +409,11 @@ def test_changes_in_the_middle_of_a_read_and_decay_of_the_disk(tmp_path, monkeyp
             windows[3]
     monkeypatch.setattr(reader.OpenFile, "stamp", lambda file: 1)  # nothing tells
     for recheck in (False, True):
-        whole[int(index.frame_offsets[4])] ^= 1
+        whole[int(index.places(4)[1])] ^= 1
         path.write_bytes(whole)
         windows = ShardDataset(index.folder, recheck=recheck)
         windows[4]
-        whole[int(index.frame_offsets[4])] ^= 1
+        whole[int(index.places(4)[1])] ^= 1
         path.write_bytes(whole)
         if recheck:
             with pytest.raises(ShardError, match="frame 4"):

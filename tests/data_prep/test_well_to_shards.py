@@ -181,7 +181,7 @@ def test_commands(tmp_path, capsys):
     assert "sound (2 trajectories, 14 frames)" in capsys.readouterr().out
     path = next((out / "toy" / "valid").glob("*.tar"))
     data = bytearray(path.read_bytes())
-    data[open_index(path.parent).frame_offsets[10] + 77] ^= 4
+    data[open_index(path.parent).places(10)[1] + 77] ^= 4
     path.write_bytes(data)
     with pytest.raises(SystemExit) as exit_:
         run_command(verify, [str(out)])
