@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_
 from .emulate.emulator import Emulator
 from .fields import Standardize
 from .models import make_autoencoder, make_denoiser, make_surrogate
+from .models.lola import STATE, read_state
 from .nn.layers import periodic_axes
-from .objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
+from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
 from .train.checkpoint import (
     CheckpointStore,
     explain_mismatch,
@@ -27,8 +28,9 @@ from .train.checkpoint import (
 from .train.cost import PassCost, build_fake, trace_pass
 from .train.ema import Ema
 from .train.engine import Ranks, make_engine
-from .train.export import PREFIX, find_checkpoint, model_weights
+from .train.export import find_checkpoint, model_weights, read_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
+from .train.graft import graft
 from .train.loop import Plan, Trainer
 from .train.optim import make_optimizer, make_schedule
 from .train.stop import StopRequest
@@ -167,11 +169,14 @@ def build_model(config: dict[str, Any]) -> Any:
         raise ValueError(f"{group}: {error}") from error
 
 
-def build_objective(config: dict[str, Any], model: Any) -> nn.Module:
+def build_objective(config: dict[str, Any], model: Any) -> Objective:
     """What is minimised: the model and its loss."""
     precision = config["precision"]
     if config["task"] == "autoencoder":
-        return AutoencoderObjective(model, **config["ae"]["loss"], precision=precision)
+        frozen = config["fork"]["freeze"]
+        return AutoencoderObjective(
+            model, **config["ae"]["loss"], precision=precision, freeze=frozen
+        )
     context = config["trajectory"]["context"]
     if config["task"] == "surrogate":
         return SurrogateObjective(model, precision=precision, **context)
@@ -194,21 +199,34 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Any:
         ValueError: the weights do not fit the configuration beside them.
     """
     path = Path(path)
-    config = load_config(path / "config.yaml")
-    model = build_model(config)
-    if (path / WEIGHTS).is_file():
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(path / WEIGHTS)
-        except Exception as error:
-            raise ValueError(f"{path / WEIGHTS} cannot be read: {error}") from error
-    else:
-        state = model_weights(find_checkpoint(path), ema=True)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    explain_mismatch(str(path), {n: tuple(t.shape) for n, t in state.items()}, expected)
+    model, state = build_model(load_config(path / "config.yaml")), load_weights_of(path)
+    check_weights(str(path), state, model)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False).to(device)
+
+
+def load_weights_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model by name: of a converted folder, a run of lola, or a run's average.
+
+    Raises:
+        FileNotFoundError: the folder is none of them.
+        ValueError: a file cannot be read.
+    """
+    if (path / WEIGHTS).is_file():
+        return read_weights(path / WEIGHTS)
+    if (path / STATE).is_file():
+        return read_state(path)
+    return model_weights(find_checkpoint(path), ema=True)
+
+
+def check_weights(source: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuses tensors whose names or shapes are not the model's.
+
+    Raises:
+        CheckpointError: gives the first difference of each kind.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    explain_mismatch(source, {n: tuple(t.shape) for n, t in state.items()}, expected)
 
 
 def load_emulator(path: str | Path, device: str | torch.device = "cpu") -> Emulator:
@@ -346,7 +364,7 @@ def build_training(
     if reader is not None:
         load_weights(objective, reader)
     elif config["fork"]["run"] is not None:
-        _fork(objective, config["fork"])
+        _fork(objective.model, config, ranks)
     plan = make_plan(config)
     if step == 0 or step < plan.total_steps:
         _write_run_folder(run, config, ds_config, ranks)
@@ -399,18 +417,14 @@ def make_plan(config: dict[str, Any]) -> Plan:
     )
 
 
-def _fork(objective: nn.Module, fork: dict[str, Any]) -> None:
-    """Starts from another model's weights; with `strict: false`, from those that fit."""
-    source = load_model(fork["run"]).state_dict()
-    state = {PREFIX + name: tensor for name, tensor in source.items()}
-    target = objective.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in target.items()}
-    if fork["strict"]:
-        explain_mismatch(fork["run"], {n: tuple(t.shape) for n, t in state.items()}, shapes)
-    fitting = {n: t for n, t in state.items() if shapes.get(n) == tuple(t.shape)}
-    if not fitting:
-        raise ValueError(f"fork.run={fork['run']} shares no weights with this model")
-    objective.load_state_dict(target | fitting)
+def _fork(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
+    """Starts from another model's weights, and says in the run folder which."""
+    source = config["fork"]["run"]
+    found = graft(model, load_weights_of(Path(source)), source, config["fork"]["strict"])
+    if ranks.rank == 0:
+        print(f"fork.run={found.summary()}", flush=True)
+        Path(config["run"]).mkdir(parents=True, exist_ok=True)
+        (Path(config["run"]) / "fork.txt").write_text(found.report())
 
 
 def _make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Any:

@@ -124,6 +124,7 @@ class Checkpoint:
 class Fork:
     run: str | None = None
     strict: bool = True
+    freeze: str | None = None
 
 
 @dataclass
@@ -314,6 +315,15 @@ def compose_group(group: str, name: str) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def find_dataset(physics: Sequence[str]) -> dict[str, Any] | None:
+    """The option of the group `dataset` that is made of these physics, if there is one."""
+    for file in sorted((config_folder() / "dataset").glob("*.yaml")):
+        dataset = compose_group("dataset", file.stem)
+        if sorted(dataset["physics"]) == sorted(physics):
+            return dataset
+    return None
+
+
 def to_dict(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain dictionaries, lists and scalars."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -403,11 +413,28 @@ def check(config: DictConfig) -> None:
             f"ae_run={plain['ae_run']} has no meaning for task=autoencoder; remove it "
             "(fork.run=… starts from another run's weights)"
         )
+    _check_fork(plain)
     if plain["task"] != "autoencoder" and plain["trajectory"]["length"] < 2:
         raise ValueError(
             f"trajectory.length={plain['trajectory']['length']} leaves nothing to predict; "
             f"task={plain['task']} needs at least 2"
         )
+
+
+def _check_fork(config: dict[str, Any]) -> None:
+    """Freezing needs an autoencoder with weights worth keeping."""
+    if config["fork"]["freeze"] is None:
+        return
+    _choice(config, "fork.freeze", ("encoder", "decoder"))
+    for key, holds in {
+        "task": config["task"] == "autoencoder",
+        "fork.run": config["fork"]["run"] is not None,
+    }.items():
+        if not holds:
+            raise ValueError(
+                f"fork.freeze={config['fork']['freeze']} with {key}={_get(config, key)}: a half of "
+                "an autoencoder (task=autoencoder) can be frozen at the weights of fork.run=…"
+            )
 
 
 def _check_numbers(config: dict[str, Any]) -> None:

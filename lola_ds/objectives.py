@@ -26,6 +26,7 @@ from lola_ds.models.autoencoder import Autoencoder
 from lola_ds.models.denoiser import Denoiser
 from lola_ds.models.schedules import TimePrior
 from lola_ds.models.surrogate import Surrogate
+from lola_ds.nn.freeze import fix_parameters
 from lola_ds.nn.random import draw_normal, make_generators
 
 VARIANCE_FLOOR = 1e-2
@@ -151,6 +152,8 @@ class AutoencoderObjective(Objective):
             latents).
         weights: the weight of each loss.
         precision: `fp32` or `bf16`.
+        freeze: the half that does not learn, `encoder` or `decoder`; it works as in inference,
+            without dropout.
 
     Raises:
         ValueError: if a loss is unknown or there are not as many weights as losses.
@@ -164,8 +167,10 @@ class AutoencoderObjective(Objective):
         losses: Sequence[str] = ("vrmse",),
         weights: Sequence[float] = (1.0,),
         precision: str = "fp32",
+        freeze: str | None = None,
     ) -> None:
         super().__init__(model, precision)
+        self.frozen = () if freeze is None else (fix_parameters(getattr(model, freeze)),)
         known = (*RECONSTRUCTION_LOSSES, "similarity")
         for name in losses:
             if name not in known:
@@ -176,6 +181,13 @@ class AutoencoderObjective(Objective):
                 "same length, at least 1"
             )
         self.losses = dict(zip(losses, weights))
+
+    def train(self, mode: bool = True) -> AutoencoderObjective:
+        """Sets the mode of all but the frozen half."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
         """The loss of a batch, a scalar, and each of its terms."""

@@ -1,10 +1,12 @@
-"""`lola-ds convert`: checkpoint -> plain weights."""
+"""`lola-ds convert`: checkpoint -> plain weights; runs of the published code in and out."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .common import fail, make_parser, parse_arguments
 
@@ -13,10 +15,33 @@ HELP = """Converts a checkpoint to plain weights: OUT/model.safetensors and OUT/
 The folder is all that `load_model`, `load_emulator`, `lola-ds encode` and `lola-ds eval` need;
 emulators of latents carry their autoencoder along in OUT/autoencoder.
 
+With --from lola, RUN is a run of the published code: config.yaml and state.pth, and for emulators
+of latents their autoencoder's run in RUN/autoencoder (a folder or a link) or where `ae_run` says.
+With --to lola, such a folder is written; a run that was imported returns bit for bit.
+
 examples:
   lola-ds convert runs/ae weights/ae                    the newest checkpoint's averaged weights
   lola-ds convert runs/ae weights/ae --ema none         the weights as they were optimised
-  lola-ds convert runs/ae/checkpoints/step_00004000 weights/ae_4000"""
+  lola-ds convert runs/ae/checkpoints/step_00004000 weights/ae_4000
+  lola-ds convert --from lola lola/runs/dm/abc weights/dm
+  lola-ds convert --to lola weights/dm lola/runs/dm/abc"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a folder holds.
+
+    Attributes:
+        config: its configuration, ours.
+        state: its tensors by name.
+        autoencoder: the folder of the autoencoder of an emulator of latents.
+        origin: what it is, for people.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Any]
+    autoencoder: Path | None
+    origin: str
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,46 +50,121 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--ema", choices=("ema", "none"), default="ema", help="which weights (default: ema)"
     )
+    parser.add_argument("--from", dest="source", choices=("lola",), help="the kind of RUN")
+    parser.add_argument("--to", dest="target", choices=("lola",), help="the kind of OUT")
     args, words = parse_arguments(parser, argv)
     if len(words) != 2:
         fail("expected RUN|CHECKPOINT and OUT (see lola-ds convert --help)")
     source, out = Path(words[0]), Path(words[1])
 
-    from ..build import AUTOENCODER, WEIGHTS, autoencoder_folder
-    from ..config import load_config, save_config
-    from ..train.export import export_weights, find_checkpoint
+    def read(path: Path) -> Model:
+        # The autoencoder of an emulator is what it was trained with: the average.
+        return _read_lola(path) if args.source else _read(path, args.ema == "ema" or path != source)
 
-    reader = find_checkpoint(source)
-    run = reader.folder.parent.parent
-    config = load_config(run / "config.yaml")
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    export_weights(reader, staging / WEIGHTS, ema=args.ema == "ema")
-    save_config(config, staging / "config.yaml")
-    if config["ae_run"] is not None:
-        _copy_autoencoder(autoencoder_folder(run, config), staging / AUTOENCODER)
-    _replace(staging, out)
-    print(f"{out}: {config['task']} at step {reader.state['step']}")
+    try:
+        origin = _convert(source, staging, read, _write_lola if args.target else _write)
+        _replace(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    print(f"{out}: {origin}")
 
 
-def _copy_autoencoder(source: Path, out: Path) -> None:
-    from ..build import WEIGHTS
-    from ..train.export import export_weights, find_checkpoint
+def _convert(
+    source: Path, out: Path, read: Callable[[Path], Model], write: Callable[[Model, Path], None]
+) -> str:
+    """Converts a folder and the autoencoder it belongs to; returns what it is."""
+    from ..build import AUTOENCODER
 
-    out.mkdir()
-    shutil.copy2(source / "config.yaml", out / "config.yaml")
-    if (source / WEIGHTS).is_file():
-        shutil.copy2(source / WEIGHTS, out / WEIGHTS)
+    model = read(source)
+    out.mkdir(parents=True)
+    write(model, out)
+    if model.autoencoder is not None:
+        _convert(model.autoencoder, out / AUTOENCODER, read, write)
+    return model.origin
+
+
+def _read(path: Path, ema: bool) -> Model:
+    """Reads a run, one of its checkpoints, or a converted folder."""
+    from ..build import WEIGHTS, autoencoder_folder
+    from ..config import load_config
+    from ..models.lola import ORIGINAL
+    from ..train.export import find_checkpoint, model_weights, read_weights
+
+    if (path / WEIGHTS).is_file():
+        run, state, moment = path, read_weights(path / WEIGHTS), "converted"
     else:
-        export_weights(find_checkpoint(source), out / WEIGHTS, ema=True)
+        reader = find_checkpoint(path)
+        run, state = reader.folder.parent.parent, model_weights(reader, ema)
+        moment = f"at step {reader.state['step']}"
+    config = load_config(run / "config.yaml")
+    autoencoder = None
+    if config["ae_run"] is not None:
+        try:
+            autoencoder = autoencoder_folder(run, config)
+        except FileNotFoundError:
+            if ORIGINAL not in config:  # a run of lola may have been imported without
+                raise
+    return Model(config, state, autoencoder, f"{config['task']} {moment}")
+
+
+def _read_lola(path: Path) -> Model:
+    """Reads a run of the published code, strictly."""
+    import torch
+
+    from ..build import AUTOENCODER, build_model, check_weights
+    from ..config import find_dataset, load_config
+    from ..models.lola import import_config, read_state
+
+    original, state = load_config(path / "config.yaml"), read_state(path)
+    places = [path / AUTOENCODER, Path(original.get("ae_run") or path / AUTOENCODER).expanduser()]
+    autoencoder = next((place for place in places if (place / "config.yaml").is_file()), None)
+    encoding = {} if autoencoder is None else load_config(autoencoder / "config.yaml").get("ae", {})
+    dataset = find_dataset(original.get("dataset", {}).get("physics", []))
+    config = import_config(
+        original,
+        state,
+        scalars=None if dataset is None else dataset["scalars"],
+        latent_channels=encoding.get("lat_channels"),
+    )
+    with torch.device("meta"):
+        check_weights(str(path), state, build_model(config))
+    origin = f"{config['task']} of lola"
+    if config["task"] == "autoencoder":
+        return Model(config, state, None, origin)
+    group = config["surrogate" if config["task"] == "surrogate" else "denoiser"]
+    if autoencoder is not None or group["channels"] != len(config["dataset"]["fields"]):
+        config["ae_run"] = str(places[-1] if autoencoder is None else autoencoder)
+        origin += ", without its autoencoder, which is not there" * (autoencoder is None)
+    return Model(config, state, autoencoder, origin)
+
+
+def _write(model: Model, out: Path) -> None:
+    """Writes a converted folder."""
+    from ..build import WEIGHTS
+    from ..config import save_config
+    from ..train.export import write_weights
+
+    write_weights(model.state, out / WEIGHTS)
+    save_config(model.config, out / "config.yaml")
+
+
+def _write_lola(model: Model, out: Path) -> None:
+    """Writes a run of the published code."""
+    from ..config import save_config
+    from ..models.lola import export_config, write_state
+
+    config = export_config(model.config)
+    write_state(model.state, out)
+    save_config(config, out / "config.yaml")
 
 
 def _replace(staging: Path, out: Path) -> None:
     """Puts the finished folder in place of an earlier conversion, and of nothing else."""
     if out.exists():
         if not (out / "config.yaml").is_file() and any(out.iterdir()):
-            shutil.rmtree(staging)
             raise FileExistsError(f"{out} exists and is not a converted model; choose another OUT")
         shutil.rmtree(out)
     staging.rename(out)

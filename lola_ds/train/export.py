@@ -6,9 +6,10 @@ run of which parameter they hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint import CheckpointReader, list_checkpoints
@@ -48,8 +49,20 @@ def model_weights(reader: CheckpointReader, ema: bool) -> dict[str, Tensor]:
     }
 
 
-def export_weights(reader: CheckpointReader, out: Path, ema: bool) -> None:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a safetensors file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def write_weights(state: Mapping[str, Tensor], out: Path) -> None:
     """Writes `out` (a safetensors file) atomically."""
     temporary = out.with_name(f".{out.name}.partial")
-    save_file(model_weights(reader, ema), temporary, metadata={"format": "pt"})
+    save_file({n: t.contiguous() for n, t in state.items()}, temporary, metadata={"format": "pt"})
     temporary.replace(out)
