@@ -25,7 +25,7 @@ SIZES = ["compute.gpus=1", "cluster.cpus_per_gpu=1", *TINY, *NETWORK["autoencode
     for group in ("surrogate", "denoiser")
     for word in ("hid_channels=16", "hid_blocks=1", "patch_size=[1,1,1]", "attention_heads=2")
 ]
-PIPELINE_SIZES = ["pipeline.tasks=2", "pipeline.repeat=2", 'pipeline.evaluate=["members=2"]']
+EVALUATION = ["pipeline.repeat=2", 'pipeline.evaluate=["members=2","steps=2"]']
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,7 +63,8 @@ class LoginNode:
             "#!/usr/bin/env bash\n"
             'case " $* " in *" run=ae "*) epochs=100 ;; *) epochs=2 ;; esac\n'
             f'[ "$1" = submit ] && set -- "$@" {shlex.join(SIZES)} "train.epochs=$epochs"\n'
-            f'[[ "$*" == *pipeline=paper* ]] && set -- "$@" {shlex.join(PIPELINE_SIZES)}\n'
+            '[[ "$*" == *pipeline=* ]] && set -- "$@" pipeline.tasks=2\n'
+            f'[[ "$*" == *pipeline=paper* ]] && set -- "$@" {shlex.join(EVALUATION)}\n'
             f'exec {sys.executable} -m lola_ds.cli.main "$@"\n'
         )
         command.chmod(0o755)
@@ -123,7 +124,7 @@ def test_guide_to_clusters(login: LoginNode) -> None:
     assert "#SBATCH --nodes=2" in login.run(script)
     assert not runs.exists()
     login.run(training)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not (runs / "ae" / "metrics.jsonl").is_file():
         assert time.monotonic() < deadline
         time.sleep(1)
