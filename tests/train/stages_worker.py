@@ -1,6 +1,10 @@
 """One rank: a small network trained at given ZeRO stages, one after another.
 
-usage: stages_worker.py FOLDER:STAGE:STEPS:SAVE_AT …   each resumes from FOLDER/checkpoints if any
+usage: stages_worker.py FOLDER:WORDS:STEPS:SAVE_AT …   each resumes from FOLDER/checkpoints if any
+
+WORDS are Hydra overrides, separated by commas. At its end a training leaves `losses.json`,
+`evaluated.json` (the loss at the weights to evaluate) and `apart.json` (the first parameter in
+which the ranks differ).
 """
 
 from __future__ import annotations
@@ -21,11 +25,16 @@ from lola_ds.train.checkpoint import (
     restore_optimizer,
 )
 from lola_ds.train.ema import Ema
-from lola_ds.train.engine import Ranks, join, leave, make_engine
-from lola_ds.train.fragments import local_fragments, resident_fragments, torch_optimizer
+from lola_ds.train.engine import Ranks, first_difference, join, leave, make_engine
+from lola_ds.train.fragments import (
+    evaluated,
+    local_fragments,
+    resident_fragments,
+    torch_optimizer,
+)
 from lola_ds.train.optim import make_optimizer
 
-BATCH = 8
+BATCH = 12
 
 
 class Objective(nn.Module):
@@ -50,21 +59,24 @@ def batch(step: int, rank: int, world_size: int) -> Tensor:
 def main() -> None:
     ranks = join("cpu")
     for job in sys.argv[1:]:
-        folder, stage, steps, save_at = job.split(":")
-        train(ranks, Path(folder), stage, int(steps), int(save_at))
+        folder, words, steps, save_at = job.split(":")
+        train(ranks, Path(folder), words.split(","), int(steps), int(save_at))
     leave()
 
 
-def train(ranks: Ranks, folder: Path, stage: str, steps: int, save_at: int) -> None:
-    words = ["task=autoencoder", "run=r", "data=d", f"deepspeed=zero{stage}"]
-    config = to_dict(compose([*words, f"train.batch_size={BATCH}", "optim.weight_decay=0.01"]))
+def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int) -> None:
+    fixed = ["task=autoencoder", "run=r", "data=d"]
+    fixed += [f"train.batch_size={BATCH}", f"train.epoch_size={BATCH}"]
+    config = to_dict(compose([*fixed, "optim.weight_decay=0.01", *words]))
     torch.manual_seed(0)
     objective = Objective()
     store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size)
     reader = store.newest()
     if reader:
         load_weights(objective, reader)
-    optimizer = make_optimizer(objective.parameters(), config["optim"])
+    optimizer = make_optimizer(
+        objective.parameters(), config["optim"], rank=ranks.rank, world_size=ranks.world_size
+    )
     engine = make_engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
     ema = Ema(fragments, 0.9)
@@ -81,9 +93,7 @@ def train(ranks: Ranks, folder: Path, stage: str, steps: int, save_at: int) -> N
         engine.backward(loss)
         engine.step()
         ema.update(step + 1)
-        mean = loss.detach().clone() / ranks.world_size
-        torch.distributed.all_reduce(mean)
-        losses.append(mean.item())
+        losses.append(average(loss, ranks))
         if step + 1 in (save_at, steps):
             store.save(
                 step + 1,
@@ -93,8 +103,23 @@ def train(ranks: Ranks, folder: Path, stage: str, steps: int, save_at: int) -> N
                 ema,
                 {"step": step + 1},
             )
+    with evaluated(engine), torch.no_grad():
+        loss, _ = engine(batch(0, ranks.rank, ranks.world_size))
+    results = {
+        "losses": losses,
+        "evaluated": average(loss, ranks),
+        "apart": first_difference(engine.module) if engine.zero_optimization_stage() < 3 else None,
+    }
     if ranks.rank == 0:
-        (folder / "losses.json").write_text(json.dumps(losses))
+        for name, value in results.items():
+            (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+def average(loss: Tensor, ranks: Ranks) -> float:
+    """A loss averaged over the ranks."""
+    mean = loss.detach().clone() / ranks.world_size
+    torch.distributed.all_reduce(mean)
+    return mean.item()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def start(*jobs: tuple[Path, int], world_size: int) -> list[str]:
     """Trains (folder, stage) jobs to step 20, saving at 10 on the way."""
     for folder, _ in jobs:
         folder.mkdir(exist_ok=True)
-    return run_ranks([WORKER, *(f"{folder}:{stage}:20:10" for folder, stage in jobs)], world_size)
+    words = [f"{folder}:deepspeed=zero{stage}:20:10" for folder, stage in jobs]
+    return run_ranks([WORKER, *words], world_size)
 
 
 def losses(folder: Path) -> list[float]:
