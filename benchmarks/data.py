@@ -1,18 +1,20 @@
 """How fast windows are read: this loader beside others, on the same windows, in one run.
 
     python -m benchmarks.data [out=benchmarks/data.csv] [folder=/tmp/lola_data_benchmark]
-                              [workers=2] [batches=25] [rounds=5]
+                              [workers=2] [rounds=5]
 
-Cases: frames of 128² and of 256² with 5 channels, and latents of 64 × 16²; windows of L = 5 frames,
-s = 4 steps apart, in batches of 16, the page cache warm. Every reader takes the windows of one
-random order (the sequential ones: the same trajectories). Bare reads, the loader and the sequential
-readers fill batches in turn, three being in use as for any reader that works ahead; the_well and
-h5py hand over single windows. Readers take turns, `rounds` times; the best round of each counts, as
-other processes can only slow it down.
+Cases: frames of 128² and of 256² with 5 channels in batches of 16, and latents of 64 × 16² in
+batches of 64; windows of L = 5 frames, s = 4 steps apart; a warm page cache. Every reader takes
+the windows of one epoch (the sequential ones: the same trajectories in order; the_well an eighth of
+the windows, as it is slow). Bare reads, the loader and the sequential readers fill batches in turn,
+three being in use as for any reader that works ahead; the_well and h5py hand over single windows.
+Readers take turns, `rounds` times; the best round of each counts, as other processes can only slow
+it down.
 
     pread       bare positioned reads of the same bytes into memory in use, no checksum; by one
                 thread, and by as many as the loader's workers
-    loader      this loader, with and without checksums
+    loader      this loader, its second epoch, when every frame was compared with its checksum;
+                `first epoch`: each frame is compared once; `recheck`: at every read
     augmented   this loader with flips, permutations and rolls
     well        `the_well.data.WellDataset`, one process (fields only)
     h5py        a reader of a latent cache that keeps its file open, as lola's (latents only)
@@ -21,18 +23,17 @@ other processes can only slow it down.
     litdata     StreamingDataset of whole trajectories, in order
 
 A reader whose package is not installed is skipped, and the table says so. One CSV row per reader
-and case: GB/s of float32 handed over, and its ratio to one thread of bare reads. Two more rows: the
-rate of sharding, beside copying the same file and hashing the copy.
+and case: GB/s of float32 handed over, and its ratio to one thread of bare reads. Further rows: the
+rate of sharding, beside copying the same file and hashing the copy; the seconds it takes to open
+10,000 trajectories, and from there to the first batch after a resume at window 10^7.
 
 mosaicml-streaming and litdata are installed for this benchmark only.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -40,34 +41,29 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from unittest import mock
 
 import h5py
 import numpy as np
 import xxhash
 
+from benchmarks.record import describe_machine, write_rows
 from data_prep.well_to_shards import shard_split
 from lola_ds.cli.common import parse_pairs
-from lola_ds.data import (
-    ElasticSampler,
-    ShardDataset,
-    ShardWriter,
-    build_loader,
-    reader,
-    stream_windows,
-)
+from lola_ds.data import ElasticSampler, ShardDataset, ShardWriter, build_loader, stream_windows
 
-LENGTH, STRIDE, BATCH, WARM, IN_USE = 5, 4, 16, 4, 3
+LENGTH, STRIDE, IN_USE = 5, 4, 3
 AUGMENT = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
-CASES = {  # trajectories, frames, channels, grid
-    "fields_128": (8, 101, 5, 128, 128),
-    "fields_256": (4, 101, 5, 256, 256),
-    "latents": (16, 101, 64, 16, 16),
+CASES = {  # trajectories, frames, channels, grid; batch
+    "fields_128": ((8, 101, 5, 128, 128), 16),
+    "fields_256": ((4, 101, 5, 256, 256), 16),
+    "latents": ((24, 101, 64, 16, 16), 64),
 }
+PACKAGES = ("numpy", "torch", "xxhash", "h5py", "the_well", "webdataset")
+PACKAGES += ("mosaicml-streaming", "litdata")
 FIELDS = (("energy", 0), ("density", 0), ("pressure", 0), ("momentum", 1))
 
 Reader = Callable[[], int]  # runs once, returns the bytes handed over
@@ -114,13 +110,7 @@ def write_case(folder: Path, shape: Sequence[int]) -> None:
         write_well(folder / "well" / "toy" / "data" / "train" / "toy.hdf5", data)
         shard_split(folder / "well", folder / "shards", "toy", "train")
     else:
-        meta = {"dataset": "toy", "split": "train", "source": "toy.h5", "scalars": {"gamma": 1.4}}
-        meta |= {"boundary": {"x": [2, 2], "y": [2, 2]}}
-        meta |= {"fields": [{"name": f"latent_{c}", "rank": 0} for c in range(shape[2])]}
-        writer = ShardWriter(folder / "shards" / "toy" / "train", kind="latents")
-        for i, x in enumerate(data):
-            writer.add(f"toy-{i:04d}", x, {**meta, "trajectory": i})
-        writer.finish()
+        write_latents(folder / "shards" / "toy" / "train", data)
         with h5py.File(folder / "cache.h5", "w") as file:
             file["state"] = data
     if installed("streaming"):
@@ -140,6 +130,17 @@ def write_case(folder: Path, shape: Sequence[int]) -> None:
         writer.merge()
 
 
+def write_latents(folder: Path, data: np.ndarray) -> None:
+    """Writes trajectories (N, T, C, X, Y) as shards of latents."""
+    meta = {"dataset": "toy", "split": "train", "source": "toy.h5", "scalars": {"gamma": 1.4}}
+    meta |= {"boundary": {"x": [2, 2], "y": [2, 2]}}
+    meta |= {"fields": [{"name": f"latent_{c}", "rank": 0} for c in range(data.shape[2])]}
+    writer = ShardWriter(folder, kind="latents")
+    for i, x in enumerate(data):
+        writer.add(f"toy-{i:04d}", x, {**meta, "trajectory": i})
+    writer.finish()
+
+
 def cut(x: np.ndarray) -> Iterator[np.ndarray]:
     """Windows (L, C, *S) of a trajectory (T, C, *S), as views."""
     for start in range(len(x) - (LENGTH - 1) * STRIDE):
@@ -157,24 +158,26 @@ def installed(package: str) -> bool:
 
 
 class Case:
-    """The readers of one case; each reads `batches` batches."""
+    """The readers of one case; each sets `seconds` and returns the bytes it handed over."""
 
-    def __init__(self, folder: Path, shape: Sequence[int], workers: int, batches: int) -> None:
-        self.folder, self.shape, self.workers = folder, shape, workers
-        self.windows = ShardDataset(folder / "shards" / "toy" / "train", LENGTH, STRIDE)
-        self.batches = min(batches, len(self.windows) // BATCH - WARM)
-        self.count = self.batches * BATCH
-        self.order = ElasticSampler(len(self.windows), BATCH).order(0)
+    def __init__(self, folder: Path, shape: Sequence[int], batch: int, workers: int) -> None:
+        self.folder, self.shape, self.batch, self.workers = folder, shape, batch, workers
+        self.path = folder / "shards" / "toy" / "train"
+        self.windows = ShardDataset(self.path, LENGTH, STRIDE)
+        self.count = len(self.windows)
+        self.order = ElasticSampler(self.count, batch).order(1)
 
     def readers(self) -> Iterator[tuple[str, Reader | str]]:
         """(name, reader, or why there is none)."""
+        many = self.workers
         yield "pread", lambda: self.pread(1)
-        yield f"pread, {self.workers} threads", lambda: self.pread(self.workers)
+        yield f"pread, {many} threads", lambda: self.pread(many)
         yield "loader, 1 worker", lambda: self.loader(1)
-        yield f"loader, {self.workers} workers", lambda: self.loader(self.workers)
-        yield "loader, 1 worker, no checksum", lambda: self.unchecked(1)
+        yield f"loader, {many} workers", lambda: self.loader(many)
+        yield f"loader, {many} workers, first epoch", lambda: self.loader(many, epoch=0)
+        yield f"loader, {many} workers, recheck", lambda: self.loader(many, recheck=True)
         if self.windows.kind == "fields":
-            yield f"augmented, {self.workers} workers", lambda: self.loader(self.workers, AUGMENT)
+            yield f"augmented, {many} workers", lambda: self.loader(many, AUGMENT)
             yield "well", self.well if installed("the_well") else "the_well is not installed"
         else:
             yield "h5py", self.h5py
@@ -187,17 +190,19 @@ class Case:
         index = self.windows.indexes[0]
         trajectory, start = np.divmod(self.order, self.shape[1] - (LENGTH - 1) * STRIDE)
         frames = index.first[trajectory][:, None] + start[:, None] + np.arange(LENGTH) * STRIDE
-        places = frames[WARM * BATCH :][: self.count].reshape(self.batches, -1)
-        offsets, shards = index.frame_offsets[places], index.frame_shards[places]
+        bounds = range(0, self.count, self.batch)
+        places = [
+            [part.tolist() for part in index.places(frames[a : a + self.batch].ravel())]
+            for a in bounds
+        ]
         size = index.frame_bytes
         files = [os.open(index.folder / name, os.O_RDONLY) for name in index.shards]
-        memory = [np.zeros(BATCH * LENGTH * size, np.uint8).data for _ in range(IN_USE)]
+        memory = [np.ones(self.batch * LENGTH * size, np.uint8).data for _ in range(IN_USE)]
 
         def read(part: int) -> None:
-            for number in range(part, self.batches, threads):
-                rows = zip(shards[number].tolist(), offsets[number].tolist())
+            for number in range(part, len(places), threads):
                 batch = memory[number % IN_USE]
-                for i, (shard, offset) in enumerate(rows):
+                for i, (shard, offset) in enumerate(zip(*places[number])):
                     os.preadv(files[shard], (batch[i * size : (i + 1) * size],), offset)
 
         begin = time.perf_counter()
@@ -206,39 +211,23 @@ class Case:
         self.seconds = time.perf_counter() - begin
         for file in files:
             os.close(file)
-        return places.size * size
+        return frames.size * size
 
-    def loader(self, workers: int, augment: Sequence[str] = ()) -> int:
-        sampler = ElasticSampler(len(self.windows), BATCH)
-        with build_loader(self.windows, sampler, workers=workers, augment=augment) as loader:
+    def loader(
+        self, workers: int, augment: Sequence[str] = (), epoch: int = 1, recheck: bool = False
+    ) -> int:
+        """Reads epoch 1 after epoch 0, or epoch 0 by a dataset that has not read anything."""
+        windows = ShardDataset(self.path, LENGTH, STRIDE, recheck=recheck)
+        sampler = ElasticSampler(self.count, self.batch)
+        steps = len(sampler)
+        with build_loader(windows, sampler, workers=workers, augment=augment) as loader:
             batches = iter(loader)
-            for _ in islice(batches, WARM):
+            for _ in islice(batches, epoch * steps):
                 pass
             begin = time.perf_counter()
-            size = sum(batch.x.nbytes for batch in islice(batches, self.batches))
+            size = sum(batch.x.nbytes for batch in islice(batches, steps))
             self.seconds = time.perf_counter() - begin
-        return size
-
-    def unchecked(self, workers: int) -> int:
-        """The loader with a hash that costs nothing and agrees with everything."""
-
-        class Agreeable(int):
-            def __ne__(self, other: object) -> bool:
-                return False
-
-            __hash__ = int.__hash__
-
-        class Digest:
-            def update(self, data: object) -> None: ...
-
-            def intdigest(self) -> Agreeable:
-                return Agreeable()
-
-        with (
-            mock.patch.object(reader, "xxh3_64_intdigest", return_value=Agreeable()),
-            mock.patch.object(reader, "xxh3_64", Digest),
-        ):
-            return self.loader(workers)
+        return size * self.count // (steps * self.batch)  # without padding
 
     def well(self) -> int:
         from the_well.data import WellDataset
@@ -254,7 +243,7 @@ class Case:
             use_normalization=False,
         )
         dataset[0]
-        chosen = self.order[: max(BATCH, self.count // 8)].tolist()
+        chosen = self.order[: self.count // 8].tolist()
         begin = time.perf_counter()
         size = sum(dataset[i % len(dataset)]["input_fields"].nbytes for i in chosen)
         self.seconds = time.perf_counter() - begin
@@ -265,17 +254,17 @@ class Case:
         with h5py.File(self.folder / "cache.h5") as file:
             state = file["state"]
             starts = self.shape[1] - span + 1
-            chosen = [divmod(i, starts) for i in self.order[: self.count].tolist()]
+            chosen = [divmod(i, starts) for i in self.order.tolist()]
             begin = time.perf_counter()
             size = sum(state[i, t : t + span : STRIDE].nbytes for i, t in chosen)
             self.seconds = time.perf_counter() - begin
         return size
 
     def sequential(self, windows: Iterator) -> int:
-        shape = (IN_USE * BATCH, LENGTH, *self.shape[2:])
-        memory, size = np.zeros(shape, np.float32), 0
+        shape = (IN_USE * self.batch, LENGTH, *self.shape[2:])
+        memory, size = np.ones(shape, np.float32), 0
         begin = time.perf_counter()
-        for i, window in enumerate(islice(windows, self.count)):
+        for i, window in enumerate(windows):
             memory[i % len(memory)] = window
             size += window.nbytes
         self.seconds = time.perf_counter() - begin
@@ -314,7 +303,7 @@ def measure(case: Case, rounds: int) -> Iterator[tuple[str, float | None, str]]:
         yield name, best.get(name), run if isinstance(run, str) else ""
 
 
-def measure_sharding(folder: Path, rounds: int) -> Iterator[tuple[str, float, str]]:
+def measure_sharding(folder: Path, rounds: int) -> Iterator[tuple[str, float]]:
     """Rates of writing shards, and of `cp`, sync and hashing the copy, of the same file."""
     source = folder / "well" / "toy" / "data" / "train" / "toy.hdf5"
     best = {"shard": 0.0, "cp and checksum": 0.0}
@@ -335,56 +324,66 @@ def measure_sharding(folder: Path, rounds: int) -> Iterator[tuple[str, float, st
             seconds = time.perf_counter() - begin
             shutil.rmtree(target)
             best[name] = max(best[name], source.stat().st_size / seconds / 1e9)
-    for name, rate in best.items():
-        yield name, rate, ""
+    yield from best.items()
 
 
-def describe_machine() -> dict[str, str]:
-    """Machine, versions and commit, the same in every row."""
-    packages = ("numpy", "torch", "xxhash", "h5py", "the_well", "webdataset")
-    packages += ("mosaicml-streaming", "litdata")
-    versions = []
-    for name in packages:
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"{name} -")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": f"{os.getloadavg()[0]:.1f}",
-        "versions": f"python {platform.python_version()}; " + "; ".join(versions),
-        "commit": commit.stdout.strip(),
-    }
+def measure_long(folder: Path) -> Iterator[tuple[str, float]]:
+    """Seconds to open 10,000 trajectories, and to the first batch at window 10^7 of them."""
+    count, frames = 10_000, 1_101
+    write_latents(folder, np.zeros((1, frames, 1, 4, 4), np.float32))
+    index = ShardDataset(folder).indexes[0]
+    own = [{"key": f"toy-{i:05d}", "trajectory": i} for i in range(count)]
+    common = {**index.header["common"], "fields": index.header["fields"]}
+    segments = np.repeat(index.segments, count, axis=0)  # all of them in the same bytes
+    segments[:, 0] = np.arange(count)
+    header = {**index.header, "common": common, "trajectories": own}
+    checksums = np.tile(index.checksums, count)
+    replace(index, header=header, segments=segments, checksums=checksums).save(folder / "index.npz")
+
+    begin = time.perf_counter()
+    windows = ShardDataset(folder, LENGTH, STRIDE)
+    opened = time.perf_counter()
+    sampler = ElasticSampler(len(windows), 64)
+    with build_loader(windows, sampler) as loader:
+        loader.load_state_dict({**loader.state_dict(), "consumed": 10**7 // 64 * 64})
+        next(iter(loader))
+        done = time.perf_counter()
+    yield "opening 10,000 trajectories", opened - begin
+    yield f"first batch after a resume at window 10^7 of {len(windows)}", done - opened
 
 
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     defaults = {"out": "benchmarks/data.csv", "folder": "/tmp/lola_data_benchmark"}
-    values = parse_pairs(words, {**defaults, "workers": 2, "batches": 25, "rounds": 5})
+    values = parse_pairs(words, {**defaults, "workers": 2, "rounds": 5})
     warnings.simplefilter("ignore")
-    root, rows, machine = Path(values["folder"]), [], describe_machine()
-    for name, shape in CASES.items():
-        folder = root / name
-        shutil.rmtree(folder, ignore_errors=True)
-        write_case(folder, shape)
-        case = Case(folder, shape, values["workers"], values["batches"])
+    root, rows, machine = Path(values["folder"]), [], describe_machine(PACKAGES)
+    shutil.rmtree(root, ignore_errors=True)
+    empty = dict.fromkeys(("case", "reader", "gb_per_s", "of_pread", "seconds", "remark"), "")
+
+    def record(**entries: str) -> None:
+        rows.append({**empty, **entries, **machine})
+        print("  ".join(entries.values()), flush=True)
+
+    for name, (shape, batch) in CASES.items():
+        write_case(root / name, shape)
+        case = Case(root / name, shape, batch, values["workers"])
         results = list(measure(case, values["rounds"]))
         bare = results[0][1]
+        for reader, rate, remark in results:
+            if rate is None or bare is None:
+                record(case=name, reader=reader, remark=remark)
+            else:
+                ratio = f"{rate / bare:.3f}"
+                record(case=name, reader=reader, gb_per_s=f"{rate:.3f}", of_pread=ratio)
         if name == "fields_256":
-            results += measure_sharding(folder, values["rounds"])
-        for reader_name, rate, remark in results:
-            row = {"case": name, "reader": reader_name, "gb_per_s": "", "of_pread": ""}
-            if rate is not None and bare is not None:
-                row |= {"gb_per_s": f"{rate:.3f}", "of_pread": f"{rate / bare:.3f}"}
-            rows.append({**row, "remark": remark, **machine})
-            rates = f"{row['gb_per_s']:>8} {row['of_pread']:>7}"
-            print(f"{name:<11} {reader_name:<32} {rates} {remark}", flush=True)
-        shutil.rmtree(folder)
-    with open(values["out"], "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+            for reader, rate in measure_sharding(root / name, values["rounds"]):
+                record(case="sharding", reader=reader, gb_per_s=f"{rate:.3f}")
+        shutil.rmtree(root / name)
+    for reader, seconds in measure_long(root / "long" / "toy" / "train"):
+        record(case="long", reader=reader, seconds=f"{seconds:.3f}")
+    shutil.rmtree(root)
+    write_rows(values["out"], rows)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,24 @@ def test_samples_do_not_depend_on_ranks_workers_or_micro_batches(folder):
         assert end == state
 
 
+def test_global_order_over_worlds_and_workers(folder):
+    """SHA-256 of the order as loaders yield it: equal over the grid, another in the next epoch."""
+    windows, batch = ShardDataset(folder, length=2), 48  # 33 windows, so the tail is padded
+    digests = [set(), set()]
+    for world in (1, 2, 3, 4, 8, 16):
+        for workers in (0, 1, 4):
+            parts = []
+            for rank in range(world):
+                sampler = ElasticSampler(len(windows), batch, rank, world, seed=3)
+                with build_loader(windows, sampler, workers=workers) as loader:
+                    parts.append([b.window for b in islice(loader, 2)])
+            for digest, step in zip(digests, zip(*parts)):
+                order = torch.stack(step, 1).ravel()
+                digest.add(hashlib.sha256(order.numpy().tobytes()).hexdigest())
+    assert len(digests[0]) == len(digests[1]) == 1
+    assert digests[0] != digests[1]
+
+
 def test_resuming_at_other_world_sizes_is_exact(folder):
     windows = ShardDataset(folder, length=4)  # 27 windows: 12, 12, 3 padded
     expected, _ = samples(windows, 12, 1, 7)

@@ -14,6 +14,7 @@ from torch import Tensor
 from data_prep.synthesize import rayleigh_benard
 from data_prep.synthesize.initial import unstable_layer
 from data_prep.synthesize.rayleigh_benard import RayleighBenardSolver, State, chebyshev_points
+from lola_ds.augment import Symmetry, WindowSpec, find_mirror
 
 #: The critical wave number and Rayleigh number between walls (Chandrasekhar 1961, table III).
 CRITICAL_WAVE, CRITICAL_RAYLEIGH = 3.117, 1707.762
@@ -233,6 +234,29 @@ def test_mirrored_flows_are_flows():
     overturned = solve(1 - b.flip(2))
     assert torch.allclose(overturned.buoyancy, 1 - plain.buoyancy.flip(2), atol=1e-9)
     assert torch.allclose(overturned.velocity, plain.velocity.flip(2) * column(1, -1), atol=1e-9)
+
+
+def test_mirrored_windows_are_flows():
+    """Augmenting with `random_buoyancy_flip`, then a step, is a step, then augmenting."""
+    names, grid_y = ("buoyancy", "pressure", "velocity_x", "velocity_y"), chebyshev_points(12)
+    mirror = find_mirror(names, "xy", (1,), {"y": {"values": grid_y.tolist()}})
+    spec = WindowSpec((0, 0, 1), 2, fixed=(1,), mirror=mirror)
+    flip = Symmetry((0, 1), (False, True), (0, 0))
+    solver, numbers = RayleighBenardSolver((32, 12)), (column(1e5), column(1))
+
+    def window(start: Tensor) -> np.ndarray:
+        *_, state = solver.evolve(solver.rest(start), *numbers, (0, 2))
+        fields = solver.fields(state, *numbers)
+        parts = [fields.buoyancy, fields.pressure, *fields.velocity.unbind(-1)]
+        return torch.stack([part[0] for part in parts]).numpy()[:, None]
+
+    b = layer(32, 12)[None]
+    b = (1 - torch.from_numpy(grid_y)) + (b - b.mean(dim=1, keepdim=True))
+    start = np.zeros((4, 1, 32, 12))
+    start[0] = b.numpy()
+    mirrored = torch.from_numpy(flip.window(start, spec)[0])
+    assert not torch.allclose(mirrored, b, atol=1e-3)
+    np.testing.assert_allclose(window(mirrored), flip.window(window(b), spec), atol=1e-9)
 
 
 def test_trajectories_do_not_depend_on_their_batch():
