@@ -22,6 +22,7 @@ FLOORS = {
     "lola_ds.models": 2,
     "lola_ds.nn": 1,
     "lola_ds.data": 1,
+    "lola_ds.durable": 0,
     "lola_ds.fields": 0,
     "lola_ds.augment": 0,
     "lola_ds.masks": 0,
