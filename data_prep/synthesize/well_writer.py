@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ from types import TracebackType
 
 import h5py
 import numpy as np
+
+from lola_ds.durable import flush
 
 #: The kinds of boundary that The Well knows.
 BOUNDARIES = ("WALL", "OPEN", "PERIODIC")
@@ -124,9 +125,9 @@ class WellWriter:
             self.partial.unlink()
             done, total = self._written.sum(), self._written.size
             raise ValueError(f"{self.path.name}: only {done} of {total} states were written")
-        with self.partial.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(self.partial)
         self.partial.replace(self.path)
+        flush(self.path.parent)
 
 
 def read_provenance(path: Path) -> str | None:

@@ -149,7 +149,7 @@ def write_config(path: Path, config: Mapping[str, Any], comment: str) -> None:
     """Writes a dataset configuration in the style of configs/dataset/, whole or not at all."""
     import yaml
 
-    from lola_ds.data.format import write_atomic
+    from lola_ds.durable import write_atomic
 
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
     for key, value in config.items():

@@ -18,10 +18,8 @@ References:
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,23 +117,3 @@ def channel_names(fields: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> t
             suffixes = [suffix + axis for suffix in suffixes for axis in axes]
         names += [f"{field['name']}_{suffix}" if suffix else field["name"] for suffix in suffixes]
     return tuple(names)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all, and lasts (fsync of file and folder)."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from .format import INDEX, SCHEMA, STORED, ShardError, channel_names, dump_json, write_atomic
+from ..durable import write_atomic
+from .format import INDEX, SCHEMA, STORED, ShardError, channel_names, dump_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from .format import INDEX, sync_folder
+from ..durable import flush
+from .format import INDEX
 from .index import Index, open_index, share_common
 from .statistics import Moments
 
@@ -57,7 +58,7 @@ def publish(folder: str | Path, streams: Sequence[str]) -> Index:
         raise ValueError(f"{folder}: no trajectories to write")
     merge_records(partial / "shards", records).save(partial / "shards" / INDEX)
     os.rename(partial / "shards", folder)
-    sync_folder(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(partial)
     return open_index(folder)
 

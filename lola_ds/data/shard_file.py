@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .format import TAR_END, ShardError, checksum, sync_folder
+from ..durable import flush
+from .format import TAR_END, ShardError, checksum
 
 
 class GrowingShard:
@@ -35,7 +36,7 @@ class GrowingShard:
         self._file.close()
         self._verify()
         os.replace(self.path, path)
-        sync_folder(path.parent)
+        flush(path.parent)
 
     def discard(self) -> None:
         self._file.close()

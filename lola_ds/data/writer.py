@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..durable import write_atomic
 from ..fields import TRANSFORMS
 from .format import (
     FIELDS_SUFFIX,
@@ -37,7 +38,6 @@ from .format import (
     npy_header,
     tar_header,
     tar_padding,
-    write_atomic,
 )
 from .index import Index
 from .publishing import acquire, first_missing, partial_folder, prune, publish

@@ -16,7 +16,6 @@ for people and tools; loading looks at the folders themselves.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import xxhash
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..durable import flush, write_atomic
 from .ema import Ema
 from .fragments import Fragment
 from .optim import WholeTensorOptimizer
@@ -193,7 +193,7 @@ class CheckpointStore:
 
         def write() -> dict[str, Any]:
             save_file(tensors, path, metadata=metadata)
-            _flush(path)
+            flush(path)
             return digest(path)
 
         digests = self._gather(write)
@@ -204,7 +204,7 @@ class CheckpointStore:
             files["state.json"] = digest(staging / "state.json")
             _write_json(staging / "manifest.json", {"world_size": self.world_size, "files": files})
             _publish(staging, final)
-            _write_text(self.folder.parent / "latest", f"checkpoints/{final.name}\n")
+            write_atomic(self.folder.parent / "latest", f"checkpoints/{final.name}\n".encode())
             self._prune()
 
         self._on_first_rank(publish)
@@ -419,16 +419,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a small file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    _flush(temporary)
-    temporary.replace(path)
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(value, indent=2) + "\n")
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _fresh_folder(path: Path) -> None:
@@ -438,7 +430,7 @@ def _fresh_folder(path: Path) -> None:
 
 def _publish(staging: Path, final: Path) -> None:
     """Makes the finished folder visible in one rename; a damaged namesake steps aside first."""
-    _flush(staging)
+    flush(staging)
     if final.exists():
         aside = final.with_name(f".{final.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
@@ -447,13 +439,4 @@ def _publish(staging: Path, final: Path) -> None:
         shutil.rmtree(aside)
     else:
         staging.rename(final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    """Forces a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(final.parent)

@@ -128,7 +128,7 @@ def counted(function):
             os.kill(os.getpid(), 9)
         return function(*args, **kwargs)
     return call
-for module, name in (writer, "write_atomic"), (publishing, "sync_folder"), (writer, "checksum"):
+for module, name in (writer, "write_atomic"), (publishing, "flush"), (writer, "checksum"):
     setattr(module, name, counted(getattr(module, name)))
 shard_file.GrowingShard.write = counted(shard_file.GrowingShard.write)
 for name in ("replace", "rename", "fsync"):
@@ -224,6 +224,50 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert "complete shards are kept" in result.stderr
     assert list(tmp_path.iterdir()) == []  # nothing was complete, so nothing is left
+
+
+FULL = """
+import shutil, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from helpers import make_shards
+disk, out = Path(sys.argv[1]), Path(sys.argv[2])
+def mount(*words):
+    subprocess.run(["mount", *words, disk], check=True)
+def attempt():
+    try:
+        make_shards(disk / "toy" / "train", shard_bytes=9_000)
+    except OSError as error:
+        print(error)
+    print(len(list(disk.rglob("*.tar"))), (disk / "toy" / "train").exists())
+mount("-t", "tmpfs", "-o", "size=64k", "none")
+attempt()
+mount("-o", "remount,ro")
+attempt()
+mount("-o", "remount,rw,size=1m")
+attempt()
+shutil.copytree(disk / "toy" / "train", out)
+"""
+
+
+def test_a_small_disk_is_filled_protected_and_enlarged(tmp_path):
+    """Complete shards survive a full disk and a read-only one; then the bytes are as ever."""
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let users mount file systems of their own")
+    disk, tests = tmp_path / "disk", os.path.dirname(os.path.dirname(__file__))
+    disk.mkdir()
+    command = [sys.executable, "-c", FULL, str(disk), str(tmp_path / "out"), tests]
+    run = subprocess.run([*namespace, *command], capture_output=True, text=True, check=False)
+    full, kept, protected, still, done = run.stdout.splitlines()
+    assert "No space left on device" in full
+    assert "run again to go on" in full
+    assert "Read-only file system" in protected
+    assert kept == still
+    assert 0 < int(kept.split()[0]) < int(done.split()[0])
+    assert [line.split()[1] for line in (kept, still, done)] == ["False", "False", "True"]
+    index = make_shards(tmp_path / "whole" / "toy" / "train", shard_bytes=9_000)
+    assert files(index.folder) == files(tmp_path / "out")
 
 
 def test_resumed_writers_know_what_they_hold(tmp_path):
@@ -364,6 +408,25 @@ def test_flipped_bits_are_caught_before_a_sample_is_yielded(tmp_path):
             verify_split(folder).check()
         path.write_bytes(sound)
     verify_split(folder).check()
+
+
+def test_reads_only_the_frames_of_a_window(tmp_path, monkeypatch):
+    """Read amplification is 1: bytes asked of the file system are the window's."""
+    index = make_shards(tmp_path / "toy" / "train", arrays(2, frames=25))
+    windows, asked = ShardDataset(index.folder, length=5, stride=4), []
+
+    def counted(descriptor, buffers, offset):
+        asked.append((offset, len(buffers[0])))
+        return preadv(descriptor, buffers, offset)
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", counted)
+    windows[2]
+    first = int(index.places(2)[1])
+    assert asked == [(first + 4 * i * FRAME, FRAME) for i in range(5)]
+    asked.clear()
+    ShardDataset(index.folder, length=5)[2]  # neighbours share a read
+    assert asked == [(first, 5 * FRAME)]
 
 
 def test_frames_are_hashed_once_and_again_when_their_file_changes(tmp_path, monkeypatch):
