@@ -19,6 +19,7 @@ from lola_ds.train.checkpoint import list_checkpoints
 
 TRAIN = ["-m", "lola_ds.cli.train"]
 WORKER = str(Path(__file__).with_name("train_worker.py"))
+LONG = [pytest.mark.slow, pytest.mark.timeout(1200)]
 pytestmark = pytest.mark.ranks
 
 
@@ -66,20 +67,22 @@ def kill_after(words: list[str], world_size: int, steps: int, run: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("task", "kills"),
+    ("task", "kills", "more"),
     [
-        ("autoencoder", 2),
-        pytest.param("diffusion", 10, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+        ("autoencoder", 2, ["deepspeed=zero2"]),
+        pytest.param("autoencoder", 3, ["deepspeed=zero0", "optim=psgd"], marks=LONG),
+        pytest.param("surrogate", 3, ["deepspeed=zero0", "optim=schedule_free"], marks=LONG),
+        pytest.param("diffusion", 10, ["deepspeed=zero2"], marks=LONG),
     ],
 )
 def test_killed_training_resumes_bit_for_bit(
-    task: str, kills: int, shards: Path, tmp_path: Path
+    task: str, kills: int, more: list[str], shards: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at random steps; the same command ends with the same bits (dropout on)."""
-    words = [*TRAIN, *overrides(task, shards, tmp_path / "whole", "deepspeed=zero2")]
+    words = [*TRAIN, *overrides(task, shards, tmp_path / "whole", *more)]
     run_ranks(words, 2)
     run = tmp_path / "killed"
-    words = [*TRAIN, *overrides(task, shards, run, "deepspeed=zero2")]
+    words = [*TRAIN, *overrides(task, shards, run, *more)]
     rng = random.Random(os.environ.get("KILL_SEED", "0"))
     for _ in range(kills):
         kill_after(words, 2, rng.randint(1, 19), run)

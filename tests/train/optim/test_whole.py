@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 from torch import nn
 
-from lola_ds.config import OPTIMIZERS, compose_group
+from lola_ds.config import OPTIMIZERS, compose, compose_group, fill_deepspeed, to_dict
 from lola_ds.train.checkpoint import (
     CheckpointError,
     CheckpointReader,
@@ -147,6 +147,14 @@ def test_schedule_free_evaluates_and_saves_the_average(runs: Path) -> None:
     losses = read(run, "losses")
     assert isinstance(losses, list)
     assert read(run, "evaluated") != losses[-1]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stages_that_cut_tensors_are_refused(stage: int) -> None:
+    words = ["task=autoencoder", "run=r", "data=d", "optim=soap", f"deepspeed=zero{stage}"]
+    message = rf"optim=soap steps whole tensors, which ZeRO stage {stage} .* use deepspeed=zero0"
+    with pytest.raises(ValueError, match=message):
+        fill_deepspeed(to_dict(compose(words)), 1)
 
 
 @given(
