@@ -53,7 +53,8 @@ from azula.denoise import DiracPosterior
 from azula.linalg.solve import cg, gmres
 from azula.noise import Schedule
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lola_ds.kernels import second_derivatives
 
 METHODS = ("mmps", "sda")
 UNITS = ("standardised", "physical")
@@ -308,8 +309,7 @@ class Guide:
     def _measure(self, x: Tensor, places: Sequence[int]) -> Tensor:
         """Measures frames of windows: (B, C', L, *S') -> (B, D)."""
         states = x[:, :, list(places)].transpose(1, 2).flatten(0, 1)
-        # The second derivatives that `mmps` takes exist for the plain form of attention only.
-        with sdpa_kernel(SDPBackend.MATH):
+        with second_derivatives():  # `mmps` takes them
             states = states if self.decode is None else self.decode(states)
             return self.guidance.operator(states).reshape(len(x), -1)
 

@@ -25,7 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from .dispatch import get_kernels, set_kernels, use_triton
+from .dispatch import (
+    get_kernels,
+    second_derivatives,
+    set_kernels,
+    use_triton,
+    wants_second_derivatives,
+)
 
 __all__ = [
     "channel_norm",
@@ -35,8 +41,10 @@ __all__ = [
     "get_kernels",
     "modulate",
     "qk_norm_rope",
+    "second_derivatives",
     "set_kernels",
     "silu_dropout",
+    "wants_second_derivatives",
 ]
 
 

@@ -9,8 +9,10 @@ the kernels are tested where there is no GPU.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _log = logging.getLogger("lola_ds.kernels")
 _state = {"mode": "auto"}
+_twice = {"wanted": False}
 _said: set[tuple[object, ...]] = set()
 
 
@@ -45,6 +48,24 @@ def get_kernels() -> str:
     return _state["mode"]
 
 
+@contextlib.contextmanager
+def second_derivatives() -> Iterator[None]:
+    """Within, operations run whose gradients have gradients: no kernel's do, nor flash attention's.
+
+    Modules compiled before keep what they were compiled with.
+    """
+    before, _twice["wanted"] = _twice["wanted"], True
+    try:
+        yield
+    finally:
+        _twice["wanted"] = before
+
+
+def wants_second_derivatives() -> bool:
+    """Whether gradients of gradients will be asked for."""
+    return _twice["wanted"]
+
+
 def use_triton(kernel: str, x: Tensor, refusal: str | None = None) -> bool:
     """Whether a kernel runs in Triton on tensors like `x`.
 
@@ -62,7 +83,7 @@ def use_triton(kernel: str, x: Tensor, refusal: str | None = None) -> bool:
 @torch.compiler.assume_constant_result
 def _decide(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> bool:
     mode = _state["mode"]
-    if mode == "torch":
+    if mode == "torch" or _twice["wanted"]:
         return False
     if refusal is None and dtype not in DTYPES:
         refusal = f"{dtype} is not one of float32, bfloat16, float16"

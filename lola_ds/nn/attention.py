@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lola_ds.kernels import qk_norm_rope
+from lola_ds.kernels import qk_norm_rope, wants_second_derivatives
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -141,6 +141,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = No
     if not (mask is None or isinstance(mask, Tensor)):
         return _compiled_flex_attention()(q, k, v, block_mask=mask)
     order = sdpa_kernel(BACKENDS, set_priority=True) if q.is_cuda else contextlib.nullcontext()
+    if wants_second_derivatives():
+        order = sdpa_kernel(SDPBackend.MATH)
     with order:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
