@@ -23,6 +23,7 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   ae=… surrogate=… denoiser=…              the network
   ae_run=FOLDER                            the autoencoder of latent emulators
   deepspeed=zero0|zero1|zero2|zero3        ZeRO stage (ds_configs/*.json)
+  optim=adamw|soap|psgd|muon|schedule_free (all but adamw: deepspeed=zero0)
   optim.learning_rate=1e-4 precision=bf16|fp32 seed=0
   train.epochs train.epoch_size train.batch_size train.accumulation
   trajectory.length trajectory.stride trajectory.context.law
