@@ -7,7 +7,7 @@ Cases: frames of 128² and of 256² with 5 channels in batches of 16, and latent
 batches of 64; windows of L = 5 frames, s = 4 steps apart; a warm page cache. Every reader takes
 the windows of one epoch (the sequential ones: the same trajectories in order; the_well an eighth of
 the windows, as it is slow). Bare reads, the loader and the sequential readers fill batches in turn,
-three being in use as for any reader that works ahead; the_well and h5py hand over single windows.
+three being in use as for any reader that works ahead; `well` and `h5py` hand over single windows.
 Readers take turns, `rounds` times; the best round of each counts, as other processes can only slow
 it down.
 
@@ -17,7 +17,8 @@ it down.
                 `first epoch`: each frame is compared once; `recheck`: at every read
     augmented   this loader with flips, permutations and rolls
     well        `the_well.data.WellDataset`, one process (fields only)
-    h5py        a reader of a latent cache that keeps its file open, as lola's (latents only)
+    h5py        a reader of a latent cache that keeps its file open, as lola's (latents only);
+                alone, and in torch's DataLoader with as many processes as the loader has workers
     webdataset  sequential: whole trajectories, cut in windows (`stream_windows`, no shuffle)
     mosaicml    StreamingDataset of whole trajectories, in order
     litdata     StreamingDataset of whole trajectories, in order
@@ -48,7 +49,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 import xxhash
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.record import describe_machine, write_rows
 from data_prep.well_to_shards import shard_split
@@ -157,6 +161,19 @@ def installed(package: str) -> bool:
     return True
 
 
+class CachedWindows(Dataset):
+    """Windows of a latent cache, (L, C, *S), read from the HDF5 file."""
+
+    def __init__(self, path: Path) -> None:
+        self._state = h5py.File(path)["state"]
+        self._starts = self._state.shape[1] - (LENGTH - 1) * STRIDE
+
+    def __getitem__(self, i: int) -> Tensor:
+        trajectory, start = divmod(i, self._starts)
+        stop = start + (LENGTH - 1) * STRIDE + 1
+        return torch.from_numpy(self._state[trajectory, start:stop:STRIDE])
+
+
 class Case:
     """The readers of one case; each sets `seconds` and returns the bytes it handed over."""
 
@@ -181,6 +198,7 @@ class Case:
             yield "well", self.well if installed("the_well") else "the_well is not installed"
         else:
             yield "h5py", self.h5py
+            yield f"h5py, DataLoader, {many} workers", self.h5py_batches
         yield "webdataset", self.webdataset
         for name, package in (("mosaicml", "streaming"), ("litdata", "litdata")):
             there = installed(package)
@@ -250,14 +268,25 @@ class Case:
         return size
 
     def h5py(self) -> int:
-        span = (LENGTH - 1) * STRIDE + 1
-        with h5py.File(self.folder / "cache.h5") as file:
-            state = file["state"]
-            starts = self.shape[1] - span + 1
-            chosen = [divmod(i, starts) for i in self.order.tolist()]
-            begin = time.perf_counter()
-            size = sum(state[i, t : t + span : STRIDE].nbytes for i, t in chosen)
-            self.seconds = time.perf_counter() - begin
+        windows = CachedWindows(self.folder / "cache.h5")
+        begin = time.perf_counter()
+        size = sum(windows[i].nbytes for i in self.order.tolist())
+        self.seconds = time.perf_counter() - begin
+        return size
+
+    def h5py_batches(self) -> int:
+        loader = DataLoader(
+            CachedWindows(self.folder / "cache.h5"),
+            batch_size=self.batch,
+            sampler=self.order.tolist(),
+            num_workers=self.workers,
+            persistent_workers=True,
+        )
+        for _ in loader:  # the processes start with the first epoch
+            pass
+        begin = time.perf_counter()
+        size = sum(batch.nbytes for batch in loader)
+        self.seconds = time.perf_counter() - begin
         return size
 
     def sequential(self, windows: Iterator) -> int:

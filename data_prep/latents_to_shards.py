@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from lola_ds.data.index import Index
 
-from .well import SPLITS, SUFFIXES
+from .well import SPLITS, SUFFIXES, open_hdf5
 from .well_to_shards import SHARD_BYTES, shard_files
 
 AXES = "xyz"
@@ -48,14 +47,7 @@ class LatentFile:
 
     def __init__(self, path: str | Path, scalars: Sequence[str] = ()) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such file")
-        try:
-            self._file: Any = h5py.File(self.path, "r")
-        except OSError as error:
-            raise OSError(
-                f"{self.path}: not a whole HDF5 file ({error}); copy it or encode again"
-            ) from None
+        self._file = open_hdf5(self.path, "copy it or encode again")
         try:
             self._read_layout(scalars)
         except BaseException:

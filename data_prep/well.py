@@ -88,6 +88,21 @@ def list_files(
     return paths
 
 
+def open_hdf5(path: Path, remedy: str) -> Any:
+    """Opens an HDF5 file for reading (as `Any`: h5py types every item as a union of all kinds).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is truncated or not HDF5; tells the `remedy`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise OSError(f"{path}: not a whole HDF5 file ({error}); {remedy}") from None
+
+
 @dataclass(frozen=True)
 class _Field:
     """A field's array and which of (trajectory, time, *space) it varies with."""
@@ -127,15 +142,7 @@ class WellFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such file")
-        try:
-            # h5py's stubs give every item as a union of all kinds of item.
-            self._file: Any = h5py.File(self.path, "r")
-        except OSError as error:
-            raise OSError(
-                f"{self.path}: not a whole HDF5 file ({error}); copy or download it again"
-            ) from None
+        self._file = open_hdf5(self.path, "copy or download it again")
         try:
             self._read_layout()
         except KeyError as error:

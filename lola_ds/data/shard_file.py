@@ -28,11 +28,18 @@ class GrowingShard:
         except OSError as error:
             hint = f"{error.strerror}; complete shards are kept, run again to go on"
             raise OSError(error.errno, hint, str(self.path)) from error
+        self._forget()  # starts writing back, so that the end waits for little
+
+    def _forget(self) -> None:
+        """Tells the system that these bytes are not needed in memory."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def complete(self, path: Path) -> None:
         """Ends the tar, makes it last, reads every frame back, and gives it its name."""
         self.write(TAR_END)
         os.fsync(self._file.fileno())
+        self._forget()  # so that they are read back from the disk
         self._file.close()
         self._verify()
         os.replace(self.path, path)
@@ -44,8 +51,6 @@ class GrowingShard:
 
     def _verify(self) -> None:
         with open(self.path, "rb") as file:
-            if hasattr(os, "posix_fadvise"):  # from the disk, not from memory
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             for member in self.members:
                 start, stop, _ = member["frames"]
                 file.seek(member["offset"])

@@ -291,14 +291,13 @@ class ShardWriter:
     ) -> dict[str, Any]:
         """Writes frames [start, stop); returns their checksums, moments and non-finite places."""
         checksums, nonfinite, moments = [], [], Moments.empty(array.shape[1])
-        with ThreadPoolExecutor(1, "lola-moments") as helper:
-            for a, b in copy_blocks(start, stop, array.shape[1:]):
-                x = np.ascontiguousarray(array[a:b], dtype="<f4")
+        with ThreadPoolExecutor(2, "lola-writer") as helpers:
+            for a, b, x in _read_ahead(array, start, stop, helpers):
                 if x.shape != (b - a, *array.shape[1:]):
                     raise ValueError(f"{_where(meta)}: {x.shape} read for frames {a} to {b}")
                 nonfinite += self._nonfinite(x, a, meta)
                 stored = _encode(x, self.dtype, meta)
-                reduced = helper.submit(frame_moments, x, stored, self.dtype, self.transform)
+                reduced = helpers.submit(frame_moments, x, stored, self.dtype, self.transform)
                 checksums += [f"{checksum(frame):016x}" for frame in stored]
                 shard.write(stored.data)
                 moments = moments.merge(reduced.result())
@@ -341,6 +340,23 @@ def copy_blocks(start: int, stop: int, shape: Sequence[int]) -> Iterator[tuple[i
     """Runs [a, b) of frames of `shape` (C, *S), each as many as are handled at a time."""
     block = max(1, COPY_BYTES // (int(np.prod(shape)) * 4))
     return ((a, min(a + block, stop)) for a in range(start, stop, block))
+
+
+def _read_ahead(
+    array: Frames, start: int, stop: int, helpers: ThreadPoolExecutor
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Blocks (a, b, frames [a, b) as float32), each read while the one before it is written."""
+
+    def read(a: int, b: int) -> np.ndarray:
+        return np.ascontiguousarray(array[a:b], dtype="<f4")
+
+    blocks = list(copy_blocks(start, stop, array.shape[1:]))
+    ahead = helpers.submit(read, *blocks[0])
+    for block, following in itertools.zip_longest(blocks, blocks[1:]):
+        x = ahead.result()
+        if following:
+            ahead = helpers.submit(read, *following)
+        yield *block, x
 
 
 def _where(meta: Mapping[str, Any]) -> str:
