@@ -50,7 +50,7 @@ from typing import Any, Protocol
 
 import torch
 from azula.denoise import DiracPosterior
-from azula.linalg.solve import cg, gmres
+from azula.linalg.solve import gmres
 from azula.noise import Schedule
 from torch import Tensor, nn
 
@@ -135,8 +135,8 @@ class Guidance:
         std: the standard deviation s of its noise, in the units of what it sees.
         method: `mmps` or `sda`.
         units: what the operator is given: `standardised` states, or `physical` ones.
-        solver: of `mmps`: `gmres`, or `cg`, which needs the symmetric covariance that only an
-            exact denoiser has.
+        solver: of `mmps`: `gmres`, or `cg`, for which the covariance should be symmetric, as only
+            an exact denoiser's is.
         iterations: of the solver, each as costly as a gradient of the network and the decoder.
         gamma: of `sda`: the coefficient of the variance. The diagonal of A Aᵀ for white data; the
             more correlated data are, the more it takes to keep sampling from overshooting.
@@ -383,8 +383,31 @@ class GuidedDenoiser(nn.Module):
             (there,) = torch.autograd.grad(pulled, u, covariance(back), retain_graph=True)
             return self.guidance.std**2 * v + there
 
-        solve = {"gmres": gmres, "cg": cg}[self.guidance.solver]
-        return solve(A=matrix, b=residual, iterations=self.guidance.iterations)
+        solve = {"gmres": gmres, "cg": conjugate_gradients}[self.guidance.solver]
+        return solve(matrix, residual, iterations=self.guidance.iterations)
+
+
+def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """Solves systems of positive matrices, each row of (B, D) its own, by conjugate gradients.
+
+    The covariance of a network is neither quite symmetric nor quite positive: a row goes no further
+    in a direction of negative curvature (Steihaug, 1983), along which azula's solver diverges.
+
+    Arguments:
+        matrix: applies the matrices to (B, D).
+        b: the right-hand sides, with shape (B, D).
+        iterations: how many, whatever the residuals.
+    """
+    x, r = torch.zeros_like(b, dtype=torch.float64), b.double()
+    p, rr = r, r.square().sum(dim=-1, keepdim=True)
+    for _ in range(iterations):
+        product = matrix(p.to(b)).double()
+        curvature = (p * product).sum(dim=-1, keepdim=True)
+        step = torch.where(curvature > 0, rr / curvature, 0.0)
+        x, r = x + step * p, r - step * product
+        previous, rr = rr, r.square().sum(dim=-1, keepdim=True)
+        p = r + torch.where(previous > 0, rr / previous, 0.0) * p
+    return x.to(b)
 
 
 class _AzulaDenoiser(Protocol):

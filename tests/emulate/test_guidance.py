@@ -18,6 +18,7 @@ from lola_ds.emulate.guidance import (
     Observations,
     Stripe,
     Subsample,
+    conjugate_gradients,
     make_guidance,
     observe,
 )
@@ -109,6 +110,18 @@ def test_guided_samples_follow_the_posterior(known: bool) -> None:
     assert (found.T.cov() - exact_cov).abs().max() < 0.06 * exact_cov.max()
     prior = cov.diag().sqrt()
     assert (deviation < 0.9 * prior).any()  # the observations do say something
+
+
+def test_conjugate_gradients_stay_finite_where_curvature_is_negative() -> None:
+    """Exact for a positive matrix after as many iterations as rows; else a row stops."""
+    root = torch.randn(2, 4, 4, dtype=torch.float64)
+    positive = root @ root.mT + 0.1 * torch.eye(4)
+    matrices = torch.stack((positive[0], -positive[1], torch.zeros(4, 4)))
+    b = torch.randn(3, 4, dtype=torch.float64)
+    b[2] = 0
+    x = conjugate_gradients(lambda v: (matrices @ v[..., None])[..., 0], b, iterations=6)
+    torch.testing.assert_close(x[0], torch.linalg.solve(positive[0], b[0]))
+    assert not x[1:].any()
 
 
 def test_unobserved_windows_are_not_guided() -> None:
