@@ -19,7 +19,7 @@ from lola_ds import load_emulator, load_model
 from lola_ds.cli.convert import main
 from lola_ds.config import load_config
 from lola_ds.emulate import rollout, sample
-from lola_ds.models.lola import export_config, read_state
+from lola_ds.models.lola import export_config, import_config, read_state
 from lola_ds.objectives import AutoencoderObjective
 
 # What a run of the published code holds, by hand: the names and shapes of a small autoencoder with
@@ -284,6 +284,29 @@ def test_what_is_no_run_is_refused(autoencoder: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "odd", {"dataset": odd, "ae": AE}, autoencoder_shapes())
     with pytest.raises(ValueError, match="gray_scott"):
         main(["--from", "lola", str(run), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("group", "network", "periodic"),
+    [
+        ("ae", {"lat_channels": 3}, False),
+        ("ae", {"lat_channels": 3, "periodic": True}, True),
+        ("ae", {"lat_channels": 3, "arch": "vit"}, True),
+        ("surrogate", {"arch": "unet"}, False),
+        ("surrogate", {"arch": "unet", "periodic": True}, True),
+        ("surrogate", {"arch": "dit"}, True),
+        ("surrogate", {"arch": None}, True),
+    ],
+)
+def test_what_wraps_is_said(group: str, network: dict[str, Any], periodic: bool) -> None:
+    """Convolutions as the run says, whatever the boundaries of its data; windows always."""
+    dataset = {**DATASET, "periodic": not periodic, "augment": []}
+    config = import_config({"dataset": dataset, group: network}, {}, None, latent_channels=64)
+    assert config[group]["periodic"] is periodic
+    assert config[group]["arch"] in ("dcae", "vit", "unet")
+    if group == "surrogate":
+        assert config[group]["spatial"] == 3
+        assert config[group]["channels"] == 64
 
 
 OURS = {
