@@ -3,8 +3,8 @@
 usage: stages_worker.py FOLDER:WORDS:STEPS:SAVE_AT …   each resumes from FOLDER/checkpoints if any
 
 WORDS are Hydra overrides, separated by commas. At its end a training leaves `losses.json`,
-`evaluated.json` (the loss at the weights to evaluate) and `apart.json` (the first parameter in
-which the ranks differ).
+`evaluated.json` (the loss at the weights to evaluate), `apart.json` (the first parameter in which
+the ranks differ) and `moved.json` (the same, after one rank's `model.2.bias` moved by one bit).
 """
 
 from __future__ import annotations
@@ -108,8 +108,13 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
     results = {
         "losses": losses,
         "evaluated": average(loss, ranks),
-        "apart": first_difference(engine.module) if engine.zero_optimization_stage() < 3 else None,
+        "apart": first_difference(engine.module),
     }
+    if engine.zero_optimization_stage() < 3:  # one rank's weights move by one bit
+        bias = engine.module.model[2].bias.data
+        if ranks.rank == ranks.world_size - 1:
+            bias[0] = bias[0].nextafter(bias[0] + 1)
+        results["moved"] = first_difference(engine.module)
     if ranks.rank == 0:
         for name, value in results.items():
             (folder / f"{name}.json").write_text(json.dumps(value))

@@ -77,7 +77,7 @@ def _psgd(config: dict[str, Any], parameter: Tensor) -> torch.optim.Optimizer:
         max_size_triangular=config["precondition_dim"],
         merge_dims=False,
         delayed=True,
-        cached=True,
+        cached=False,  # the cache is memory that nothing has written until late in a run
     )
 
 

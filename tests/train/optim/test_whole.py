@@ -95,6 +95,8 @@ class TestRanks:
 
     def test_equal_each_other_bit_for_bit(self, name: str, runs: Path) -> None:
         assert [read(runs / f"{name}_{n}", "apart") for n in (1, 2, 3)] == [None] * 3
+        moved = [read(runs / f"{name}_{n}", "moved") for n in (1, 2, 3)]
+        assert moved == [None, "model.2.bias", "model.2.bias"]
 
     def test_learn(self, name: str, runs: Path) -> None:
         losses = read(runs / f"{name}_1", "losses")
