@@ -164,12 +164,15 @@ def sample(
         values with the noise of the schedule's last time.
 
     Raises:
-        ValueError: if the sampler is unknown or the number of steps is not positive.
+        ValueError: if the sampler is unknown, the number of steps is not positive, or there is no
+            label to weigh.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
     if steps < 1:
         raise ValueError(f"steps={steps} should be at least 1")
+    if label_weight != 1 and label is None:
+        raise ValueError(f"label_weight={label_weight} needs a label to weigh")
     device = x_obs.device
     if x_1 is None:
         source = device if generator is None else generator.device

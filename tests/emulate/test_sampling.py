@@ -119,7 +119,12 @@ def test_known_values_end_within_the_last_noise(sampler: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"sampler": "rk4"}, "rk4"), ({"steps": 0}, "steps=0")]
+    ("options", "message"),
+    [
+        ({"sampler": "rk4"}, "rk4"),
+        ({"steps": 0}, "steps=0"),
+        ({"label_weight": 2.0}, "needs a label"),
+    ],
 )
 def test_sample_refuses(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
