@@ -108,25 +108,25 @@ class FrameReader:
         stamps = {shard: file.stamp() for shard, file in files.items()}
         before = np.array([stamps[shard] for shard in places])
         trusted = (self._verified[frames] == before) & (not self.recheck)
-        fresh = not trusted.all()
+        digests = index.checksums[frames].tolist()
+        fresh = set(np.flatnonzero(~trusted).tolist())
+
+        def check(i: int) -> None:
+            if checksum(memory[i * size : (i + 1) * size]) != digests[i]:
+                raise self._error(int(frames[i]), "checksum mismatch")
+
         for first, stop in self._runs(shards, offsets):
             target = memory[first * size : stop * size]
             count = files[places[first]].read_into(target, starts[first])
             if count < len(target):
                 row = first + count // size
                 raise self._error(int(frames[row]), f"file ends after {count % size} bytes")
-            if fresh:
-                self._check(frames, memory, first + np.flatnonzero(~trusted[first:stop]))
+            for i in fresh.intersection(range(first, stop)):
+                check(i)
         if any(file.stamp() != stamps[shard] for shard, file in files.items()):
-            self._check(frames, memory, np.arange(len(frames)))
+            for i in range(len(frames)):  # what was trusted may have changed meanwhile
+                check(i)
         self._verified[frames] = before
-
-    def _check(self, frames: np.ndarray, memory: memoryview, rows: np.ndarray) -> None:
-        """Compares rows of `memory`, which holds `frames`, with their checksums."""
-        size = self._frame_bytes
-        for i in rows.tolist():
-            if checksum(memory[i * size : (i + 1) * size]) != self.index.checksums[frames[i]]:
-                raise self._error(int(frames[i]), "checksum mismatch")
 
     def _runs(self, shards: np.ndarray, offsets: np.ndarray) -> list[tuple[int, int]]:
         """[first, stop) of frames that lie one after the other, at most so many at once."""
