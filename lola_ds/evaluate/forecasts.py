@@ -211,6 +211,7 @@ class Forecasts:
             "overlap": forecast.overlap,
             "sampler": forecast.sampler,
             "sampling_steps": forecast.sampling_steps,
+            "label_weight": forecast.label_weight,
         }
         if forecast.guidance is not None:
             seen = [self._observations(unit) for unit in units]

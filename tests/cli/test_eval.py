@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from lola_ds.build import build_model
@@ -146,6 +148,29 @@ def test_guided_by_observations_of_the_truth(
     capsys.readouterr()
 
 
+def test_labels_are_weighed(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that has learned to do without labels forecasts otherwise when they weigh more."""
+    run = tmp_path / "run"
+    shutil.copytree(project / "diffusion", run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["denoiser"]["label_dropout"] = 0.1
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    keys = {"steps": 2, "members": 1, "trajectories": "1,", "figures": "false"}
+    out = tmp_path / "out"
+    main(words(project, str(run), out, sampling_steps=2, label_weight="1,3", **keys))
+    table = pd.read_csv(out / "metrics.csv")
+    rows = table[(table["metric"] == "vrmse") & (table["method"] == "emulator")]
+    plain, heavy = "ab2-members1-steps2", "ab2-members1-steps2-label3.0"
+    assert set(rows["setting"]) == {plain, heavy}
+    values = [rows.loc[rows["setting"] == name, "value"] for name in (plain, heavy)]
+    assert not np.allclose(values[0], values[1], rtol=1e-5)
+    settings = json.loads((out / heavy / "summary.json").read_text())["settings"]
+    assert settings["label_weight"] == 3.0
+    capsys.readouterr()
+
+
 def test_surrogate(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(words(project, "surrogate", tmp_path, steps=4, trajectories=2))
     assert "emulator / persistence" in capsys.readouterr().out
@@ -180,6 +205,9 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("surrogate", {"guidance": "sda"}, "guidance is for a diffusion model"),
         ("diffusion", {"guidance": "sda:subsample:each=8"}, "each is unknown for this operator"),
         ("surrogate", {"overlap": "1,"}, "overlap=1,: expected a number"),
+        ("surrogate", {"label_weight": 2}, "label_weight=2.0 is for a diffusion model"),
+        ("diffusion", {"label_weight": 0}, "trained with denoiser.label_dropout"),
+        ("diffusion", {"label_weight": "much"}, "label_weight=much: expected numbers"),
         ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
     ],
 )
