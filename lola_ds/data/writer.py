@@ -352,11 +352,11 @@ def _read_ahead(
 
     blocks = list(copy_blocks(start, stop, array.shape[1:]))
     ahead = helpers.submit(read, *blocks[0])
-    for block, following in itertools.zip_longest(blocks, blocks[1:]):
+    for (a, b), following in itertools.zip_longest(blocks, blocks[1:]):
         x = ahead.result()
         if following:
             ahead = helpers.submit(read, *following)
-        yield *block, x
+        yield a, b, x
 
 
 def _where(meta: Mapping[str, Any]) -> str:
