@@ -21,6 +21,7 @@ ROOT = Path("demo")
 RANKS = 2
 WELL, SHARDS, LATENTS = ROOT / "well", ROOT / "shards", ROOT / "latents"
 EMULATORS = ("surrogate", "diffusion")
+ASSIMILATION = ROOT / "assimilation"
 PAGE, TITLE = ROOT / "report.html", "Surrogate and diffusion on Euler flows"
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     evaluate("autoencoder")
     for task, members in zip(EMULATORS, (1, 8)):
         evaluate(task, f"members={members}", "steps=8")
+    assimilate()
     step("Report", lola("report", f"{ROOT}/results", f"out={PAGE}", f"title={TITLE}"))
     summarize(time.monotonic() - start)
 
@@ -69,6 +71,15 @@ def evaluate(task: str, *words: str) -> None:
     run, out = f"run={ROOT}/weights/{task}", f"out={ROOT}/results/{task}"
     command = lola("eval", run, f"data={SHARDS}", "split=test", out, *words)
     step(f"Evaluate the {task}", command)
+
+
+def assimilate() -> None:
+    """The diffusion model guided by observations of every 8th cell, on two trajectories."""
+    run, data = f"run={ROOT}/weights/diffusion", f"data={SHARDS}"
+    words = "members=2 steps=8 trajectories=2 figures=false".split()
+    guidance = "guidance=none,mmps:subsample:every=8"
+    command = lola("eval", run, data, f"out={ASSIMILATION}", *words, guidance)
+    step("Guide the diffusion model by observations", command)
 
 
 def lola(*words: str) -> list[str]:
@@ -113,6 +124,11 @@ def summarize(seconds: float) -> None:
         for method in [m for m in METHODS if m in ratios]:
             name, ratio = f"{task}, {METHODS[method]}: VRMSE / persistence's", ratios[method]
             print(f"{name:<50}{ratio['mean']:>8.3f}{ratio['worst']:>12.3f}")
+    print("\nDiffusion, mean of 2 on 2 trajectories: VRMSE / persistence's, mean")
+    for path in sorted(ASSIMILATION.glob("*/summary.json"), key=lambda path: len(path.parts[-2])):
+        found = json.loads(path.read_text())
+        name = "guided by every 8th cell" if "guidance" in found["settings"] else "on its own"
+        print(f"{name:<50}{found['ratio_to_persistence']['ensemble']['mean']:>8.3f}")
     print(f"\nEverything on one page: {PAGE}")
     print(f"Tables, figures and animations: {results}/*/*/")
 

@@ -105,7 +105,7 @@ class Plan:
 
 
 # Working memory of scores, in states of all fields: per member of the ensemble, and of one state.
-_ENSEMBLE, _STATE = 8, 48
+_ENSEMBLE, _STATE = 5, 48
 
 # Windows of a member held while a rollout advances: the last, what is known, the next, its parts.
 _WINDOWS = 4
@@ -136,8 +136,8 @@ class Resources:
         """Shares the memory out.
 
         As many forecasts are made side by side as fill a batch, unless their windows take more than
-        a quarter of the memory. What windows leave is used in turn by the model, and by decoding
-        and scoring, half each.
+        a quarter of the memory. What windows leave is used in turn by the model, and by decoded
+        states with what decodes or scores them; half of what these leave is for more lead times.
 
         Arguments:
             members: members of the ensemble.
@@ -153,7 +153,7 @@ class Resources:
         total = int(share * self.memory * 1e9)
         held = _WINDOWS * members * window
         scores, each = (_ENSEMBLE * members + _STATE) * state, (members + 4) * state
-        least = held + max(row, 2 * max(scores + each, decoding))
+        least = held + max(row, each + max(scores, decoding))
         if total < least:
             enough = least / share / 1e9
             raise ValueError(
@@ -166,9 +166,10 @@ class Resources:
         ):
             forecasts -= 1
         left = total - forecasts * held
+        leads = 1 + (left - each - max(scores, decoding)) // (2 * each)
         return Plan(
             forecasts,
             max(1, min(self.batch, left // max(1, row))),
-            (left // 2 - scores) // each,
-            max(1, min(self.batch, left // 2 // max(1, decoding))),
+            leads,
+            max(1, min(self.batch, (left - leads * each) // max(1, decoding))),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import ROOT
 from wave_emulator import WaveCodec, WaveEmulator, write_split
 
 from lola_ds.cli.common import run_command
@@ -23,6 +24,7 @@ from lola_ds.evaluate.report.runs import differences, find_runs
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.xdist_group("chromium")  # one worker makes the results once
+DEMO = ROOT / "demo" / "report.html"
 TITLE = 'Waves & "noise" <compared>'
 
 
@@ -83,9 +85,22 @@ def column(browser: Any, table: int, index: int) -> list[str]:
 
 
 def test_the_page_in_chromium(browser: Any, page: Path) -> None:
+    check_page(browser, page)
+    assert browser.title == TITLE
+
+
+@pytest.mark.skipif(not DEMO.is_file(), reason=f"{DEMO} is missing: `make demo` writes it")
+def test_the_report_of_the_demo_in_chromium(browser: Any) -> None:
+    check_page(browser, DEMO)
+    names = [name.split()[0] for name in column(browser, 0, 0)]
+    assert sorted(names) == ["autoencoder", "diffusion", "surrogate"]
+    assert len(browser.find_elements("css selector", "#training svg[role=img]")) > 2
+
+
+def check_page(browser: Any, page: Path) -> None:
+    """Everything loads, nothing is logged, and nothing sticks out."""
     browser.get(page.as_uri())
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
-    assert browser.title == TITLE
     loaded = browser.execute_async_script(
         """const done = arguments[0];
         const images = [...document.images];

@@ -157,10 +157,11 @@ def _training(runs: Sequence[Run]) -> str:
     logged = {key for run in runs for line in run.training for key in line}
     charts = []
     for key in sorted(logged - {"step", "time"}, key=_training_order):
-        lines = []
+        lines, seen = [], []
         for index, run in enumerate(runs):
             points = [(line["step"], line[key]) for line in run.training if key in line]
-            if points:
+            if points and points not in seen:  # evaluations of one model share its training
+                seen.append(points)
                 lines.append(Line(run.name, *zip(*_thin(points)), colour=index))
         positive = all(y > 0 for line in lines for y in line.y if y == y)
         charts.append(line_chart(key, lines, "optimizer step", key, log_y=positive))
@@ -349,8 +350,10 @@ def _method_rows(
             if method in FORECASTS or not run.emulates:
                 rows.append(Row(_name(run, method), numbers))
             elif method in BASELINES:
-                row = Row(_name(run, method), numbers, baseline=True)
-                baselines.setdefault((method, tuple(numbers)), row)
+                key, name = (method, tuple(numbers)), _name(run, method)
+                if any(row.name == name for k, row in baselines.items() if k != key):
+                    name = f"{name} (of {run.name})"  # other trajectories
+                baselines.setdefault(key, Row(name, numbers, baseline=True))
     return rows + list(baselines.values())
 
 

@@ -150,10 +150,15 @@ def _read(folder: Path, name: str) -> list[Run]:
 
 
 def _distinguish(settings: Sequence[str]) -> dict[str, str]:
-    """Setting -> the parts of its name that not all of them have: ab16-steps8 -> ab16."""
+    """Setting -> the parts of its name that not all of them have: ab16-steps8 -> ab16.
+
+    `plain` stands for none; a single setting needs no name.
+    """
+    if len(settings) == 1:
+        return {settings[0]: ""}
     parts = {setting: setting.split("-") for setting in settings}
     common = set.intersection(*map(set, parts.values()))
     return {
-        setting: " ".join(part for part in parts[setting] if part not in common)
+        setting: " ".join(part for part in parts[setting] if part not in common) or "plain"
         for setting in settings
     }
