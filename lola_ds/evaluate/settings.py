@@ -84,7 +84,7 @@ def _guidance_name(guidance: Guidance) -> str:
 
 def planned_share(device: torch.device) -> float:
     """The share of the memory to plan with: on a CPU, freed memory is not all given back."""
-    return 1.0 if device.type == "cuda" else 2 / 3
+    return 1.0 if device.type == "cuda" else 1 / 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Plan:
 
 
 # Working memory of scores, in states of all fields: per member of the ensemble, and of one state.
-_ENSEMBLE, _STATE = 5, 48
+_ENSEMBLE, _STATE = 8, 64
 
 # Windows of a member held while a rollout advances: the last, what is known, the next, its parts.
 _WINDOWS = 4
