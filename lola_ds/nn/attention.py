@@ -184,7 +184,7 @@ class MultiheadSelfAttention(nn.Module):
         self.qk_norm = qk_norm
         self.qkv_proj = nn.Linear(channels, 3 * channels, bias=False)
         self.y_proj = nn.Linear(channels, channels)
-        self.value_share = nn.Parameter(torch.tensor(0.5)) if value_residual else None
+        self.value_share = nn.Parameter(torch.full((1,), 0.5)) if value_residual else None
 
     def forward(
         self,
