@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from .emulate.emulator import Emulator
 from .fields import Standardize
 from .models import make_autoencoder, make_denoiser, make_surrogate
 from .models.lola import STATE, read_state
-from .nn.layers import periodic_axes
+from .nn.layers import per_axis, periodic_axes
 from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
 from .train.checkpoint import (
     CheckpointStore,
@@ -31,10 +32,14 @@ from .train.engine import Ranks, make_engine
 from .train.export import find_checkpoint, model_weights, read_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
 from .train.graft import graft
-from .train.loop import Plan, Trainer
+from .train.guard import Guard, Witness
+from .train.loop import Plan, Trainer, Watch
+from .train.meter import Meter
 from .train.optim import make_optimizer, make_schedule
+from .train.profiling import Profiler, parse_window
 from .train.stop import StopRequest
 from .train.tracking import Tracker
+from .train.watchdog import Watchdog
 
 WEIGHTS = "model.safetensors"
 AUTOENCODER = "autoencoder"
@@ -382,7 +387,9 @@ def build_training(
     loader = _make_loader(config, windows, ranks)
     if reader is not None:
         resident = resident_fragments(engine, ranks.rank, ranks.world_size)
-        restore_optimizer(torch_optimizer(engine), resident, reader, step)
+        restore_optimizer(
+            torch_optimizer(engine), resident, reader, reader.state.get("updates", step)
+        )
         restore_ema(ema, reader)
         loader.load_state_dict(reader.state["loader"])
     return Trainer(
@@ -397,6 +404,7 @@ def build_training(
         store=store,
         tracker=_make_tracker(config, plan, step, ranks),
         plan=plan,
+        watch=_make_watch(config, windows, ranks, reader.state.get("guard") if reader else None),
         step=step,
         stop=stop,
     )
@@ -466,6 +474,35 @@ def _validation(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> 
         seed=config["seed"],
     )
     return list(batches)
+
+
+def _make_watch(
+    config: dict[str, Any], windows: ShardDataset, ranks: Ranks, guard: dict[str, Any] | None
+) -> Watch:
+    """What observes the training; the first rank, which records, also counts the network's work."""
+    watch, flops = config["watch"], 0.0
+    if ranks.rank == 0:
+        network = {**config[TASKS[config["task"]]], "checkpointing": "none"}
+        plain = {**config, TASKS[config["task"]]: network}
+        flops = trace_training(plain, windows.shape, windows.labels.shape[1], samples=2).flops / 2
+    return Watch(
+        guard=Guard(watch["patience"], watch["spike"], guard),
+        witness=Witness(ranks.rank, config["dataset"]["fields"]),
+        meter=Meter(ranks.device, ranks.world_size, flops, count_tokens(config, windows.shape)),
+        watchdog=Watchdog(watch["timeout"]),
+        profiler=Profiler(
+            parse_window(config["profile"]["steps"]), Path(config["run"]) / "profile", ranks.rank
+        ),
+    )
+
+
+def count_tokens(config: dict[str, Any], shape: Sequence[int]) -> int:
+    """Tokens of a sample: patches of a window, or of a state that enters an autoencoder."""
+    patch = config[TASKS[config["task"]]].get("patch_size", 1)
+    axes = shape[1:]
+    if config["task"] != "autoencoder":
+        axes = (config["trajectory"]["length"], *axes)
+    return math.prod(axes) // math.prod(per_axis(patch, len(axes), "patch_size"))
 
 
 def _make_tracker(config: dict[str, Any], plan: Plan, step: int, ranks: Ranks) -> Tracker:

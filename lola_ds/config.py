@@ -20,12 +20,13 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from .ds_schema import complete_deepspeed
+
 TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 """Each task and the configuration group of its network."""
 
 OPTIMIZERS = ("adamw", "soap", "psgd", "muon", "schedule_free")
 SCHEDULERS = ("cosine", "linear", "exponential", "constant")
-
 
 _TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
 """Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""
@@ -115,6 +116,18 @@ class Ema:
 
 
 @dataclass
+class Watch:
+    patience: int = 3
+    spike: float | None = None
+    timeout: float = 1800.0
+
+
+@dataclass
+class Profile:
+    steps: str | None = None
+
+
+@dataclass
 class Checkpoint:
     every: int = 1
     keep: int = 2
@@ -156,6 +169,8 @@ class Config:
     valid: Valid = field(default_factory=Valid)
     ema: Ema = field(default_factory=Ema)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    watch: Watch = field(default_factory=Watch)
+    profile: Profile = field(default_factory=Profile)
     fork: Fork = field(default_factory=Fork)
     wandb: Wandb = field(default_factory=Wandb)
 
@@ -440,6 +455,7 @@ def _check_fork(config: dict[str, Any]) -> None:
 def _check_numbers(config: dict[str, Any]) -> None:
     """Ranges of the real-valued settings."""
     optim, ema, context = config["optim"], config["ema"], config["trajectory"]["context"]
+    watch = config["watch"]
     rules = {
         "optim.learning_rate": (optim["learning_rate"] > 0, "must be positive"),
         "optim.grad_clip": (optim["grad_clip"] >= 0, "must be at least 0 (0 switches it off)"),
@@ -456,6 +472,12 @@ def _check_numbers(config: dict[str, Any]) -> None:
             "must be at least 1 step",
         ),
         "optim.precondition_dim": (optim["precondition_dim"] >= 1, "must be at least 1"),
+        "watch.patience": (watch["patience"] >= 1, "must be at least 1 step"),
+        "watch.timeout": (watch["timeout"] >= 0, "must be at least 0 seconds (0 waits for ever)"),
+        "watch.spike": (
+            watch["spike"] is None or watch["spike"] > 1,
+            "must be above 1 (times the median gradient norm), or null",
+        ),
         "ema.decay": (0 <= ema["decay"] < 1, "must be in [0, 1)"),
         "trajectory.context.rho": (0 <= context["rho"] <= 1, "must be in [0, 1]"),
         "trajectory.context.rate": (context["rate"] > 0, "must be positive"),
@@ -518,22 +540,14 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
         The complete DeepSpeed configuration, without any "auto".
 
     Raises:
-        ValueError: unreadable JSON, an unknown top-level key, a stage other than 0 to 3, an
-            entry that contradicts the configuration, or a stage that cuts up the tensors which
-            the optimizer needs whole.
+        ValueError: unreadable JSON, an unknown key or stage, a value of the wrong type, an entry
+            that contradicts the configuration, or a stage that cuts up the tensors which the
+            optimizer needs whole.
         FileNotFoundError: no such file.
     """
     name = config["deepspeed"]["config"]
-    filled = read_deepspeed(name)
-    unknown = sorted(set(filled) - _DEEPSPEED_KEYS)
-    if unknown:
-        raise ValueError(
-            f"deepspeed.config={name} has unknown or unsupported keys: {', '.join(unknown)}; "
-            "DeepSpeed would ignore a mistyped key silently"
-        )
-    stage = filled.get("zero_optimization", {}).get("stage")
-    if stage not in (0, 1, 2, 3):
-        raise ValueError(f"{name}: zero_optimization.stage={stage} does not exist; choose 0 to 3")
+    filled = complete_deepspeed(read_deepspeed(name), name)
+    stage = filled["zero_optimization"]["stage"]
     optimizer = config["optim"]["optimizer"]
     if stage and optimizer != "adamw":
         raise ValueError(
@@ -548,32 +562,13 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
         "gradient_clipping": config["optim"]["grad_clip"],
     }
     for key, value in values.items():
-        if filled.get(key, "auto") not in ("auto", value):
+        if filled[key] not in ("auto", value):
             raise ValueError(
                 f"{name}: {key}={filled[key]} contradicts {value} of the Hydra configuration; "
                 'write "auto" there'
             )
         filled[key] = value
-    for key in ("bf16", "fp16", "torch_autocast"):
-        if filled.get(key, {}).get("enabled"):
-            raise ValueError(
-                f"{name}: {key}.enabled=true would cast parameters that must stay float32; "
-                "set it to false and use precision=bf16"
-            )
     return filled
-
-
-# The keys DeepSpeed reads at the top level and this runtime supports. DeepSpeed itself ignores
-# others without a word.
-_DEEPSPEED_KEYS = frozenset(
-    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps "
-    "gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state "
-    "prescale_gradients gradient_predivide_factor gradient_allreduce_op "
-    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer bf16 fp16 torch_autocast "
-    "communication_data_type seq_parallel_communication_data_type zero_optimization "
-    "data_types flops_profiler comms_logger aio disable_allgather disable_python_gc log_level "
-    "timers".split()
-)
 
 
 def _get(config: dict[str, Any], key: str) -> Any:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lola_ds.breakdown import by_lead, by_noise
 from lola_ds.masks import ContextLaw, draw_context_masks
 from lola_ds.models.autoencoder import Autoencoder
 from lola_ds.models.denoiser import Denoiser
@@ -33,6 +34,7 @@ VARIANCE_FLOOR = 1e-2
 """Added to the variance of a field, so that a constant field does not divide by zero."""
 
 Scalars = dict[str, Tensor]
+"""What an objective measured beside its loss: means over the batch, and breakdowns (2, K)."""
 
 
 class BatchLike(Protocol):
@@ -250,7 +252,11 @@ class SurrogateObjective(Objective):
         with self.autocast(x):
             y = self.model(x, mask, batch.label)
         loss = weighted_mean(RECONSTRUCTION_LOSSES[self.loss](x, y), batch.weight)
-        return loss, {self.loss: loss.detach()}
+        errors = frame_errors(y, x)
+        return loss, {
+            self.loss: loss.detach(),
+            "by_lead": by_lead(errors, batch.weight, mask.flatten(1)),
+        }
 
 
 class DiffusionObjective(Objective):
@@ -315,8 +321,14 @@ class DiffusionObjective(Objective):
         with self.autocast(x):
             q = self.model(x_t, t, mask=mask, label=batch.label, told=told)
         counted = None if self.known_frames else ~mask
-        loss = weighted_mean(mse(q.output, target, counted), batch.weight)
-        return loss, {"denoising": loss.detach()}
+        losses = mse(q.output, target, counted)
+        loss = weighted_mean(losses, batch.weight)
+        errors = frame_errors(q.output, target)
+        return loss, {
+            "denoising": loss.detach(),
+            "by_noise": by_noise(losses, batch.weight, alpha.flatten(), sigma.flatten()),
+            "by_lead": by_lead(errors, batch.weight, mask.flatten(1)),
+        }
 
     def _draw_told(
         self, generators: Sequence[torch.Generator], device: torch.device
@@ -327,6 +339,12 @@ class DiffusionObjective(Objective):
             return None
         draws = [torch.rand((), generator=generator).item() for generator in generators]
         return torch.tensor(draws, device=device) >= dropout
+
+
+@torch.no_grad()
+def frame_errors(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of each frame: (B, C, L, *S), twice, to (B, L)."""
+    return (x - y).square().transpose(1, 2).flatten(2).mean(dim=2)
 
 
 def draw_masks(law: ContextLaw, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

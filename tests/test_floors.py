@@ -22,8 +22,10 @@ FLOORS = {
     "lola_ds.models": 2,
     "lola_ds.nn": 1,
     "lola_ds.data": 1,
+    "lola_ds.ds_schema": 0,
     "lola_ds.durable": 0,
     "lola_ds.fields": 0,
+    "lola_ds.breakdown": 0,
     "lola_ds.augment": 0,
     "lola_ds.masks": 0,
     "lola_ds.kernels": 0,
@@ -36,13 +38,15 @@ ONLY_IN = {
     "heavyball": ("lola_ds.train",),
     "omegaconf": ("lola_ds.config", "lola_ds.build", "lola_ds.cli"),
     "hydra": ("lola_ds.config",),
-    "azula": ("lola_ds.models", "lola_ds.emulate"),
+    "azula": ("lola_ds.models", "lola_ds.emulate", "benchmarks"),
     "triton": ("lola_ds.kernels",),
     "h5py": ("data_prep", "benchmarks"),
     "wandb": ("lola_ds.train",),
 }
-# Commands on the top floor call each other's tools; a report loads models by `build`.
+# Commands on the top floor call each other's tools; a report loads models by `build`; the
+# configuration includes a DeepSpeed file.
 SAME_FLOOR = {
+    ("lola_ds.config", "lola_ds.ds_schema"),
     ("lola_ds.cli", "data_prep"),
     ("lola_ds.cli", "launch"),
     ("launch", "lola_ds.cli"),

@@ -27,6 +27,8 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   optim.learning_rate=1e-4 precision=bf16|fp32 seed=0
   train.epochs train.epoch_size train.batch_size train.accumulation
   trajectory.length trajectory.stride trajectory.context.law
+  ae.checkpointing=none|selective|n|full   recompute activations (also surrogate., denoiser.)
+  watch.patience watch.spike watch.timeout bad steps and hangs; profile.steps=10-15: a trace
   fork.run=FOLDER                          start from these weights
   experiment=NAME                          a preset of configs/experiment/
   'experiment=[SYSTEM,SPACE,TASK]'         a model of the paper: euler|rayleigh_benard|

@@ -7,8 +7,6 @@ uninterrupted run would have taken.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..breakdown import bin_means
 from ..data import Batch
 from .checkpoint import CheckpointStore
 from .ema import Ema
-from .engine import Ranks, first_difference, sum_over_ranks
+from .engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
 from .fragments import Fragment, evaluated, torch_optimizer
+from .guard import Guard, Witness, squared_norm, update_left_out
+from .meter import Meter
+from .profiling import Profiler
 from .seeds import hash_seed
 from .stop import StopRequest
 from .tracking import Tracker
+from .watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,19 @@ class Plan:
     seed: int
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What observes a training: bad steps, speed, stalls, and a window under the profiler."""
+
+    guard: Guard
+    witness: Witness
+    meter: Meter
+    watchdog: Watchdog
+    profiler: Profiler
+
+
 class TrainingStoppedError(ValueError):
-    """Training met a loss or gradient that is not finite, or ranks that drifted apart."""
+    """Training met too many bad steps in a row, or ranks that drifted apart."""
 
 
 class Trainer:
@@ -58,7 +72,8 @@ class Trainer:
         store: where checkpoints go.
         tracker: where numbers go.
         plan: lengths and intervals.
-        step: optimizer steps already done.
+        watch: what observes it.
+        step: optimizer steps already done, skipped ones included.
         stop: becomes true when this process is asked to stop early.
     """
 
@@ -76,6 +91,7 @@ class Trainer:
         store: CheckpointStore,
         tracker: Tracker,
         plan: Plan,
+        watch: Watch,
         step: int = 0,
         stop: StopRequest | None = None,
     ) -> None:
@@ -90,6 +106,7 @@ class Trainer:
         self.store = store
         self.tracker = tracker
         self.plan = plan
+        self.watch = watch
         self.step = step
         self.stop = StopRequest() if stop is None else stop
         self.stopping = False
@@ -101,21 +118,25 @@ class Trainer:
         `stopping` is true.
 
         Raises:
-            TrainingStoppedError: a loss or gradient is not finite.
+            TrainingStoppedError: too many steps in a row had to be skipped.
         """
         batches = iter(self.loader)
-        clock = _Clock()
+        watch = self.watch
         while self.step < self.plan.total_steps and not self.stopping:
-            values = self.train_step(batches)
-            self.tracker.advance(self.plan.batch_size, values["train/loss"])
+            watch.watchdog.wind()
+            watch.profiler.before(self.step)
+            with watch.meter.step(self.plan.batch_size):
+                values = self.train_step(batches)
+            watch.profiler.after(self.step - 1)
+            self.tracker.advance(self.plan.batch_size, values.get("train/loss"))
             if self.step % self.plan.log_every == 0:
-                values |= clock.lap(self.plan.batch_size * self.plan.log_every)
-                self.tracker.log(self.step, values)
+                self.tracker.log(self.step, values | watch.meter.lap())
             if self.step % self.plan.epoch_steps == 0:
                 self.tracker.log(self.step, self.validate())
             last = self.step == self.plan.total_steps
             if last or self.stopping or self.step % self.plan.save_every == 0:
                 self.save()
+        watch.watchdog.stop()
 
     def close(self) -> None:
         """Ends the reader threads and flushes the record."""
@@ -123,33 +144,48 @@ class Trainer:
         self.tracker.close()
 
     def train_step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """One optimizer step over all ranks; returns its numbers, averaged over the batch."""
+        """One optimizer step over all ranks; returns its numbers, averaged over the batch.
+
+        A bad step changes no weights; its numbers are left out.
+
+        Raises:
+            TrainingStoppedError: too many steps in a row had to be skipped.
+        """
         self.engine.train()
         rate = self.learning_rate(self.step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        totals: dict[str, Tensor] = {}
+        watch, totals = self.watch, {}
+        watch.witness.forget()
         for micro in range(self.plan.accumulation):
-            batch = next(batches).to(self.ranks.device, non_blocking=True)
+            with watch.meter.waiting():
+                batch = next(batches).to(self.ranks.device, non_blocking=True)
             # Dropout is the only thing that reads the global generator.
             torch.manual_seed(hash_seed(self.plan.seed, self.step, micro, self.ranks.rank))
-            loss, scalars = self.engine(self.prepare(batch))
+            batch = self.prepare(batch)
+            loss, scalars = self.engine(batch)
+            watch.witness.see(batch, loss)
             self.engine.backward(loss)
             _add(totals, {"loss": loss.detach(), **scalars})
-            if micro == self.plan.accumulation - 1:
-                values = self._average(totals, batch)
-                norm = self._norm_before_step()
-            self.engine.step()
-        norm = self._norm_after_step() if norm is None else norm
-        if not math.isfinite(norm):
-            raise TrainingStoppedError(
-                f"step {self.step}: the gradient norm is {norm}; training stopped, the last "
-                f"checkpoint is intact; try a lower optim.learning_rate than {rate:.3g}"
-            )
+            if micro < self.plan.accumulation - 1:
+                self.engine.step()
+        values, norm = self._average(totals)
+        if reason := watch.guard.judge(values["loss"], norm):
+            with update_left_out(self.engine):
+                self.engine.step()
+            self.step += 1
+            self._report_skip(reason)
+            return {"train/skipped": watch.guard.skipped, "train/learning_rate": rate}
+        self.engine.step()
         self.step += 1
-        self.ema.update(self.step)
+        self.ema.update(self.updates)
         values = {f"train/{name}": value for name, value in values.items()}
         return values | {"train/grad_norm": norm, "train/learning_rate": rate}
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that changed the weights."""
+        return self.step - self.watch.guard.skipped
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -159,14 +195,15 @@ class Trainer:
         weight = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         with evaluated(self.engine):
             for batch in self.valid:
+                self.watch.watchdog.wind()
                 batch = self.prepare(batch.to(self.ranks.device))
                 loss, scalars = self.engine(batch)
                 size = len(batch.x)
                 _add(totals, {"loss": size * loss, **{k: size * v for k, v in scalars.items()}})
                 weight += batch.weight.double().sum()
-        vector = torch.stack([*(v.double() for v in totals.values()), weight])
-        *sums, count = sum_over_ranks(vector).tolist()
-        return {f"valid/{name}": value / count for name, value in zip(totals, sums)}
+        (count,), sums = _sum_over_ranks(totals, weight)
+        values = _flatten({name: [v / count for v in value] for name, value in sums.items()})
+        return {f"valid/{name}": value for name, value in values.items()}
 
     def save(self) -> None:
         """Writes a checkpoint. Collective.
@@ -179,7 +216,9 @@ class Trainer:
                 f"step {self.step}: the ranks hold different weights, first of {name}; this state "
                 "was not saved, the last checkpoint is intact; the same command resumes from it"
             )
+        self.watch.watchdog.wind()
         state = {"step": self.step, "samples": self.step * self.plan.batch_size}
+        state |= {"updates": self.updates, "guard": self.watch.guard.state_dict()}
         state["loader"] = self.loader.state_dict()
         self.store.save(
             self.step,
@@ -190,52 +229,52 @@ class Trainer:
             state,
         )
 
-    def _average(self, totals: Mapping[str, Tensor], batch: Batch) -> dict[str, float]:
-        """Means over micro-batches and ranks; agrees on stopping; refuses a non-finite loss."""
-        asked = torch.full((), float(bool(self.stop)), dtype=torch.float64, device=batch.x.device)
-        vector = torch.stack([*(value.double() for value in totals.values()), asked])
-        healthy = bool(torch.isfinite(vector[0]))
-        sums = sum_over_ranks(vector) / (self.plan.accumulation * self.ranks.world_size)
-        if not math.isfinite(sums[0].item()):
-            windows = "" if healthy else f", its windows {batch.window.tolist()}"
+    def _average(self, totals: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
+        """Means over micro-batches and ranks, and the gradient norm; agrees on stopping."""
+        square = squared_norm(self.engine, self.ranks.world_size)
+        asked = square.new_tensor(float(bool(self.stop)))
+        (squares, stops), sums = _sum_over_ranks(totals, square, asked)
+        self.stopping = stops > 0
+        count = self.plan.accumulation * self.ranks.world_size
+        means = _flatten({name: [v / count for v in value] for name, value in sums.items()})
+        return means, squares**0.5
+
+    def _report_skip(self, reason: str) -> None:
+        """Says which ranks, windows and fields a bad step came from. Collective.
+
+        Raises:
+            TrainingStoppedError: it was one too many in a row.
+        """
+        guard, witness = self.watch.guard, self.watch.witness
+        told = gather_over_ranks((witness.tell(), witness.windows()))
+        where = "; ".join(fault for fault, _ in told if fault)
+        where = where or f"windows {sorted(window for _, some in told for window in some)}"
+        message = f"step {self.step - 1} skipped: {reason} ({where})"
+        self.tracker.say(message)
+        if guard.exhausted:
             raise TrainingStoppedError(
-                f"step {self.step}, rank {self.ranks.rank}{windows}: the loss is "
-                f"{sums[0].item()}; training stopped before the weights changed, "
-                "the last checkpoint is intact"
+                f"{message}; that was {guard.in_a_row} in a row (watch.patience), so training "
+                "stopped; the weights were never touched and the last checkpoint is intact: mend "
+                "the data, or lower optim.learning_rate, and start the same command again"
             )
-        self.stopping = sums[-1].item() > 0
-        return dict(zip(totals, sums.tolist()))
-
-    def _norm_before_step(self) -> float | None:
-        """Stage 0: the norm of the averaged gradients. DeepSpeed neither keeps nor checks it."""
-        if self.engine.zero_optimization_stage():
-            return None
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            raise TrainingStoppedError(
-                f"step {self.step}: the gradient norm is {norm}; training stopped before the "
-                "weights changed, the last checkpoint is intact"
-            )
-        return norm
-
-    def _norm_after_step(self) -> float:
-        """Stages 1 to 3: the norm DeepSpeed clipped by; it skips the step when it overflows."""
-        if getattr(self.engine.optimizer, "overflow", False):
-            return math.nan
-        return float(self.engine.get_global_grad_norm())
 
 
-class _Clock:
-    """Samples per second between laps."""
+def _sum_over_ranks(
+    totals: Mapping[str, Tensor], *more: Tensor
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Sums of scalars `more` and of each tensor of `totals`, in one collective."""
+    parts = [*more, *totals.values()]
+    vector = sum_over_ranks(torch.cat([part.double().flatten() for part in parts]))
+    split = [part.tolist() for part in vector.split([part.numel() for part in parts])]
+    return [value for (value,) in split[: len(more)]], dict(zip(totals, split[len(more) :]))
 
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
 
-    def lap(self, samples: int) -> dict[str, float]:
-        now = time.perf_counter()
-        elapsed, self.start = now - self.start, now
-        return {"samples_per_second": samples / elapsed}
+def _flatten(means: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Scalars by name, and each bin of a breakdown by name and bin."""
+    values: dict[str, float] = {}
+    for name, mean in means.items():
+        values |= {name: mean[0]} if len(mean) == 1 else bin_means(name, mean)
+    return values
 
 
 def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:

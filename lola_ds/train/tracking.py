@@ -51,10 +51,11 @@ class Tracker:
             dynamic_ncols=True,
         )
 
-    def advance(self, samples: int, loss: float) -> None:
-        """Moves the progress bar."""
+    def advance(self, samples: int, loss: float | None) -> None:
+        """Moves the progress bar; a skipped step has no loss."""
         if self.enabled:
-            self._postfix["loss"] = f"{loss:.4f}"
+            if loss is not None:
+                self._postfix["loss"] = f"{loss:.4f}"
             self._bar.set_postfix(self._postfix, refresh=False)
             self._bar.update(samples)
 

@@ -1,0 +1,62 @@
+"""One rank: trainings with a planted fault.
+
+usage: watch_worker.py FAULT RANK STEP COUNT -- WORD … -- WORD … -- …
+
+FAULT is `nan` (in channel 2 of the first sample, for COUNT steps from STEP) or `stall` (COUNT
+seconds at STEP), on rank RANK only. A training that stops early says so in RUN/stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lola_ds.build import build_training
+from lola_ds.cli.common import exit_at_once
+from lola_ds.config import compose, to_dict
+from lola_ds.data import Batch
+from lola_ds.train.engine import join, leave
+from lola_ds.train.loop import Trainer, TrainingStoppedError
+
+
+def plant(trainer: Trainer, fault: str, rank: int, step: int, count: int) -> None:
+    """Lets the fault happen where batches are standardised."""
+    clean = trainer.prepare
+
+    def prepare(batch: Batch) -> Batch:
+        batch = clean(batch)
+        if trainer.ranks.rank != rank or not trainer.engine.training:
+            return batch
+        if fault == "stall" and trainer.step == step:
+            time.sleep(count)
+        if fault == "nan" and step <= trainer.step < step + count:
+            x = batch.x.clone()
+            x[0, 2] = float("nan")
+            batch = replace(batch, x=x)
+        return batch
+
+    trainer.prepare = prepare
+
+
+def main() -> None:
+    (fault, *numbers), *trainings = (
+        words.split() for words in " ".join(sys.argv[1:]).split(" -- ")
+    )
+    ranks = join("cpu")
+    for words in trainings:
+        config = to_dict(compose(words))
+        trainer = build_training(config, ranks)
+        plant(trainer, fault, *map(int, numbers))
+        try:
+            trainer.fit()
+        except TrainingStoppedError as error:
+            if ranks.rank == 0:
+                (Path(config["run"]) / "stopped").write_text(str(error))
+        trainer.close()
+    leave()
+
+
+if __name__ == "__main__":
+    exit_at_once(main)

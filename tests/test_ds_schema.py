@@ -1,0 +1,87 @@
+"""DeepSpeed files: what is written stays, what is missing is filled, mistakes are refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from lola_ds.config import compose, config_folder, fill_deepspeed, to_dict
+from lola_ds.ds_schema import complete_deepspeed
+
+FILES = sorted(config_folder("ds_configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_our_files_write_every_key_out(file: Any) -> None:
+    given = json.loads(file.read_text())
+    assert complete_deepspeed(given, file.name) == given
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_what_is_left_out_is_filled(stage: int) -> None:
+    complete = complete_deepspeed({"zero_optimization": {"stage": stage}}, "x.json")
+    assert complete == json.loads((config_folder("ds_configs") / f"zero{stage}.json").read_text())
+
+
+def test_what_is_written_stays() -> None:
+    given = {
+        "steps_per_print": 10,
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 5e7, "overlap_comm": True},
+    }
+    complete = complete_deepspeed(given, "x.json")
+    assert complete["steps_per_print"] == 10
+    assert complete["zero_optimization"]["overlap_comm"] is True
+    assert complete["zero_optimization"]["reduce_bucket_size"] == 50_000_000
+    assert isinstance(complete["zero_optimization"]["reduce_bucket_size"], int)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "zero_optimization.stage=None does not exist; choose 0 to 3"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4 does not exist"),
+        ({"zero_optimization": True}, "zero_optimization=True should be an object"),
+        ({"gradient_cliping": 1.0}, "gradient_cliping is unknown (did you mean gradient_clipping?"),
+        ({"fp16": {"enable": False}}, "fp16.enable is unknown (did you mean enabled?)"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled=true would cast parameters"),
+        ({"bf16": {"enabled": "false"}}, "bf16.enabled='false' should be true or false"),
+        ({"steps_per_print": []}, "steps_per_print=[] should be null, a number or text"),
+        ({"train_batch_size": "many"}, "train_batch_size='many' should be a number or \"auto\""),
+        ({"optimizer": {"type": "Adam"}}, "optimizer is not used by this runtime: optim=…"),
+        ({"activation_checkpointing": {}}, "activation_checkpointing is not used by this runtime"),
+        ({"data_type": {}}, "data_type is unknown"),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}},
+            "zero_optimization.reduce_bucket_sise is unknown (did you mean reduce_bucket_size?)",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1.5}},
+            "zero_optimization.reduce_bucket_size=1.5 should be an integer",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "stage3_max_live_parameters": 1}},
+            "zero_optimization.stage3_max_live_parameters belongs to ZeRO stage 3, not to this one",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer is not used by this runtime: offloading is not",
+        ),
+    ],
+)
+def test_mistakes_are_refused_by_name(given: dict[str, Any], message: str) -> None:
+    given = {"zero_optimization": {"stage": 1}, **given} if given else given
+    with pytest.raises(ValueError, match=f"^mine.json: {re.escape(message)}"):
+        complete_deepspeed(given, "mine.json")
+
+
+def test_auto_entries_come_from_the_configuration() -> None:
+    words = "task=surrogate run=r data=d train.batch_size=32 train.accumulation=4 optim.grad_clip=2"
+    filled = fill_deepspeed(to_dict(compose(words.split())), world_size=2)
+    assert filled["train_batch_size"] == 32
+    assert filled["train_micro_batch_size_per_gpu"] == 4
+    assert filled["gradient_accumulation_steps"] == 4
+    assert filled["gradient_clipping"] == 2.0
+    assert '"auto"' not in json.dumps(filled)
