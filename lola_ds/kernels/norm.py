@@ -244,7 +244,10 @@ rows_norm.register_autograd(_backward_rows, setup_context=_save_rows)
 
 
 def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """As `reference.channel_norm`, by the kernel; (B, C, H, W) stays channels-last."""
+    """As `reference.channel_norm`, by the kernel; the result's channels are last in memory.
+
+    So should those of `x` be: otherwise they are first copied, as torch's own normalisation does.
+    """
     rows = x.movedim(1, -1)
     y = rows_norm(rows.reshape(-1, rows.shape[-1]), eps)[0]
     return y.view(rows.shape).movedim(-1, 1)

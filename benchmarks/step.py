@@ -1,0 +1,431 @@
+r"""A training step and a sampling: this project beside the published recipe, in one run.
+
+    python -m benchmarks.step [out=benchmarks/step.csv] [cases=demo] [batch=0] [rounds=10]
+                              [threads=0] [weights=FOLDER]
+
+Both sides have the same weights, shapes, batches and optimizer, and take turns, `rounds` times; the
+fastest round of each counts, as other processes can only slow it down. The median stands beside it.
+
+`published` restates the recipe of the paper's code: float32 (TF32 matrix products on a GPU), the
+module compiled as a whole, plain torch, rotations by complex numbers whose cosines and sines each
+block computes for itself, convolutions padded by torch in its default memory format, AdamW as torch
+makes it, azula's Adams–Bashforth sampler.
+`ours` is what this project runs: bfloat16 matrix products and attention around float32 streams,
+compiled blocks, fused operations (Triton on a GPU), channels-last convolutions, fused AdamW, a
+sampler whose coefficients are computed once.
+
+Cases: `demo` (the demo's diffusion model, for a CPU); for a GPU `euler`, `rayleigh_benard`
+(vit_large on latents), `pixel` (vit_pixel) and `autoencoder` (dcae_f32c64_large). Columns: samples
+a second, milliseconds, floating-point operations a second, their share of 989 TFLOP/s (MFU of an
+H100), peak memory, the ratio to `published`, and how far ours is from it: the relative difference
+of the loss of one batch, or of the sampled frames from the same noise. The attention operator that
+ran stands in the last column. With `weights`, a folder of `lola-ds convert`, `demo` takes trained
+weights; otherwise all weights are random and modulations enlarged, so that blocks do something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from azula.sample import zABSampler
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.record import describe_machine, write_rows
+from lola_ds import kernels, load_model
+from lola_ds.cli.common import parse_pairs
+from lola_ds.config import compose, to_dict
+from lola_ds.data import Batch
+from lola_ds.emulate.sampling import ConditionedDenoiser, sample
+from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
+from lola_ds.nn import dcae
+from lola_ds.nn.attention import MultiheadSelfAttention
+from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.layers import ChannelNorm, Conv2d
+from lola_ds.nn.modulation import modulation
+from lola_ds.nn.vit import ViTBlock
+from lola_ds.objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
+
+H100 = 989e12
+SAMPLER_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on one shape.
+
+    Attributes:
+        words: Hydra overrides that choose it.
+        shape: of a sample, (C, L, *S).
+        labels: label features.
+        batch: samples of a step, a GPU's share.
+        members: windows sampled together; 0 for models that do not sample.
+    """
+
+    words: tuple[str, ...]
+    shape: tuple[int, ...]
+    labels: int
+    batch: int
+    members: int = 0
+
+    @property
+    def task(self) -> str:
+        """The task, as configurations name it."""
+        return self.words[0].partition("=")[2]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a call, the fastest and the median, and the peak of a GPU's memory in bytes."""
+
+    best: float
+    median: float
+    peak: int
+
+    def row(self, samples: int, reference: Timing) -> dict[str, str]:
+        """Its columns, for a call that handles `samples`; ratios to another timing."""
+        return {
+            "samples_per_s": f"{samples / self.best:.4g}",
+            "ms": f"{1e3 * self.best:.4g}",
+            "median_ms": f"{1e3 * self.median:.4g}",
+            "speedup": f"{reference.best / self.best:.2f}",
+            "median_speedup": f"{reference.median / self.median:.2f}",
+            "peak_gib": f"{self.peak / 2**30:.2f}" if self.peak else "",
+        }
+
+
+OBJECTIVES: dict[str, Any] = {
+    "diffusion": DiffusionObjective,
+    "surrogate": SurrogateObjective,
+    "autoencoder": AutoencoderObjective,
+}
+CASES = {
+    "demo": Case(("task=diffusion", "denoiser=vit_tiny"), (16, 5, 8, 8), 5, 16, 8),
+    "euler": Case(("task=diffusion", "denoiser=vit_large"), (64, 5, 16, 16), 5, 32, 16),
+    "rayleigh_benard": Case(("task=diffusion", "denoiser=vit_large"), (64, 5, 16, 4), 6, 128, 16),
+    "pixel": Case(("task=surrogate", "surrogate=vit_pixel"), (5, 5, 512, 512), 5, 16),
+    "autoencoder": Case(("task=autoencoder", "ae=dcae_f32c64_large"), (5, 1, 512, 512), 0, 8),
+}
+
+
+# The published recipe
+
+
+class PublishedBlock(nn.Module):
+    """A transformer block in plain torch and one precision, with the parameters of ours."""
+
+    def __init__(self, block: ViTBlock) -> None:
+        super().__init__()
+        self.ada_zero, self.theta, self.ffn = block.ada_zero, block.theta, block.ffn
+        self.norm = nn.LayerNorm(block.msa.y_proj.in_features, elementwise_affine=False)
+        self.msa = PublishedAttention(block.msa)
+
+    def forward(
+        self,
+        x: Tensor,
+        mod: Tensor | None,
+        coordinates: Tensor,
+        skip: Tensor,
+        mask: Tensor | None = None,
+        first_values: None = None,
+    ) -> tuple[Tensor, None]:
+        """As `ViTBlock.forward`."""
+        a, b, c, d = (scale.unsqueeze(1) for scale in modulation(self.ada_zero, mod, 4))
+        y = (a + 1) * self.norm(x) + b
+        y = y + self.msa(y, torch.einsum("tn,nj->tj", coordinates, self.theta), mask)
+        y = nn.Sequential.forward(self.ffn, y)
+        y = (x + c * y) * torch.rsqrt(1 + c * c)
+        return (y + d * skip) * torch.rsqrt(1 + d * d), None
+
+
+class PublishedAttention(nn.Module):
+    """Attention that rotates by complex numbers in float32."""
+
+    def __init__(self, msa: MultiheadSelfAttention) -> None:
+        super().__init__()
+        self.qkv_proj, self.y_proj, self.heads = msa.qkv_proj, msa.y_proj, msa.heads
+        self.norm = nn.RMSNorm(
+            msa.y_proj.in_features // msa.heads, eps=1e-5, elementwise_affine=False
+        )
+
+    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
+        """Attends over (B, T, H), rotated by angles (T, H/2)."""
+        qkv = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        angles = angles.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        q, k = (self._rotate(self.norm(a), turn) for a in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.y_proj(y.transpose(1, 2).flatten(-2))
+
+    @staticmethod
+    def _rotate(x: Tensor, turn: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(turn * pairs).flatten(-2)
+
+
+class PublishedNorm(nn.Module):
+    """Normalisation over channels from mean and variance."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, *S) over C."""
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + self.eps)
+
+
+def publish(module: nn.Module) -> None:
+    """Replaces the parts of a model by those of the published recipe, parameters kept."""
+    for name, child in module.named_children():
+        if isinstance(child, ViTBlock):
+            setattr(module, name, PublishedBlock(child))
+        elif isinstance(child, ChannelNorm):
+            setattr(module, name, PublishedNorm(child.epsilon))
+        elif isinstance(child, Conv2d) and any(child.wrap):
+            plain = nn.Conv2d(
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,  # type: ignore[arg-type]
+                child.stride,  # type: ignore[arg-type]
+                padding=child.wrap,  # type: ignore[arg-type]
+                padding_mode="circular",
+            )
+            plain.weight, plain.bias = child.weight, child.bias
+            setattr(module, name, plain)
+        else:
+            publish(child)
+
+
+# One side of the comparison
+
+
+class Side:
+    """A model, its optimizer and its average, ready to take steps.
+
+    Arguments:
+        case: what it trains on.
+        model: the model, on its device.
+        ours: whether this is the project's way, or the published one.
+    """
+
+    def __init__(self, case: Case, model: Any, ours: bool) -> None:
+        self.ours = ours
+        if ours:
+            compile_blocks(model)
+        else:
+            publish(model)
+            model.compile()
+        make = OBJECTIVES[case.task]
+        self.objective = make(model, precision="bf16" if ours else "fp32")
+        self.model = model
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=ours or None)
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    @contextlib.contextmanager
+    def recipe(self) -> Iterator[None]:
+        """What is not in the modules: kernels, memory format."""
+        with contextlib.ExitStack() as stack:
+            kernels.set_kernels("auto" if self.ours else "torch")
+            if not self.ours:
+                stack.enter_context(mock.patch.object(dcae, "channels_last", lambda x: x))
+            yield
+
+    def step(self, batch: Batch) -> Tensor:
+        """Forward, backward, clipping, optimizer, average. Returns the loss."""
+        with self.recipe():
+            loss, _ = self.objective(batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            with torch.no_grad():
+                kernels.ema([self.average], self.parameters, [0.999])
+        return loss.detach()
+
+    def sample(self, start: Tensor, mask: Tensor, x_obs: Tensor, label: Tensor) -> Tensor:
+        """Windows given their known frames, by 16 steps of Adams–Bashforth."""
+        with self.recipe():
+            if self.ours:
+                with torch.autocast(start.device.type, dtype=torch.bfloat16):
+                    return sample(self.model, mask, x_obs, label, "ab", SAMPLER_STEPS, start)
+            conditioned = ConditionedDenoiser(self.model, mask, x_obs, label)
+            solver = zABSampler(conditioned, order=3, steps=SAMPLER_STEPS, silent=True)
+            return solver(start)
+
+
+# The comparison
+
+
+def make_model(case: Case, weights: str) -> Any:
+    """The model of a case: its configuration's, or one that was trained."""
+    if weights:
+        return load_model(weights).train().requires_grad_()
+    config = to_dict(compose([*case.words, "run=-", "data=-"]))
+    torch.manual_seed(0)
+    if case.task == "autoencoder":
+        options = {k: v for k, v in config["ae"].items() if v is not None}
+        return make_autoencoder(pix_channels=case.shape[0], spatial=2, periodic=True, **options)
+    group, make = {
+        "diffusion": ("denoiser", make_denoiser),
+        "surrogate": ("surrogate", make_surrogate),
+    }[case.task]
+    sizes = {"channels": case.shape[0], "spatial": 3, "label_features": case.labels}
+    model = make(**{**config[group], **sizes, "periodic": False})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ada_zero.2" in name:
+                parameter.mul_(30)
+    return model
+
+
+def make_batch(case: Case, device: torch.device) -> Batch:
+    """A batch of noise."""
+    n = case.batch
+    return Batch(
+        x=torch.randn(n, *case.shape, device=device),
+        label=torch.randn(n, case.labels, device=device),
+        seed=torch.arange(n),
+        weight=torch.ones(n, device=device),
+        window=torch.arange(n),
+    )
+
+
+def count_flops(case: Case) -> int:
+    """Floating-point operations of a sample's step: of matrix products, thrice the forward's."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = make_model(case, "")
+        x = torch.empty(1, *case.shape)
+        label, mask = torch.empty(1, case.labels), torch.empty(1, 1, dtype=torch.bool)
+        mask = mask.view(1, 1, *[1] * (x.ndim - 2))
+        if case.task == "autoencoder":
+            model(x.squeeze(2), [])
+        elif case.task == "surrogate":
+            model(x, mask, label)
+        else:
+            model(x, torch.zeros(1), mask=mask, label=label)
+    return 3 * counter.get_total_flops()
+
+
+def alternate(runs: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[Timing]:
+    """Times functions in turns, after two calls of each."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    peaks = [0] * len(runs)
+    for number in range(rounds + 2):
+        for i, run in enumerate(runs):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                peaks[i] = torch.cuda.max_memory_allocated()
+            if number >= 2:
+                seconds[i].append(time.perf_counter() - begin)
+    return [Timing(min(s), statistics.median(s), p) for s, p in zip(seconds, peaks)]
+
+
+def attention_that_ran(run: Callable[[], Any]) -> str:
+    """The names of the attention operators a function calls, as the profiler sees them."""
+    with torch.profiler.profile() as profile:
+        run()
+    names = {event.key.rpartition("::")[2] for event in profile.key_averages()}
+    backends = [n for n in names if n.startswith("_scaled_dot_product") or "flex_attention" in n]
+    return " ".join(sorted(n for n in backends if "backward" not in n))
+
+
+def compare_steps(case: Case, sides: Sequence[Side], rounds: int, flops: int) -> Iterator[dict]:
+    """Rows of the training step."""
+    device = sides[0].parameters[0].device
+    batch = make_batch(case, device)
+    losses = [side.step(batch) for side in sides]
+    timings = alternate([lambda s=s: s.step(batch) for s in sides], rounds, device)
+    error = float((losses[1] - losses[0]).abs() / losses[0].abs())
+    for side, timing in zip(sides, timings):
+        rate = case.batch / timing.best
+        yield {
+            **timing.row(case.batch, timings[0]),
+            "what": "train step",
+            "tflop_per_s": f"{flops * rate / 1e12:.4g}",
+            "mfu_h100": f"{flops * rate / H100:.3f}" if device.type == "cuda" else "",
+            "difference": f"{error:.1e}" if side.ours else "",
+            "attention": attention_that_ran(lambda s=side: s.step(batch)),
+        }
+
+
+def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int) -> Iterator[dict]:
+    """Rows of sampling: windows of which the first frame is known."""
+    device = sides[0].parameters[0].device
+    x = torch.randn(case.members, *case.shape, device=device)
+    mask = (torch.arange(case.shape[1], device=device) < 1).view(1, 1, -1, 1, 1)
+    x_obs, label = torch.where(mask, x, 0.0), torch.randn(case.members, case.labels, device=device)
+    sigma = sides[0].model.schedule(torch.ones((), device=device))[1]
+    start = sigma * torch.randn_like(x)
+    for side in sides:
+        side.objective.eval().requires_grad_(False)
+    samples = [side.sample(start, mask, x_obs, label).float() for side in sides]
+    timings = alternate(
+        [lambda s=s: s.sample(start, mask, x_obs, label) for s in sides], rounds, device
+    )
+    unknown = [torch.where(mask, 0.0, sample) for sample in samples]
+    error = float((unknown[1] - unknown[0]).norm() / unknown[0].norm())
+    for side, timing in zip(sides, timings):
+        rate = flops / 3 * SAMPLER_STEPS * case.members / timing.best
+        yield {
+            **timing.row(case.members, timings[0]),
+            "what": "sampling",
+            "tflop_per_s": f"{rate / 1e12:.4g}",
+            "mfu_h100": f"{rate / H100:.3f}" if device.type == "cuda" else "",
+            "difference": f"{error:.1e}" if side.ours else "",
+            "attention": attention_that_ran(lambda s=side: s.sample(start, mask, x_obs, label)),
+        }
+
+
+def main(words: Sequence[str]) -> None:
+    """Runs the benchmark; see the module's docstring."""
+    gpu = torch.cuda.is_available()
+    defaults = {"cases": "euler,rayleigh_benard,pixel,autoencoder" if gpu else "demo"}
+    defaults |= {"out": "benchmarks/step.csv", "batch": 0, "rounds": 10, "threads": 0}
+    values = parse_pairs(words, {**defaults, "weights": ""})
+    if values["threads"]:
+        torch.set_num_threads(values["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    device = torch.device("cuda" if gpu else "cpu")
+    rows = []
+    for name in values["cases"].split(","):
+        if name not in CASES:
+            raise ValueError(f"cases: '{name}' is unknown; known: {', '.join(CASES)}")
+        case = CASES[name]
+        if values["batch"]:
+            case = replace(case, batch=values["batch"], members=min(case.members, values["batch"]))
+        flops = count_flops(case)
+        model = make_model(case, values["weights"]).to(device)
+        sides = [Side(case, copy.deepcopy(model), ours) for ours in (False, True)]
+        results = compare_steps(case, sides, values["rounds"], flops)
+        if case.members:
+            results = chain(results, compare_sampling(case, sides, values["rounds"], flops))
+        for side, row in zip(("published", "ours") * 2, results):
+            shown = {"case": name, "side": side, "batch": case.batch, **row}
+            rows.append({**shown, **describe_machine(("torch", "triton", "azula"))})
+            print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
+    write_rows(values["out"], rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
