@@ -53,7 +53,9 @@ class ResultStore:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
-        self.done = {unit for path in self._files() for unit in self._units(path)}
+        # Another command may be merging, and its parts vanish while they are read.
+        with _locked(folder) if folder.is_dir() else contextlib.nullcontext():
+            self.done = {unit for path in self._files() for unit in self._units(path)}
 
     def add(self, unit: Unit, table: pd.DataFrame, timing: Mapping[str, float]) -> None:
         """Writes the rows of one unit, whole or not at all."""
