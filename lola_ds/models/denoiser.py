@@ -190,7 +190,7 @@ def make_denoiser(
         emb_features: the number of features of the embeddings.
         masked: whether the network is told which frames are known.
         label_dropout: the probability, in training, that a sample's label is not told.
-        arch: the architecture, `vit`.
+        arch: the architecture, `vit` or `unet`.
         options: those of the network; `spatial` counts time as an axis.
 
     Raises:

@@ -10,6 +10,7 @@ https://arxiv.org/abs/1910.02054, and DeepSpeed's sources for the buffers):
 | 1, 2 | weights 4 N, master s, Adam 2 s, average s | activations, a bucket | gradients 2 s |
 | 3 | weights, master, gradients, Adam and average 6 s, a bucket | activations, weights | s |
 
+Between ranks, a second bucket is still being sent while the next one is filled.
 Accumulating several micro-batches keeps the gradients in between: 4 N at stages 0 and 1, s at 2.
 """
 
@@ -167,7 +168,8 @@ def zero_memory(
         passing = max(workload.with_gradients(samples), accumulating, whole + flattened)
         return Memory(3 * whole + share, passing, whole)
     if zero["stage"] in (1, 2):
-        buffers = bucket * (2 if zero["overlap_comm"] else 1)
+        filled_and_sent = 2 if zero["overlap_comm"] or world_size > 1 else 1
+        buffers = bucket * filled_and_sent
         kept = (whole if zero["stage"] == 1 else share) if several else 0
         return Memory(
             resident=whole + 4 * share,

