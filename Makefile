@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-full lint format lock clean
+.PHONY: help setup demo test test-full bench-gpu lint format lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,12 @@ test: setup lint  ## every test but the long proofs, under 10 minutes on 2 cores
 
 test-full: setup lint  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+bench-gpu: setup  ## kernels, training steps and sampling on a GPU: benchmarks/*_gpu.csv, about 20 minutes
+	@command -v nvidia-smi >/dev/null || { echo "bench-gpu needs a GPU: nvidia-smi is missing"; exit 1; }
+	$(BIN)/python -m pytest -q -n 0 tests/kernels
+	$(BIN)/python -m benchmarks.kernels out=benchmarks/kernels_gpu.csv
+	$(BIN)/python -m benchmarks.step out=benchmarks/step_gpu.csv
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .

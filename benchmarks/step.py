@@ -1,7 +1,7 @@
 r"""A training step and a sampling: this project beside the published recipe, in one run.
 
     python -m benchmarks.step [out=benchmarks/step.csv] [cases=demo] [batch=0] [rounds=10]
-                              [threads=0] [weights=FOLDER]
+                              [threads=0] [weights=FOLDER] [compiled=true]
 
 Both sides have the same weights, shapes, batches and optimizer, and take turns, `rounds` times; the
 fastest round of each counts, as other processes can only slow it down. The median stands beside it.
@@ -21,15 +21,14 @@ H100), peak memory, the ratio to `published`, and how far ours is from it: the r
 of the loss of one batch, or of the sampled frames from the same noise. The attention operator that
 ran stands in the last column. With `weights`, a folder of `lola-ds convert`, `demo` takes trained
 weights; otherwise all weights are random and modulations enlarged, so that blocks do something.
+With `compiled=false` neither side compiles, which is only for seeing that this file works.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -43,7 +42,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.record import describe_machine, write_rows
+from benchmarks.record import alternate, describe_machine, write_rows
 from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose, to_dict
@@ -84,26 +83,6 @@ class Case:
     def task(self) -> str:
         """The task, as configurations name it."""
         return self.words[0].partition("=")[2]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a call, the fastest and the median, and the peak of a GPU's memory in bytes."""
-
-    best: float
-    median: float
-    peak: int
-
-    def row(self, samples: int, reference: Timing) -> dict[str, str]:
-        """Its columns, for a call that handles `samples`; ratios to another timing."""
-        return {
-            "samples_per_s": f"{samples / self.best:.4g}",
-            "ms": f"{1e3 * self.best:.4g}",
-            "median_ms": f"{1e3 * self.median:.4g}",
-            "speedup": f"{reference.best / self.best:.2f}",
-            "median_speedup": f"{reference.median / self.median:.2f}",
-            "peak_gib": f"{self.peak / 2**30:.2f}" if self.peak else "",
-        }
 
 
 OBJECTIVES: dict[str, Any] = {
@@ -221,14 +200,16 @@ class Side:
         case: what it trains on.
         model: the model, on its device.
         ours: whether this is the project's way, or the published one.
+        compiled: whether it compiles.
     """
 
-    def __init__(self, case: Case, model: Any, ours: bool) -> None:
+    def __init__(self, case: Case, model: Any, ours: bool, compiled: bool = True) -> None:
         self.ours = ours
-        if ours:
-            compile_blocks(model)
-        else:
+        if not ours:
             publish(model)
+        if compiled and ours:
+            compile_blocks(model)
+        elif compiled:
             model.compile()
         make = OBJECTIVES[case.task]
         self.objective = make(model, precision="bf16" if ours else "fp32")
@@ -264,7 +245,7 @@ class Side:
             if self.ours:
                 with torch.autocast(start.device.type, dtype=torch.bfloat16):
                     return sample(self.model, mask, x_obs, label, "ab", SAMPLER_STEPS, start)
-            conditioned = ConditionedDenoiser(self.model, mask, x_obs, label)
+            conditioned: Any = ConditionedDenoiser(self.model, mask, x_obs, label)
             solver = zABSampler(conditioned, order=3, steps=SAMPLER_STEPS, silent=True)
             return solver(start)
 
@@ -320,25 +301,6 @@ def count_flops(case: Case) -> int:
         else:
             model(x, torch.zeros(1), mask=mask, label=label)
     return 3 * counter.get_total_flops()
-
-
-def alternate(runs: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[Timing]:
-    """Times functions in turns, after two calls of each."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    peaks = [0] * len(runs)
-    for number in range(rounds + 2):
-        for i, run in enumerate(runs):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-                peaks[i] = torch.cuda.max_memory_allocated()
-            if number >= 2:
-                seconds[i].append(time.perf_counter() - begin)
-    return [Timing(min(s), statistics.median(s), p) for s, p in zip(seconds, peaks)]
 
 
 def attention_that_ran(run: Callable[[], Any]) -> str:
@@ -402,7 +364,7 @@ def main(words: Sequence[str]) -> None:
     gpu = torch.cuda.is_available()
     defaults = {"cases": "euler,rayleigh_benard,pixel,autoencoder" if gpu else "demo"}
     defaults |= {"out": "benchmarks/step.csv", "batch": 0, "rounds": 10, "threads": 0}
-    values = parse_pairs(words, {**defaults, "weights": ""})
+    values = parse_pairs(words, {**defaults, "weights": "", "compiled": True})
     if values["threads"]:
         torch.set_num_threads(values["threads"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -416,7 +378,9 @@ def main(words: Sequence[str]) -> None:
             case = replace(case, batch=values["batch"], members=min(case.members, values["batch"]))
         flops = count_flops(case)
         model = make_model(case, values["weights"]).to(device)
-        sides = [Side(case, copy.deepcopy(model), ours) for ours in (False, True)]
+        sides = [
+            Side(case, copy.deepcopy(model), ours, values["compiled"]) for ours in (False, True)
+        ]
         results = compare_steps(case, sides, values["rounds"], flops)
         if case.members:
             results = chain(results, compare_sampling(case, sides, values["rounds"], flops))

@@ -15,8 +15,10 @@ from .config import TASKS, fill_deepspeed, load_config, save_config, split_batch
 from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches, make_order
 from .emulate.emulator import Emulator
 from .fields import Standardize
+from .kernels import set_kernels
 from .models import make_autoencoder, make_denoiser, make_surrogate
 from .models.lola import STATE, read_state
+from .nn.compiling import compile_blocks
 from .nn.layers import per_axis, periodic_axes
 from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
 from .train.checkpoint import (
@@ -357,6 +359,7 @@ def build_training(
     ds_config = fill_deepspeed(config, ranks.world_size)
     windows, valid = open_split(config, "train"), open_split(config, "valid")
     config = complete_network(config, windows.shape, windows.labels.shape[1])
+    set_kernels(config["kernels"])
     torch.manual_seed(config["seed"])  # the same initial weights on every rank
     objective = build_objective(config, build_model(config)).to(ranks.device)
 
@@ -381,6 +384,8 @@ def build_training(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+    if config["compile"]:
+        compile_blocks(objective)
     engine = make_engine(objective, optimizer, ds_config)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
     ema = Ema(fragments, config["ema"]["decay"])

@@ -158,6 +158,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: str = "bf16"
+    kernels: str = "auto"
+    compile: bool = False
     dataset: Dataset = field(default_factory=Dataset)
     ae: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
@@ -386,6 +388,7 @@ def check(config: DictConfig) -> None:
     _choice(plain, "task", TASKS)
     _choice(plain, "device", ("auto", "cpu", "cuda"))
     _choice(plain, "precision", ("bf16", "fp32"))
+    _choice(plain, "kernels", ("auto", "torch", "triton"))
     _choice(plain, "optim.optimizer", OPTIMIZERS)
     _choice(plain, "optim.scheduler", SCHEDULERS)
     _choice(plain, "trajectory.context.law", ("poisson_truncated", "poisson_mod"))

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lola_ds.breakdown import by_lead, by_noise
+from lola_ds.kernels import denoising_errors
 from lola_ds.masks import ContextLaw, draw_context_masks
 from lola_ds.models.autoencoder import Autoencoder
 from lola_ds.models.denoiser import Denoiser
@@ -53,18 +54,9 @@ class BatchLike(Protocol):
     weight: Tensor
 
 
-def mse(x: Tensor, y: Tensor, where: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample, with shape (B,).
-
-    Arguments:
-        x: values, with shape (B, …).
-        y: other values, likewise.
-        where: True for the values that count, broadcastable to them; all by default.
-    """
-    if where is None:
-        return (x - y).square().flatten(1).mean(dim=1)
-    where = where.expand_as(x)
-    return torch.where(where, x - y, 0.0).square().flatten(1).sum(dim=1) / where.flatten(1).sum(1)
+def mse(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of each sample, with shape (B,)."""
+    return (x - y).square().flatten(1).mean(dim=1)
 
 
 def mae(x: Tensor, y: Tensor) -> Tensor:
@@ -317,17 +309,17 @@ class DiffusionObjective(Objective):
         alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in self.model.schedule(t))
         scale = torch.sqrt(alpha.square() + sigma.square())
         x_t = torch.where(mask, scale * x, alpha * x + sigma * noise)
-        target = torch.where(mask, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale)
         with self.autocast(x):
             q = self.model(x_t, t, mask=mask, label=batch.label, told=told)
-        counted = None if self.known_frames else ~mask
-        losses = mse(q.output, target, counted)
+        alpha, sigma, known = alpha.flatten(), sigma.flatten(), mask.flatten(1)
+        errors = denoising_errors(q.output, x, noise, known, alpha, sigma)
+        counted = torch.ones_like(known) if self.known_frames else ~known
+        losses = torch.where(counted, errors, 0.0).sum(dim=1) / counted.sum(dim=1)
         loss = weighted_mean(losses, batch.weight)
-        errors = frame_errors(q.output, target)
         return loss, {
             "denoising": loss.detach(),
-            "by_noise": by_noise(losses, batch.weight, alpha.flatten(), sigma.flatten()),
-            "by_lead": by_lead(errors, batch.weight, mask.flatten(1)),
+            "by_noise": by_noise(losses, batch.weight, alpha, sigma),
+            "by_lead": by_lead(errors, batch.weight, known),
         }
 
     def _draw_told(

@@ -1,6 +1,13 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter: chosen before it is imported."""
+"""Settings that must stand before torch and Triton are imported.
+
+One thread a process: as many processes run as there are cores, and OpenMP's threads wait for each
+other in busy loops, which makes small tensors many times slower once cores are shared. Where there
+is no GPU, Triton's kernels run in its interpreter.
+"""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 

@@ -12,7 +12,7 @@ graphs, activation checkpointing and every ZeRO stage take it as they take torch
 | `gated_residual` | after every block of a transformer |
 | `silu_dropout` | feed-forward layers |
 | `channel_norm` | convolutional autoencoders |
-| `denoising_loss` | the objective of diffusion |
+| `denoising_errors` | the objective of diffusion |
 | `ema` | the weights' moving averages |
 """
 
@@ -35,7 +35,7 @@ from .dispatch import (
 
 __all__ = [
     "channel_norm",
-    "denoising_loss",
+    "denoising_errors",
     "ema",
     "gated_residual",
     "get_kernels",
@@ -118,25 +118,16 @@ def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     return reference.channel_norm(x, eps)
 
 
-def denoising_loss(
-    output: Tensor,
-    x: Tensor,
-    noise: Tensor,
-    mask: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    known: bool = True,
+def denoising_errors(
+    output: Tensor, x: Tensor, noise: Tensor, mask: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    """The error of a denoising network; see `reference.denoising_loss`."""
-    refusal = _first(
-        (x.dtype != torch.float32, "windows are not float32"),
-        (mask.numel() != x.shape[0] * x.shape[2], "the mask is not one flag a frame"),
-    )
-    if use_triton("denoising_loss", output, refusal):
+    """The errors of a denoising network by frame; see `reference.denoising_errors`."""
+    refusal = _first((x.dtype != torch.float32, "windows are not float32"))
+    if use_triton("denoising_errors", output, refusal):
         from . import denoising
 
-        return denoising.denoising_loss(output, x, noise, mask, alpha, sigma, known)
-    return reference.denoising_loss(output, x, noise, mask, alpha, sigma, known)
+        return denoising.denoising_errors(output, x, noise, mask, alpha, sigma)
+    return reference.denoising_errors(output, x, noise, mask, alpha, sigma)
 
 
 def ema(
@@ -145,8 +136,8 @@ def ema(
     """Moves averages towards weights, in place; see `reference.ema`."""
     if not weights:
         return
-    refusal = _first((len(decays) == 1, "torch's own is as quick for one average"))
-    if use_triton("ema", weights[0], refusal):
+    single = len(decays) == 1 and get_kernels() == "auto"  # torch's own is as quick
+    if not single and use_triton("ema", weights[0]):
         from . import averages as kernel
 
         kernel.ema(averages, weights, decays)

@@ -138,18 +138,12 @@ def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     return F.layer_norm(y, y.shape[-1:], weight, eps=r * eps).movedim(-1, 1)
 
 
-def denoising_loss(
-    output: Tensor,
-    x: Tensor,
-    noise: Tensor,
-    mask: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    known: bool = True,
+def denoising_errors(
+    output: Tensor, x: Tensor, noise: Tensor, mask: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    r"""The error of a denoising network, averaged over each sample.
+    r"""The squared error of a denoising network, averaged over each frame.
 
-    .. math:: \ell = \left\langle (F - F^*)^2 \right\rangle \qquad
+    .. math:: e = \left\langle (F - F^*)^2 \right\rangle \qquad
         F^* = \frac{\sigma x - \alpha z}{\sqrt{\nu}} \ \text{where unknown} \qquad
         F^* = \frac{\sigma x}{\alpha + \sqrt{\nu}} \ \text{where known}
 
@@ -159,22 +153,18 @@ def denoising_loss(
         output: the network's output F, with shape (B, C, L, *S).
         x: clean windows, with the same shape.
         noise: the noise z, with the same shape.
-        mask: True where a frame is known, with shape (B, 1, L, 1, ...).
+        mask: True where a frame is known, with shape (B, L).
         alpha: the data's scale, with shape (B,).
         sigma: the noise's scale, with shape (B,).
-        known: whether known frames count.
 
     Returns:
-        Losses, with shape (B,).
+        Errors, with shape (B, L).
     """
     alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in (alpha, sigma))
+    known = mask.view(len(x), 1, -1, *[1] * (x.ndim - 3))
     scale = torch.sqrt(alpha.square() + sigma.square())
-    target = torch.where(mask, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale)
-    error = (output - target).square()
-    if known:
-        return error.flatten(1).mean(dim=1)
-    counted = (~mask).expand_as(error).flatten(1)
-    return torch.where(counted, error.flatten(1), 0.0).sum(dim=1) / counted.sum(dim=1)
+    target = torch.where(known, sigma / (alpha + scale) * x, (sigma * x - alpha * noise) / scale)
+    return (output - target).square().transpose(1, 2).flatten(2).mean(dim=2)
 
 
 def ema(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .fragments import Fragment
 
 
@@ -32,11 +33,6 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after optimizer step number `step`, counted from 1."""
-        if not self.fragments:
-            return
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            [self.values[f.name] for f in self.fragments],
-            [f.master for f in self.fragments],
-            1.0 - decay,
-        )
+        averages = [self.values[f.name] for f in self.fragments]
+        kernels.ema([averages], [f.master for f in self.fragments], [decay])

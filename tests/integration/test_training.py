@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, run_ranks, start_ranks
+from ranks import ROOT, free_port, run_ranks, start_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
@@ -124,9 +124,10 @@ def test_deepspeed_launcher_starts_two_ranks(shards: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     words = overrides("autoencoder", shards, run, "train.epochs=1", "wandb.mode=offline")
     launcher = Path(sys.executable).with_name("deepspeed")
+    module = ["--module", "lola_ds.cli.train"]
     env = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [launcher, "--num_gpus", "2", "--module", "lola_ds.cli.train", *words],
+        [launcher, "--num_gpus=2", f"--master_port={free_port()}", *module, *words],
         cwd=ROOT,
         env=env,
         capture_output=True,

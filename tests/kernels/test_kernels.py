@@ -187,22 +187,16 @@ def test_channel_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "shape"), [(F32, (2, 3, 4, 5)), (BF16, (3, 16, 5, 8, 8)), (F32, (1, 2, 3, 1, 5, 7))]
+    ("dtype", "shape"), [(F32, (2, 3, 4, 5)), (BF16, (3, 80, 5, 8, 8)), (F32, (1, 2, 3, 1, 5, 7))]
 )
-def test_denoising_loss(dtype: torch.dtype, shape: tuple[int, ...], known: bool) -> None:
-    B, _, L, *S = shape
-    mask = (torch.arange(L) < 1).view(1, 1, L, *[1] * len(S)).repeat(B, 1, *[1] * (len(S) + 1))
+def test_denoising_errors(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    B, _, L = shape[:3]
+    mask = (torch.arange(L) < 1).repeat(B, 1)
     mask[-1] = ~mask[-1]
     alpha, sigma = torch.rand(B) + 0.1, torch.logspace(-3, 2, B)
     inputs = [draw(*shape, dtype=dtype), draw(*shape), draw(*shape), mask, alpha, sigma]
-    compare(
-        lambda *x: denoising.denoising_loss(*x, known),
-        lambda *x: reference.denoising_loss(*x, known),
-        inputs,
-        [0],
-    )
+    compare(denoising.denoising_errors, reference.denoising_errors, inputs, [0])
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])

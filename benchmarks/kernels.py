@@ -1,0 +1,239 @@
+"""Each kernel beside plain torch, compiled torch and the time its bytes take.
+
+    python -m benchmarks.kernels [out=benchmarks/kernels.csv] [rounds=20] [size=large]
+
+Shapes (`size=large`) are those of a block of vit_large on Euler latents, 32 samples, and of the
+finest level of dcae_f32c64_large; every tensor is larger than a GPU's cache. Forward and backward
+are timed apart and in turns, the best of `rounds`. The floor is the kernel's least traffic, inputs
+read and outputs written once, at the measured speed of a copy of 1 GiB. `of_copy` is the floor over
+the kernel's time: 1 is perfect.
+
+On a CPU the kernels run in Triton's interpreter at `size=tiny`. That only shows that this file
+works: the times say nothing about any kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.record import alternate, describe_machine, write_rows
+from lola_ds.cli.common import parse_pairs
+from lola_ds.kernels import reference
+
+Operation = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Samples, tokens, heads, channels of a head; samples, channels, side of a field."""
+
+    samples: int
+    tokens: int
+    heads: int
+    features: int
+    images: int
+    channels: int
+    side: int
+    copied: int
+
+
+SIZES = {
+    "large": Size(32, 1280, 8, 128, 8, 64, 512, 1 << 30),
+    "tiny": Size(2, 7, 2, 16, 1, 8, 4, 1 << 16),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel and its rivals.
+
+    Attributes:
+        inputs: their arguments; those that require gradients are differentiated.
+        plain: torch.
+        fused: the kernel.
+        forward: the least bytes of the forward.
+        backward: and of the backward; 0 for a kernel without.
+    """
+
+    inputs: Sequence[Tensor | None]
+    plain: Operation
+    fused: Operation
+    forward: int
+    backward: int
+
+
+def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
+    """Every kernel at a size: the stream in float32, branches in bfloat16."""
+    from lola_ds.kernels import activation, averages, denoising, norm, residual, rotary
+
+    B, T, heads, d = size.samples, size.tokens, size.heads, size.features
+    H, n = heads * d, B * T * heads * d
+    half = torch.bfloat16
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32, learned: bool = True) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device).requires_grad_(learned)
+
+    coordinates = torch.randint(0, 16, (T, 3), device=device).float()
+    yield (
+        "qk_norm_rope",
+        Entry(
+            [draw(B, T, 3, heads, d, dtype=half), coordinates, draw(3, H // 2)],
+            reference.qk_norm_rope,
+            rotary.qk_norm_rope,
+            forward=12 * n,
+            backward=16 * n,
+        ),
+    )
+    yield (
+        "silu_dropout",
+        Entry(
+            [draw(B, T, 4 * H, dtype=half)],
+            lambda x: F.dropout(F.silu(x), 0.05),
+            lambda x: activation.silu_dropout(x, 0.05),
+            forward=4 * 4 * n,
+            backward=6 * 4 * n,
+        ),
+    )
+    yield (
+        "gated_residual",
+        Entry(
+            [draw(B, T, H), draw(B, T, H, dtype=half), draw(B, 1, H), draw(B, T, H), draw(B, 1, H)],
+            reference.gated_residual,
+            residual.gated_residual,
+            forward=14 * n,
+            backward=24 * n,
+        ),
+    )
+    yield (
+        "modulate",
+        Entry(
+            [draw(B, T, H), draw(B, 1, H), draw(B, 1, H)],
+            lambda x, a, b: reference.modulate(x, a, b, half),
+            lambda x, a, b: norm.modulate(x, a, b, half),
+            forward=6 * n,
+            backward=10 * n,
+        ),
+    )
+    field = draw(size.images, size.channels, size.side, size.side, learned=False)
+    field = field.contiguous(memory_format=torch.channels_last).requires_grad_()
+    yield (
+        "channel_norm",
+        Entry(
+            [field],
+            reference.channel_norm,
+            norm.channel_norm,
+            forward=8 * field.numel(),
+            backward=12 * field.numel(),
+        ),
+    )
+    window, noise = (draw(B, H, 5, T // 5 + 1, learned=False) for _ in range(2))
+    mask = (torch.arange(5, device=device) < 1).repeat(B, 1)
+    scales = [torch.rand(B, device=device) + 0.1 for _ in range(2)]
+    yield (
+        "denoising_errors",
+        Entry(
+            [draw(*window.shape), window, noise, mask, *scales],
+            reference.denoising_errors,
+            denoising.denoising_errors,
+            forward=12 * window.numel(),
+            backward=16 * window.numel(),
+        ),
+    )
+    weights = [draw(H, k * H, learned=False) for k in (1, 3, 4, 4) for _ in range(4)]
+    followers = [[torch.zeros_like(w) for w in weights] for _ in range(2)]
+
+    def follow(function: Callable[..., None]) -> Operation:
+        def run(*weights: Tensor) -> tuple[Tensor, ...]:
+            function(followers, weights, [0.99, 0.999])
+            return ()
+
+        return run
+
+    yield (
+        "ema",
+        Entry(
+            weights,
+            follow(reference.ema),
+            follow(averages.ema),
+            forward=20 * sum(w.numel() for w in weights),
+            backward=0,
+        ),
+    )
+
+
+def copy_speed(size: Size, rounds: int, device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy."""
+    x = torch.ones(size.copied // 4, device=device)
+    y = torch.empty_like(x)
+    (timing,) = alternate([lambda: y.copy_(x)], rounds, device)
+    return 2 * x.nbytes / timing.best
+
+
+def backward_of(operation: Operation, entry: Entry) -> Callable[[], object]:
+    """The backward alone, of a graph that is kept."""
+    outputs = operation(*entry.inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    learned = [x for x in entry.inputs if x is not None and x.requires_grad]
+    grads = [torch.randn_like(y) for y in outputs]
+    return lambda: torch.autograd.grad(outputs, learned, grads, retain_graph=True)
+
+
+def measure(size: Size, rounds: int, device: torch.device) -> Iterator[dict[str, str]]:
+    """One row for each kernel and direction."""
+    speed = copy_speed(size, rounds, device)
+    for name, entry in entries(size, device):
+        compiled = entry.plain
+        if device.type == "cuda":
+            compiled = torch.compile(entry.plain)
+        rivals = (entry.plain, compiled, entry.fused)
+
+        def forward(operation: Operation, entry: Entry = entry) -> object:
+            with torch.no_grad():
+                return operation(*entry.inputs)
+
+        runs: dict[str, tuple[list[Callable[[], object]], int]] = {
+            "forward": ([lambda f=f: forward(f) for f in rivals], entry.forward)
+        }
+        if entry.backward:
+            runs["backward"] = ([backward_of(f, entry) for f in rivals], entry.backward)
+        for direction, (calls, least) in runs.items():
+            plain, fused_by_compiler, kernel = (t.best for t in alternate(calls, rounds, device))
+            yield {
+                "kernel": name,
+                "direction": direction,
+                "megabytes": f"{least / 1e6:.4g}",
+                "floor_ms": f"{1e3 * least / speed:.4g}",
+                "eager_ms": f"{1e3 * plain:.4g}",
+                "compiled_ms": f"{1e3 * fused_by_compiler:.4g}" if device.type == "cuda" else "",
+                "triton_ms": f"{1e3 * kernel:.4g}",
+                "of_copy": f"{least / speed / kernel:.3f}",
+                "copy_gb_per_s": f"{speed / 1e9:.4g}",
+                "interpreted": str(device.type != "cuda").lower(),
+            }
+
+
+def main(words: Sequence[str]) -> None:
+    """Runs the benchmark; see the module's docstring."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    defaults = {"out": "benchmarks/kernels.csv", "rounds": 20}
+    values = parse_pairs(words, {**defaults, "size": "large" if device.type == "cuda" else "tiny"})
+    if values["size"] not in SIZES:
+        raise ValueError(f"size={values['size']} is unknown; known: {', '.join(SIZES)}")
+    rows = []
+    for row in measure(SIZES[values["size"]], values["rounds"], device):
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        rows.append({**row, **describe_machine(("torch", "triton"))})
+    write_rows(values["out"], rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
