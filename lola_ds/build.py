@@ -21,13 +21,7 @@ from .models.lola import STATE, read_state
 from .nn.compiling import compile_blocks
 from .nn.layers import per_axis, periodic_axes
 from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
-from .train.checkpoint import (
-    CheckpointStore,
-    explain_mismatch,
-    load_weights,
-    restore_ema,
-    restore_optimizer,
-)
+from .train.checkpoint import explain_mismatch, load_weights, restore_ema, restore_optimizer
 from .train.cost import PassCost, build_fake, trace_pass
 from .train.ema import Ema
 from .train.engine import Ranks, make_engine
@@ -40,6 +34,7 @@ from .train.meter import Meter
 from .train.optim import make_optimizer, make_schedule
 from .train.profiling import Profiler, parse_window
 from .train.stop import StopRequest
+from .train.store import CheckpointStore
 from .train.tracking import Tracker
 from .train.watchdog import Watchdog
 
@@ -365,7 +360,12 @@ def build_training(
 
     run = Path(config["run"])
     store = CheckpointStore(
-        run / "checkpoints", config["checkpoint"]["keep"], ranks.rank, ranks.world_size
+        run / "checkpoints",
+        config["checkpoint"]["keep"],
+        ranks.rank,
+        ranks.world_size,
+        asynchronous=config["checkpoint"]["asynchronous"],
+        best=config["checkpoint"]["best"],
     )
     reader = store.newest()
     step = reader.state["step"] if reader else 0

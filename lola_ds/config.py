@@ -131,6 +131,8 @@ class Profile:
 class Checkpoint:
     every: int = 1
     keep: int = 2
+    best: str | None = "valid/loss"
+    asynchronous: bool = True
 
 
 @dataclass
@@ -482,6 +484,10 @@ def _check_numbers(config: dict[str, Any]) -> None:
             "must be above 1 (times the median gradient norm), or null",
         ),
         "ema.decay": (0 <= ema["decay"] < 1, "must be in [0, 1)"),
+        "checkpoint.best": (
+            (config["checkpoint"]["best"] or "valid/").startswith("valid/"),
+            "must name a number of the validation, such as valid/loss, or be null",
+        ),
         "trajectory.context.rho": (0 <= context["rho"] <= 1, "must be in [0, 1]"),
         "trajectory.context.rate": (context["rate"] > 0, "must be positive"),
     }

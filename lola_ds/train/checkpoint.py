@@ -1,41 +1,38 @@
-"""Checkpoints: complete or absent, verified on load, independent of ZeRO stage and world size.
+"""The format of checkpoints: verified on load, independent of ZeRO stage and world size.
 
-A checkpoint is a folder `step_N` with one safetensors file per rank, `state.json` (progress) and
-`manifest.json` (size and XXH3-64 of every file). A rank's file holds its fragments
-(`lola_ds.train.fragments`) as flat float32 runs under `kind/name`, where `kind` is `weight`, `ema`
-or an optimizer state such as `exp_avg`; whoever needs a parameter, or any run of it, reads it from
-the files that hold it. So a run resumes at any stage and world size, and export needs neither
-DeepSpeed nor a process group. The states of optimizers of whole tensors, which have shapes and
-types of their own, lie with their owner as `state/name/i`; the header says how they fit together.
-
-The set is atomic over all ranks: everything is written and flushed to a temporary folder, every
-rank's digest is gathered, and one rename makes the folder visible. `latest` only names the newest
-for people and tools; loading looks at the folders themselves.
+A checkpoint is a folder `step_N` with two safetensors files per rank, `state.json` (progress) and
+`manifest.json` (size and XXH3-64 of every file). The files of a rank hold its fragments
+(`lola_ds.train.fragments`) as flat float32 runs under `kind/name`: `rank_R` has the kind `weight`
+and those of the optimizer, such as `exp_avg`; `averages_R` has one kind for each moving average,
+such as `ema_0.999`. Whoever needs a parameter, or any run of it, reads it from the files that hold
+it. So a run resumes at any stage and world size, and export needs neither DeepSpeed nor a process
+group. The states of optimizers of whole tensors, which have shapes and types of their own, lie with
+their owner as `state/name/i`; the header says how they fit together. A folder of averages alone
+(`lola_ds.train.store`) has the same format.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-import torch.distributed as dist
 import xxhash
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..durable import flush, write_atomic
 from .ema import Ema
 from .fragments import Fragment
 from .optim import WholeTensorOptimizer
 from .optim.packing import pack, unpack
+from .tensor_file import LazyTensors, Spec, TensorFile
 
-_HEADER, _OPTIMIZER, _STATES = "fragments", "optimizer", "states"
+_FRAGMENTS, _OPTIMIZER, _STATES, _AVERAGES = "fragments", "optimizer", "states", "averages"
+AVERAGES_FILE = "averages"
+"""How the names of files begin that hold moving averages."""
 
 
 class CheckpointError(ValueError):
@@ -48,11 +45,17 @@ class _Run:
 
     start: int
     numel: int
-    file: Path
+    file: TensorFile
 
 
 class CheckpointReader:
     """Reads parameters, averages and optimizer states of one checkpoint folder.
+
+    Attributes:
+        state: progress, as `CheckpointStore.save` was given it.
+        shapes: the shape of each parameter.
+        averages: the kinds that are moving averages, the principal one first.
+        optimizer: the name of the optimizer.
 
     Raises:
         CheckpointError: a file is missing or unreadable.
@@ -63,30 +66,39 @@ class CheckpointReader:
         self.state: dict[str, Any] = _read_json(folder / "state.json")
         self.manifest: dict[str, Any] = _read_json(folder / "manifest.json")
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._runs: dict[str, list[_Run]] = {}
-        self._files: dict[Path, Any] = {}
-        self.kinds: set[str] = set()
+        self.averages: list[str] = []
         self.optimizer = "adamw"
-        self._states: dict[str, tuple[Path, Any]] = {}
+        self._runs: dict[tuple[str, str], list[_Run]] = {}
+        self._states: dict[str, tuple[TensorFile, Any]] = {}
+        self._buffers: dict[str, TensorFile] = {}
         for name in sorted(self.manifest["files"]):
             if name.endswith(".safetensors"):
                 self._index(folder / name)
 
     def _index(self, path: Path) -> None:
         try:
-            file = safetensors.safe_open(path, framework="pt")
-        except Exception as error:
+            file = TensorFile(path)
+            metadata = {key: json.loads(text) for key, text in file.metadata.items()}
+            fragments = metadata[_FRAGMENTS]
+        except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-        self._files[path] = file
-        metadata = file.metadata()
-        header = json.loads(metadata[_HEADER])
         self.optimizer = metadata.get(_OPTIMIZER, self.optimizer)
-        states = json.loads(metadata.get(_STATES, "{}"))
-        self._states |= {name: (path, state) for name, state in states.items()}
-        self.kinds.update(key.partition("/")[0] for key in file.keys())  # noqa: SIM118
-        for name, (shape, start, numel) in header.items():
-            self.shapes[name] = tuple(shape)
-            self._runs.setdefault(name, []).append(_Run(start, numel, path))
+        self.averages = metadata.get(_AVERAGES, self.averages)
+        states = metadata.get(_STATES, {})
+        self._states |= {name: (file, state) for name, state in states.items()}
+        self.shapes |= {name: tuple(shape) for name, (shape, _, _) in fragments.items()}
+        for key in file.specs:
+            kind, _, name = key.partition("/")
+            if kind == "buffer":
+                self._buffers[name] = file
+            elif kind != "state":
+                _, start, numel = fragments[name]
+                self._runs.setdefault((kind, name), []).append(_Run(start, numel, file))
+
+    @property
+    def moments(self) -> list[str]:
+        """The kinds that are states of the optimizer."""
+        return sorted({kind for kind, _ in self._runs} - {"weight", *self.averages})
 
     def verify(self, files: Sequence[str] | None = None) -> None:
         """Compares the files (all by default) with the manifest.
@@ -103,25 +115,30 @@ class CheckpointReader:
                 raise CheckpointError(f"{path} is damaged: its size or checksum has changed")
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> Tensor:
-        """The elements `[start, start + numel)` of a flattened tensor: float32, shape (numel,)."""
-        size = torch.Size(self.shapes[name]).numel()
-        numel = size - start if numel is None else numel
+        """The elements `[start, start + numel)` of a flattened tensor: float32, shape (numel,).
+
+        Raises:
+            CheckpointError: not all of them were saved.
+        """
+        numel = math.prod(self.shapes[name]) - start if numel is None else numel
         out = torch.empty(numel)
         filled = 0
-        for run in self._runs[name]:
+        for run in self._runs.get((kind, name), ()):
             low, high = max(start, run.start), min(start + numel, run.start + run.numel)
             if low < high:
-                part = self._files[run.file].get_slice(f"{kind}/{name}")
-                out[low - start : high - start] = part[low - run.start : high - run.start]
+                part = run.file.read_run(f"{kind}/{name}", low - run.start, high - low)
+                out[low - start : high - start] = part
                 filled += high - low
         if filled != numel:
-            raise CheckpointError(f"{self.folder} holds only {filled} of {numel} values of {name}")
+            raise CheckpointError(
+                f"{self.folder} holds only {filled} of {numel} values of {kind}/{name}"
+            )
         return out
 
-    def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of `kind` in its shape, one after another."""
-        for name, shape in self.shapes.items():
-            yield name, self.read(kind, name).view(shape)
+    def tensors(self, kind: str) -> LazyTensors:
+        """Every parameter of `kind` in its shape, read when asked for."""
+        specs = {name: Spec(torch.float32, shape) for name, shape in self.shapes.items()}
+        return LazyTensors(specs, lambda name: self.read(kind, name).view(self.shapes[name]))
 
     def optimizer_state(self, name: str, device: torch.device) -> Any:
         """What an optimizer of whole tensors remembered of one parameter, as it was.
@@ -131,133 +148,14 @@ class CheckpointReader:
         """
         if name not in self._states:
             raise CheckpointError(f"{self.folder} holds no optimizer state of {name}")
-        path, (structure, count) = self._states[name]
-        keys = [_state_key(name, i) for i in range(count)]
-        tensors = [self._files[path].get_tensor(key).to(device) for key in keys]
+        file, (structure, count) = self._states[name]
+        tensors = [file.read(_state_key(name, i)).to(device) for i in range(count)]
         return unpack(structure, tensors)
 
-    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+    def buffers(self) -> LazyTensors:
         """The persistent buffers, which the first rank saved."""
-        file = self._files[self.folder / _rank_file(0)]
-        for key in file.keys():  # noqa: SIM118
-            kind, _, name = key.partition("/")
-            if kind == "buffer":
-                yield name, file.get_tensor(key)
-
-
-class CheckpointStore:
-    """The checkpoints of one run.
-
-    Arguments:
-        folder: `RUN/checkpoints`.
-        keep: how many of the newest to keep.
-        rank: this rank.
-        world_size: the number of ranks. All methods are collective when it is above 1.
-    """
-
-    def __init__(self, folder: Path, keep: int = 2, rank: int = 0, world_size: int = 1) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.rank = rank
-        self.world_size = world_size
-
-    def save(
-        self,
-        step: int,
-        module: nn.Module,
-        fragments: Sequence[Fragment],
-        optimizer: torch.optim.Optimizer,
-        ema: Ema,
-        state: Mapping[str, Any],
-    ) -> Path:
-        """Writes `step_N` and removes the oldest. Collective.
-
-        Raises:
-            OSError: on every rank, if any rank could not write; no trace of the attempt remains
-                under the final name.
-        """
-        final = self.folder / f"step_{step:08d}"
-        staging = self.folder / f".{final.name}.partial"
-        self._on_first_rank(lambda: _fresh_folder(staging))
-        path = staging / _rank_file(self.rank)
-        tensors = _rank_tensors(fragments, optimizer, ema)
-        if self.rank == 0:
-            tensors |= {f"buffer/{n}": b.detach().cpu().clone() for n, b in _buffers(module)}
-        states, more = _rank_states(fragments, optimizer)
-        tensors |= more
-        metadata = {
-            _HEADER: json.dumps({f.name: (f.shape, f.start, f.numel) for f in fragments}),
-            _OPTIMIZER: _optimizer_name(optimizer),
-            _STATES: json.dumps(states),
-        }
-
-        def write() -> dict[str, Any]:
-            save_file(tensors, path, metadata=metadata)
-            flush(path)
-            return digest(path)
-
-        digests = self._gather(write)
-
-        def publish() -> None:
-            files = {_rank_file(rank): value for rank, value in enumerate(digests)}
-            _write_json(staging / "state.json", dict(state))
-            files["state.json"] = digest(staging / "state.json")
-            _write_json(staging / "manifest.json", {"world_size": self.world_size, "files": files})
-            _publish(staging, final)
-            write_atomic(self.folder.parent / "latest", f"checkpoints/{final.name}\n".encode())
-            self._prune()
-
-        self._on_first_rank(publish)
-        return final
-
-    def newest(self) -> CheckpointReader | None:
-        """The newest checkpoint that verifies, or None. Collective; ranks share the reading.
-
-        A damaged one is skipped with a message that names the file.
-        """
-        for folder in reversed(list_checkpoints(self.folder)):
-
-            def check(folder: Path = folder) -> CheckpointReader | str:
-                try:
-                    reader = CheckpointReader(folder)
-                    reader.verify(sorted(reader.manifest["files"])[self.rank :: self.world_size])
-                except CheckpointError as error:
-                    return str(error)
-                return reader
-
-            reader = check()
-            fault = reader if isinstance(reader, str) else ""
-            faults = [f for f in self._gather(lambda fault=fault: fault) if f]
-            if isinstance(reader, CheckpointReader) and not faults:
-                return reader
-            if self.rank == 0:
-                print(f"lola-ds: {faults[0]}; falling back to the checkpoint before", flush=True)
-        return None
-
-    def _prune(self) -> None:
-        for old in list_checkpoints(self.folder)[: -self.keep]:
-            doomed = old.with_name(f".{old.name}.old")  # never half a checkpoint under its name
-            old.rename(doomed)
-            shutil.rmtree(doomed)
-
-    def _gather(self, action: Any) -> list[Any]:
-        """Runs `action` on every rank and returns all results; one failure fails all ranks."""
-        try:
-            outcome: tuple[Any, str] = (action(), "")
-        except Exception as error:
-            outcome = (None, f"rank {self.rank}: {error}")
-        if self.world_size == 1:
-            outcomes = [outcome]
-        else:
-            outcomes = [(None, "")] * self.world_size
-            dist.all_gather_object(outcomes, outcome)
-        faults = [fault for _, fault in outcomes if fault]
-        if faults:
-            raise OSError(f"{self.folder}: the checkpoint could not be written ({faults[0]})")
-        return [value for value, _ in outcomes]
-
-    def _on_first_rank(self, action: Any) -> None:
-        self._gather(action if self.rank == 0 else lambda: None)
+        specs = {name: file.specs[f"buffer/{name}"] for name, file in self._buffers.items()}
+        return LazyTensors(specs, lambda name: self._buffers[name].read(f"buffer/{name}"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -334,7 +232,7 @@ def restore_optimizer(
         optimizer.steps = step
         optimizer.publish()
         return
-    kinds = sorted(reader.kinds - {"weight", "ema", "buffer"})
+    kinds = reader.moments
     for flat in {id(f.flat): f.flat for f in fragments}.values():
         state = optimizer.state[flat]
         state["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else "cpu")
@@ -354,6 +252,56 @@ def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
         ema.values[fragment.name].copy_(value)
 
 
+@dataclass(frozen=True)
+class Content:
+    """What goes into one file: live tensors, and texts for its header."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def rank_contents(
+    module: nn.Module,
+    fragments: Sequence[Fragment],
+    optimizer: torch.optim.Optimizer,
+    ema: Ema,
+    rank: int,
+) -> dict[str, Content]:
+    """The files of one rank by name; nothing is copied.
+
+    Arguments:
+        module: the objective.
+        fragments: this rank's.
+        optimizer: the torch optimizer of the engine.
+        ema: the averages of the same fragments.
+        rank: this rank; the first one also answers for the buffers.
+    """
+    runs = {_FRAGMENTS: json.dumps({f.name: (f.shape, f.start, f.numel) for f in fragments})}
+    tensors = {f"weight/{f.name}": f.master for f in fragments}
+    states: dict[str, Any] = {}
+    if isinstance(optimizer, WholeTensorOptimizer):
+        for f in fragments:
+            structure, parts = pack(optimizer.state_tree(f.flat))
+            states[f.name] = structure, len(parts)
+            tensors |= {_state_key(f.name, i): part for i, part in enumerate(parts)}
+    else:
+        tensors |= {
+            f"{kind}/{f.name}": f.view(value)
+            for f in fragments
+            for kind, value in optimizer.state[f.flat].items()
+            if isinstance(value, Tensor) and kind != "step" and value.shape == f.flat.shape
+        }
+    if rank == 0:
+        tensors |= {f"buffer/{name}": buffer for name, buffer in _buffers(module)}
+    metadata = {_OPTIMIZER: json.dumps(_optimizer_name(optimizer)), _STATES: json.dumps(states)}
+    averages = {f"ema/{name}": value for name, value in ema.values.items()}
+    kinds = {_AVERAGES: json.dumps(["ema"])}
+    return {
+        f"rank_{rank:05d}.safetensors": Content(tensors, runs | metadata),
+        f"{AVERAGES_FILE}_{rank:05d}.safetensors": Content(averages, runs | kinds),
+    }
+
+
 def digest(path: Path) -> dict[str, Any]:
     """Size and XXH3-64 of a file."""
     hasher = xxhash.xxh3_64()
@@ -361,36 +309,6 @@ def digest(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 22):
             hasher.update(block)
     return {"bytes": path.stat().st_size, "xxh3": hasher.hexdigest()}
-
-
-def _rank_tensors(
-    fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer, ema: Ema
-) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for f in fragments:
-        tensors[f"weight/{f.name}"] = f.master
-        tensors[f"ema/{f.name}"] = ema.values[f.name]
-        if isinstance(optimizer, WholeTensorOptimizer):
-            continue
-        for kind, value in optimizer.state[f.flat].items():
-            if isinstance(value, Tensor) and value.numel() == f.flat.numel() and kind != "step":
-                tensors[f"{kind}/{f.name}"] = f.view(value)
-    return {key: value.float().cpu().clone() for key, value in tensors.items()}
-
-
-def _rank_states(
-    fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The states of whole tensors: how each fits together, of how many tensors; and the tensors."""
-    states: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
-    if isinstance(optimizer, WholeTensorOptimizer):
-        for f in fragments:
-            structure, parts = pack(optimizer.state_tree(f.flat))
-            states[f.name] = structure, len(parts)
-            for i, part in enumerate(parts):
-                tensors[_state_key(f.name, i)] = part.detach().cpu().clone().contiguous()
-    return states, tensors
 
 
 def _state_key(name: str, i: int) -> str:
@@ -408,35 +326,8 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
 
 
-def _rank_file(rank: int) -> str:
-    return f"rank_{rank:05d}.safetensors"
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def _fresh_folder(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-
-
-def _publish(staging: Path, final: Path) -> None:
-    """Makes the finished folder visible in one rename; a damaged namesake steps aside first."""
-    flush(staging)
-    if final.exists():
-        aside = final.with_name(f".{final.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-        staging.rename(final)
-        shutil.rmtree(aside)
-    else:
-        staging.rename(final)
-    flush(final.parent)

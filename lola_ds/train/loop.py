@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..breakdown import bin_means
 from ..data import Batch
-from .checkpoint import CheckpointStore
 from .ema import Ema
 from .engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
 from .fragments import Fragment, evaluated, torch_optimizer
@@ -25,6 +24,7 @@ from .meter import Meter
 from .profiling import Profiler
 from .seeds import hash_seed
 from .stop import StopRequest
+from .store import CheckpointStore
 from .tracking import Tracker
 from .watchdog import Watchdog
 
@@ -110,6 +110,7 @@ class Trainer:
         self.step = step
         self.stop = StopRequest() if stop is None else stop
         self.stopping = False
+        self.written = True
 
     def fit(self) -> None:
         """Trains to the end of the plan, validating after every epoch and saving on the way.
@@ -119,7 +120,17 @@ class Trainer:
 
         Raises:
             TrainingStoppedError: too many steps in a row had to be skipped.
+            OSError: a checkpoint could not be written.
         """
+        try:
+            self._fit()
+        except TrainingStoppedError:  # on all ranks alike
+            self.store.finish()
+            raise
+        self.store.finish()
+        self.watch.watchdog.stop()
+
+    def _fit(self) -> None:
         batches = iter(self.loader)
         watch = self.watch
         while self.step < self.plan.total_steps and not self.stopping:
@@ -131,12 +142,15 @@ class Trainer:
             self.tracker.advance(self.plan.batch_size, values.get("train/loss"))
             if self.step % self.plan.log_every == 0:
                 self.tracker.log(self.step, values | watch.meter.lap())
+            valid: dict[str, float] = {}
             if self.step % self.plan.epoch_steps == 0:
-                self.tracker.log(self.step, self.validate())
+                valid = self.validate()
+                self.tracker.log(self.step, valid)
             last = self.step == self.plan.total_steps
             if last or self.stopping or self.step % self.plan.save_every == 0:
-                self.save()
-        watch.watchdog.stop()
+                self.save(valid)
+            elif self.written:
+                self.store.proceed()
 
     def close(self) -> None:
         """Ends the reader threads and flushes the record."""
@@ -170,6 +184,7 @@ class Trainer:
             if micro < self.plan.accumulation - 1:
                 self.engine.step()
         values, norm = self._average(totals)
+        self.store.settle()
         if reason := watch.guard.judge(values["loss"], norm):
             with update_left_out(self.engine):
                 self.engine.step()
@@ -205,11 +220,16 @@ class Trainer:
         values = _flatten({name: [v / count for v in value] for name, value in sums.items()})
         return {f"valid/{name}": value for name, value in values.items()}
 
-    def save(self) -> None:
-        """Writes a checkpoint. Collective.
+    def save(self, valid: Mapping[str, float]) -> None:
+        """Begins to write a checkpoint. Collective.
+
+        Arguments:
+            valid: what the validation of this step found; nothing if there was none.
 
         Raises:
             TrainingStoppedError: the ranks hold different weights.
+            OSError: this checkpoint, or the one before, could not be written.
+            ValueError: `checkpoint.best` names nothing that the validation found.
         """
         if (name := first_difference(self.engine.module)) is not None:
             raise TrainingStoppedError(
@@ -219,7 +239,7 @@ class Trainer:
         self.watch.watchdog.wind()
         state = {"step": self.step, "samples": self.step * self.plan.batch_size}
         state |= {"updates": self.updates, "guard": self.watch.guard.state_dict()}
-        state["loader"] = self.loader.state_dict()
+        state |= {"loader": self.loader.state_dict(), "valid": dict(valid)}
         self.store.save(
             self.step,
             self.engine.module,
@@ -228,13 +248,19 @@ class Trainer:
             self.ema,
             state,
         )
+        if valid and self.store.best not in (None, *valid):
+            self.store.finish()
+            raise ValueError(
+                f"checkpoint.best={self.store.best} is not a number of the validation; "
+                f"known: {', '.join(valid)}"
+            )
 
     def _average(self, totals: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
-        """Means over micro-batches and ranks, and the gradient norm; agrees on stopping."""
+        """Means over micro-batches and ranks, and the gradient norm; agrees on what comes next."""
         square = squared_norm(self.engine, self.ranks.world_size)
-        asked = square.new_tensor(float(bool(self.stop)))
-        (squares, stops), sums = _sum_over_ranks(totals, square, asked)
-        self.stopping = stops > 0
+        flags = square.new_tensor([bool(self.stop), self.store.busy])
+        (squares, stops, busy), sums = _sum_over_ranks(totals, square, *flags)
+        self.stopping, self.written = stops > 0, busy == 0
         count = self.plan.accumulation * self.ranks.world_size
         means = _flatten({name: [v / count for v in value] for name, value in sums.items()})
         return means, squares**0.5

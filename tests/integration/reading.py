@@ -19,7 +19,7 @@ def metrics(run: Path, name: str) -> list[float]:
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Weights and their averages in the newest checkpoint."""
     reader = find_checkpoint(run)
-    return {f"{k}/{n}": t for k in ("weight", "ema") for n, t in reader.tensors(k)}
+    return {f"{k}/{n}": t for k in ("weight", "ema") for n, t in reader.tensors(k).items()}
 
 
 def assert_same_bits(run: Path, expected: Path) -> None:

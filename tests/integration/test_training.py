@@ -88,7 +88,7 @@ def test_killed_training_resumes_bit_for_bit(
         kill_after(words, 2, rng.randint(1, 19), run)
     run_ranks(words, 2)
     assert_same_bits(run, tmp_path / "whole")
-    assert len(list_checkpoints(run / "checkpoints")) == 2
+    assert 2 <= len(list_checkpoints(run / "checkpoints")) <= 3  # the newest two and the best
     assert not list((run / "checkpoints").glob(".*.partial"))
 
 

@@ -18,12 +18,7 @@ from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, to_dict
-from lola_ds.train.checkpoint import (
-    CheckpointStore,
-    load_weights,
-    restore_ema,
-    restore_optimizer,
-)
+from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
 from lola_ds.train.ema import Ema
 from lola_ds.train.engine import Ranks, first_difference, join, leave, make_engine
 from lola_ds.train.fragments import (
@@ -33,6 +28,7 @@ from lola_ds.train.fragments import (
     torch_optimizer,
 )
 from lola_ds.train.optim import make_optimizer
+from lola_ds.train.store import CheckpointStore
 
 BATCH = 12
 
@@ -91,6 +87,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         engine.optimizer.param_groups[0]["lr"] = 1e-2
         loss, _ = engine(batch(step, ranks.rank, ranks.world_size))
         engine.backward(loss)
+        store.settle()
         engine.step()
         ema.update(step + 1)
         losses.append(average(loss, ranks))
@@ -103,6 +100,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
                 ema,
                 {"step": step + 1},
             )
+    store.finish()
     with evaluated(engine), torch.no_grad():
         loss, _ = engine(batch(0, ranks.rank, ranks.world_size))
     results = {

@@ -35,7 +35,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{kind}/{name}": tensor
         for kind in ("weight", "ema", "exp_avg", "exp_avg_sq")
-        for name, tensor in reader.tensors(kind)
+        for name, tensor in reader.tensors(kind).items()
     }
 
 

@@ -23,6 +23,7 @@ from lola_ds.train.checkpoint import (
 )
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.optim.whole import cost, share
+from lola_ds.train.tensor_file import TensorFile
 
 WORKER = str(Path(__file__).parents[1] / "stages_worker.py")
 WORDS = {name: f"deepspeed=zero0,optim={name}" for name in OPTIMIZERS if name != "adamw"} | {
@@ -67,19 +68,23 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return {
         f"{kind}/{name}": tensor
         for kind in ("weight", "ema")
-        for name, tensor in reader.tensors(kind)
+        for name, tensor in reader.tensors(kind).items()
     }
 
 
 def states(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of optimizer state, by its key in the files."""
-    reader = newest(run)
     return {
-        key: file.get_tensor(key)
-        for file in reader._files.values()
-        for key in file.keys()  # noqa: SIM118
+        key: tensor
+        for file in rank_files(run)
+        for key, tensor in file.tensors().items()
         if key.startswith("state/")
     }
+
+
+def rank_files(run: Path) -> list[TensorFile]:
+    """The weights and optimizer states of each rank."""
+    return [TensorFile(path) for path in sorted(newest(run).folder.glob("rank_*.safetensors"))]
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -105,7 +110,8 @@ class TestRanks:
 
     def test_hold_only_what_they_own(self, name: str, runs: Path) -> None:
         reader = newest(runs / f"{name}_3")
-        held = [{k.split("/")[1] for k in f.keys()} - {"shift"} for f in reader._files.values()]  # noqa: SIM118
+        files = rank_files(runs / f"{name}_3")
+        held = [{key.split("/")[1] for key in file.specs} - {"shift"} for file in files]
         assert len(held) == 3
         assert all(held)
         assert not any(a & b for a, b in itertools.combinations(held, 2))

@@ -1,0 +1,193 @@
+"""Safetensors files in memory bounded by the tensor at hand.
+
+The format [1]_: the length of a JSON header in eight bytes; the header, name -> dtype, shape and
+range of bytes; the bytes. The `safetensors` library maps a whole file into memory and gathers all
+tensors before it writes them. Here a file is written tensor after tensor, hashed on the way, and
+read run by run.
+
+References:
+    .. [1] Safetensors, https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor's type and shape."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of its bytes."""
+        return self.numel * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Spec:
+        """That of a tensor."""
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Named tensors, each of which is made when it is asked for.
+
+    Arguments:
+        specs: their types and shapes.
+        read: makes the one with this name.
+    """
+
+    def __init__(self, specs: Mapping[str, Spec], read: Callable[[str], Tensor]) -> None:
+        self.specs = dict(specs)
+        self._read = read
+
+    @classmethod
+    def wrap(cls, tensors: Mapping[str, Tensor]) -> LazyTensors:
+        """Tensors that may be there already."""
+        if isinstance(tensors, cls):
+            return tensors
+        return cls({name: Spec.of(t) for name, t in tensors.items()}, tensors.__getitem__)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> dict[str, Any]:
+    """Writes a safetensors file, forced to the disk.
+
+    Arguments:
+        path: the file, which is replaced if it exists.
+        tensors: asked for one at a time if they are `LazyTensors`.
+        metadata: texts for the header.
+
+    Returns:
+        Size and XXH3-64 of the file, as `digest`.
+    """
+    tensors = LazyTensors.wrap(tensors)
+    # Wide types first, so that every tensor begins at a multiple of its item's size.
+    specs = sorted(tensors.specs.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, spec in specs:
+        begin, end = end, end + spec.nbytes
+        entry = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
+        header[name] = entry
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    size = len(text).to_bytes(8, "little")
+    hasher = xxhash.xxh3_64()
+    with path.open("wb", buffering=0) as file:
+        for data in chain([memoryview(size + text)], (_bytes(tensors[name]) for name, _ in specs)):
+            hasher.update(data)
+            while data:
+                data = data[file.write(data) :]
+        os.fsync(file.fileno())
+    return {"bytes": len(size) + len(text) + end, "xxh3": hasher.hexdigest()}
+
+
+class TensorFile:
+    """Reads a safetensors file.
+
+    Arguments:
+        path: the file. It is open only while something is read.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a safetensors file, or ends early.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                if length > path.stat().st_size:
+                    raise ValueError("it ends within its header")
+                header: dict[str, Any] = json.loads(file.read(length))
+                self.metadata: dict[str, str] = header.pop("__metadata__", {})
+                self.specs = {
+                    name: Spec(_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+                    for name, entry in header.items()
+                }
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        self._begins = {n: 8 + length + e["data_offsets"][0] for n, e in header.items()}
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in its shape."""
+        spec = self.specs[name]
+        return self.read_run(name, 0, spec.numel).view(spec.shape)
+
+    def read_run(self, name: str, start: int, numel: int) -> Tensor:
+        """The elements `[start, start + numel)` of a flattened tensor, shape (numel,)."""
+        spec = self.specs[name]
+        out = torch.empty(numel, dtype=spec.dtype)
+        rest = _bytes(out)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._begins[name] + start * spec.dtype.itemsize)
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise ValueError(f"{self.path} ends within {name}")
+                rest = rest[count:]
+        return out
+
+    def tensors(self) -> LazyTensors:
+        """All of them."""
+        return LazyTensors(self.specs, self.read)
+
+
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are equal in type, shape and every bit; NaN equals itself."""
+    return Spec.of(one) == Spec.of(two) and torch.equal(_as_bytes(one), _as_bytes(two))
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, not copied if it is contiguous."""
+    return _as_bytes(tensor).numpy().data
