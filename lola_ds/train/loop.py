@@ -22,7 +22,7 @@ from .fragments import Fragment, evaluated, torch_optimizer
 from .guard import Guard, Witness, squared_norm, update_left_out
 from .meter import Meter
 from .profiling import Profiler
-from .seeds import hash_seed
+from .seeds import hash_seed, seed_device
 from .stop import StopRequest
 from .store import CheckpointStore
 from .tracking import Tracker
@@ -131,6 +131,7 @@ class Trainer:
         self.watch.watchdog.stop()
 
     def _fit(self) -> None:
+        self.engine.train()
         batches = iter(self.loader)
         watch = self.watch
         while self.step < self.plan.total_steps and not self.stopping:
@@ -165,7 +166,6 @@ class Trainer:
         Raises:
             TrainingStoppedError: too many steps in a row had to be skipped.
         """
-        self.engine.train()
         rate = self.learning_rate(self.step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
@@ -174,8 +174,9 @@ class Trainer:
         for micro in range(self.plan.accumulation):
             with watch.meter.waiting():
                 batch = next(batches).to(self.ranks.device, non_blocking=True)
-            # Dropout is the only thing that reads the global generator.
-            torch.manual_seed(hash_seed(self.plan.seed, self.step, micro, self.ranks.rank))
+            # Dropout is the only thing that reads the device's own generator.
+            seed = hash_seed(self.plan.seed, self.step, micro, self.ranks.rank)
+            seed_device(self.ranks.device, seed)
             batch = self.prepare(batch)
             loss, scalars = self.engine(batch)
             watch.witness.see(batch, loss)
@@ -216,6 +217,7 @@ class Trainer:
                 size = len(batch.x)
                 _add(totals, {"loss": size * loss, **{k: size * v for k, v in scalars.items()}})
                 weight += batch.weight.double().sum()
+        self.engine.train()
         (count,), sums = _sum_over_ranks(totals, weight)
         values = _flatten({name: [v / count for v in value] for name, value in sums.items()})
         return {f"valid/{name}": value for name, value in values.items()}
