@@ -59,7 +59,7 @@ def find_runs(root: Path) -> list[Path]:
     return found
 
 
-_INSIDE = {FOLDER, "logs", "checkpoints", "wandb"}
+_INSIDE = {FOLDER, "logs", "checkpoints", "tensorboard", "wandb"}
 
 
 def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Run:

@@ -177,6 +177,7 @@ class Config:
     profile: Profile = field(default_factory=Profile)
     fork: Fork = field(default_factory=Fork)
     wandb: Wandb = field(default_factory=Wandb)
+    tensorboard: bool = False
 
 
 @dataclass

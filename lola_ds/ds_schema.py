@@ -82,7 +82,7 @@ _INSTEAD = {
     "data_types": "gradients are accumulated in float32 already",
     "compile": "use compile=blocks",
     "checkpoint": "checkpoints are this runtime's own: any stage and world size resumes them",
-    "tensorboard": "metrics.jsonl holds all numbers, and wandb.mode=… shows them",
+    "tensorboard": "use tensorboard=true of the Hydra configuration",
     "wandb": "use wandb.mode=… of the Hydra configuration",
     "csv_monitor": "metrics.jsonl holds all numbers",
     "elasticity": "every checkpoint resumes at any world size already",

@@ -1,7 +1,7 @@
-"""What a run says while it trains: `metrics.jsonl`, a progress bar, and Weights & Biases.
+"""What a run says as it trains: `metrics.jsonl`, a progress bar, Weights & Biases, TensorBoard.
 
 JSONL is the record; the others show it. On resuming, lines past the checkpoint are dropped, since
-their steps are done again.
+their steps are done again; TensorBoard hides them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Tracker:
         _drop_after(path, step)
         self._file = path.open("a")
         self._wandb = _start_wandb(folder, config)
+        self._tensorboard = _start_tensorboard(folder, step) if config["tensorboard"] else None
         self._postfix: dict[str, str] = {}
         self._bar = tqdm(
             total=total,
@@ -70,6 +71,9 @@ class Tracker:
             self._postfix["valid"] = f"{values['valid/loss']:.4f}"
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step, line["time"])
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
@@ -83,6 +87,8 @@ class Tracker:
             self._file.close()
             if self._wandb is not None:
                 self._wandb.finish()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -98,6 +104,18 @@ def _drop_after(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(kept))
     temporary.replace(path)
+
+
+def _start_tensorboard(folder: Path, step: int) -> Any:
+    """A writer of event files, which hold what is logged after `step` and no more of before."""
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(
+        str(folder / "tensorboard"),
+        purge_step=step + 1,
+        flush_secs=10,
+        filename_suffix=f".{step:09d}",  # two starts within a second have files of their own
+    )
 
 
 def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
