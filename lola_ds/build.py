@@ -20,6 +20,7 @@ from .models import make_autoencoder, make_denoiser, make_surrogate
 from .models.lola import STATE, read_state
 from .nn.compiling import compile_blocks
 from .nn.layers import per_axis, periodic_axes
+from .nn.sequence import SequenceGroup, divide_tokens, join_sequence_group
 from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
 from .train.checkpoint import explain_mismatch, load_weights, restore_ema, restore_optimizer
 from .train.cost import PassCost, build_fake, trace_pass
@@ -319,7 +320,7 @@ def trace_training(
         config: the composed configuration.
         shape: the shape of a frame, (C, *S).
         labels: the number D of label features.
-        samples: the micro-batch.
+        samples: the micro-batch; of the ranks that share it, the cost of one.
     """
     config = complete_network(config, shape, labels)
     length = 1 if config["task"] == "autoencoder" else config["trajectory"]["length"]
@@ -331,6 +332,7 @@ def trace_training(
     )
     ids, ones = torch.arange(samples), torch.ones(samples)
     batch = Batch(x, torch.zeros(samples, labels), seed=ids, weight=ones, window=ids)
+    divide_tokens(objective, SequenceGroup(config["sequence_parallel"]))
     return trace_pass(objective, batch)
 
 
@@ -357,6 +359,9 @@ def build_training(
     set_kernels(config["kernels"])
     torch.manual_seed(config["seed"])  # the same initial weights on every rank
     objective = build_objective(config, build_model(config)).to(ranks.device)
+    group = join_sequence_group(config["sequence_parallel"])
+    divide_tokens(objective, group)
+    group.check(count_tokens(config, windows.shape))
 
     run = Path(config["run"])
     store = CheckpointStore(
@@ -389,7 +394,8 @@ def build_training(
     engine = make_engine(objective, optimizer, ds_config)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
     ema = Ema(fragments, config["ema"]["decay"])
-    loader = _make_loader(config, windows, ranks)
+    readers = _readers(config, ranks)
+    loader = _make_loader(config, windows, readers)
     if reader is not None:
         resident = resident_fragments(engine, ranks.rank, ranks.world_size)
         restore_optimizer(
@@ -403,7 +409,7 @@ def build_training(
         fragments=fragments,
         ema=ema,
         loader=loader,
-        valid=_validation(config, valid, ranks),
+        valid=_validation(config, valid, readers),
         prepare=make_prepare(config),
         learning_rate=make_schedule(config["optim"], plan.total_steps),
         store=store,
@@ -438,6 +444,12 @@ def _fork(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
         print(f"fork.run={found.summary()}", flush=True)
         Path(config["run"]).mkdir(parents=True, exist_ok=True)
         (Path(config["run"]) / "fork.txt").write_text(found.report())
+
+
+def _readers(config: dict[str, Any], ranks: Ranks) -> Ranks:
+    """This rank's place among those with other windows; a sequence group reads the same."""
+    shards = config["sequence_parallel"]
+    return replace(ranks, rank=ranks.rank // shards, world_size=ranks.world_size // shards)
 
 
 def _make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Any:
@@ -488,7 +500,7 @@ def _make_watch(
     watch, flops = config["watch"], 0.0
     if ranks.rank == 0:
         network = {**config[TASKS[config["task"]]], "checkpointing": "none"}
-        plain = {**config, TASKS[config["task"]]: network}
+        plain = {**config, TASKS[config["task"]]: network, "sequence_parallel": 1}
         flops = trace_training(plain, windows.shape, windows.labels.shape[1], samples=2).flops / 2
     return Watch(
         guard=Guard(watch["patience"], watch["spike"], guard),

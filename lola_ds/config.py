@@ -162,6 +162,7 @@ class Config:
     precision: str = "bf16"
     kernels: str = "auto"
     compile: bool = False
+    sequence_parallel: int = 1
     dataset: Dataset = field(default_factory=Dataset)
     ae: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
@@ -399,7 +400,7 @@ def check(config: DictConfig) -> None:
     for key in (
         "train.epochs train.epoch_size train.batch_size train.accumulation train.log_every "
         "valid.samples valid.batch_size checkpoint.every checkpoint.keep "
-        "trajectory.length trajectory.stride"
+        "trajectory.length trajectory.stride sequence_parallel"
     ).split():
         if _get(plain, key) < 1:
             raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
@@ -507,6 +508,10 @@ def _check_numbers(config: dict[str, Any]) -> None:
 def split_batch(config: dict[str, Any], world_size: int) -> int:
     """The micro-batch: samples per rank and forward pass.
 
+    Arguments:
+        config: the whole configuration.
+        world_size: the number of ranks, or of groups that share samples.
+
     Raises:
         ValueError: `train.batch_size` does not divide by world size × accumulation.
     """
@@ -551,8 +556,8 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 
     Raises:
         ValueError: unreadable JSON, an unknown key or stage, a value of the wrong type, an entry
-            that contradicts the configuration, or a stage that cuts up the tensors which the
-            optimizer needs whole.
+            that contradicts the configuration, a stage that cuts up the tensors which the
+            optimizer needs whole, or ranks that do not divide into sequence groups.
         FileNotFoundError: no such file.
     """
     name = config["deepspeed"]["config"]
@@ -565,9 +570,16 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
             "use deepspeed=zero0, where each rank still holds the optimizer states of its own "
             "tensors only, or optim=adamw"
         )
+    shards = config["sequence_parallel"]
+    if world_size % shards:
+        raise ValueError(
+            f"sequence_parallel={shards} ranks share a sample, but {world_size} ranks were "
+            f"started; start a multiple of {shards}"
+        )
+    filled["sequence_parallel_size"] = shards
     values = {
         "train_batch_size": config["train"]["batch_size"],
-        "train_micro_batch_size_per_gpu": split_batch(config, world_size),
+        "train_micro_batch_size_per_gpu": split_batch(config, world_size // shards),
         "gradient_accumulation_steps": config["train"]["accumulation"],
         "gradient_clipping": config["optim"]["grad_clip"],
     }

@@ -85,3 +85,12 @@ def test_auto_entries_come_from_the_configuration() -> None:
     assert filled["gradient_accumulation_steps"] == 4
     assert filled["gradient_clipping"] == 2.0
     assert '"auto"' not in json.dumps(filled)
+
+
+def test_ranks_that_share_samples_do_not_share_the_batch() -> None:
+    words = "task=surrogate run=r data=d train.batch_size=32 sequence_parallel=2".split()
+    filled = fill_deepspeed(to_dict(compose(words)), world_size=4)
+    assert filled["train_micro_batch_size_per_gpu"] == 16
+    assert filled["sequence_parallel_size"] == 2
+    with pytest.raises(ValueError, match="3 ranks were started; start a multiple of 2"):
+        fill_deepspeed(to_dict(compose(words)), world_size=3)

@@ -64,10 +64,11 @@ class Loader:
         batch.weight[:] = kept * self.sampler.weight(step.epoch, step.start)
 
     def _agree(self, failed: list[int]) -> list[int]:
-        """The windows that failed on any rank in this step."""
-        if self.sampler.world_size == 1:
+        """The windows that failed on any process in this step; several may read the same."""
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks == 1:
             return failed
-        gathered: list[list[int]] = [[] for _ in range(self.sampler.world_size)]
+        gathered: list[list[int]] = [[] for _ in range(ranks)]
         torch.distributed.all_gather_object(gathered, failed)
         return [window for part in gathered for window in part]
 

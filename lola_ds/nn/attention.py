@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lola_ds.kernels import qk_norm_rope, wants_second_derivatives
+from lola_ds.nn.sequence import SequenceGroup
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -182,6 +183,7 @@ class MultiheadSelfAttention(nn.Module):
             )
         self.heads = heads
         self.qk_norm = qk_norm
+        self.sequence = SequenceGroup()
         self.qkv_proj = nn.Linear(channels, 3 * channels, bias=False)
         self.y_proj = nn.Linear(channels, channels)
         self.value_share = nn.Parameter(torch.full((1,), 0.5)) if value_residual else None
@@ -194,7 +196,7 @@ class MultiheadSelfAttention(nn.Module):
         mask: Tensor | BlockMask | None = None,
         first_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attends.
+        """Attends; `T` tokens are those of this rank where they are divided, but for the mask.
 
         Arguments:
             x: tokens, with shape (B, T, H).
@@ -202,7 +204,7 @@ class MultiheadSelfAttention(nn.Module):
             theta: rotary frequencies, with shape (N, H/2), or None for no rotation.
             mask: True where token j is visible to token i, with shape (T, T), or its blocks, or
                 None for all.
-            first_values: the values of the first block, with shape (B, heads, T, H/heads), to mix
+            first_values: the values of the first block, with shape (B, T, heads, H/heads), to mix
                 with this one's where values are residual.
 
         Returns:
@@ -213,12 +215,13 @@ class MultiheadSelfAttention(nn.Module):
             prepared = qk_norm_rope(qkv, coordinates, theta, self.qk_norm)
         else:
             prepared = qkv.unbind(2)
-        q, k, v = (a.transpose(1, 2) for a in prepared)
+        q, k, v = prepared
         mixed = v
         if self.value_share is not None and first_values is not None:
             mixed = torch.lerp(v, first_values, self.value_share.to(v.dtype))
-        y = attend(q, k, mixed, mask)
-        return self.y_proj(y.transpose(1, 2).flatten(-2)), v
+        q, k, mixed = (a.transpose(1, 2) for a in self.sequence.to_heads(q, k, mixed))
+        y = self.sequence.to_tokens(attend(q, k, mixed, mask).transpose(1, 2))
+        return self.y_proj(y.flatten(-2)), v
 
 
 class GridAttention(nn.Module):

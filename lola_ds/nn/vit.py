@@ -10,6 +10,8 @@ A block with modulation :math:`a, b, c, d` maps tokens :math:`x` (and the skip i
 
 Shapes: B batch, T tokens, H hidden channels, D modulation features, N axes.
 
+The tokens may be divided among several ranks (`sequence.py`): then T is their number on this one.
+
 Precision: under autocast, attention and feed-forward layers run in the lower precision; tokens,
 modulation, angles, embeddings, the input and the output projection stay in float32.
 
@@ -46,6 +48,7 @@ from lola_ds.nn.layers import (
 )
 from lola_ds.nn.modulation import make_modulation, modulation
 from lola_ds.nn.recompute import Policy, block_policy, recompute
+from lola_ds.nn.sequence import SequenceGroup
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -176,6 +179,7 @@ class ViT(nn.Module):
             self.window = per_axis(window_size, spatial, "window_size")
         self.periodic = periodic_axes(periodic, spatial)
         self.value_residual = value_residual
+        self.sequence = SequenceGroup()
         self.policies = [block_policy(checkpointing, depth) for depth in range(hid_blocks)]
 
         in_features = math.prod(self.patch) * (in_channels + cond_channels)
@@ -212,17 +216,18 @@ class ViT(nn.Module):
             x = torch.cat((x, cond.to(x.dtype)), dim=1)
         x = patchify(x, self.patch)
         shape = tuple(x.shape[2:])
-        coordinates = grid_coordinates(shape, x.device)
         mask = None
         if self.window is not None:
             mask = local_window(shape, self.window, self.periodic, x.device)
 
-        skip = self.in_proj(x.flatten(2).transpose(1, 2))
+        coordinates = self.sequence.take(grid_coordinates(shape, x.device)[None])[0]
+        skip = self.in_proj(self.sequence.take(x.flatten(2).transpose(1, 2)))
         x = skip + self.positional_embedding(coordinates)
         first_values = None
         for block, policy in zip(self.blocks, self.policies):
             x, values = recompute(policy, block, x, mod, coordinates, skip, mask, first_values)
             if self.value_residual and first_values is None:
                 first_values = values
-        x = self.out_proj(x).transpose(1, 2).unflatten(2, shape)
+        x = self.sequence.join(self.out_proj(x))
+        x = x.transpose(1, 2).unflatten(2, shape)
         return unpatchify(x, self.unpatch)

@@ -36,6 +36,8 @@ def test_stages_equal_one_process(task: str, shards: Path, tmp_path: Path) -> No
     train_all({tmp_path / "one": ["deepspeed=zero0", *quiet]}, task, shards, 1)
     stages = range(4) if task == "autoencoder" else (2, 3)
     runs = {tmp_path / f"zero{s}": [f"deepspeed=zero{s}", *quiet] for s in stages}
+    if task == "diffusion":
+        runs[tmp_path / "sequence"] = ["deepspeed=zero3", "sequence_parallel=2"]
     train_all(runs, task, shards, 2)
     for run in runs:
         assert len(metrics(run, "train/loss")) == 20

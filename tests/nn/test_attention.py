@@ -94,11 +94,13 @@ def test_residual_values_follow_their_formula() -> None:
     with torch.no_grad():
         msa.value_share.fill_(0.3)
     x = torch.randn(2, 4, 12, dtype=torch.float64)
-    first = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    first = torch.randn(2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
     y, values = msa(x, first_values=first)
-    expected = torch.stack([naive_attention(msa, a, first=b) for a, b in zip(x, first)])
+    expected = torch.stack(
+        [naive_attention(msa, a, first=b.transpose(0, 1)) for a, b in zip(x, first)]
+    )
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(values, msa.qkv_proj(x)[..., 24:].view(2, 4, 3, 4).transpose(1, 2))
+    torch.testing.assert_close(values, msa.qkv_proj(x)[..., 24:].view(2, 4, 3, 4))
 
     inputs, weights = (first, msa.value_share), torch.randn_like(y)
     grads = torch.autograd.grad((y * weights).sum(), inputs)

@@ -1,0 +1,182 @@
+r"""Sequence parallelism: the tokens of one sample over several ranks (DeepSpeed-Ulysses).
+
+The n ranks of a group hold the same samples. Each holds T / n consecutive tokens of them, in all
+layers but attention, where an all-to-all turns T / n tokens of every head into all T tokens of
+h / n heads, and another one turns the result back:
+
+    tokens (B, T, ·) --take--> (B, T/n, ·) ... --join--> (B, T, ·)
+                     queries, keys, values (B, T/n, h, d) --to_heads--> (B, T, h/n, d)
+                     attended (B, T, h/n, d)            --to_tokens--> (B, T/n, h, d)
+
+Activations, and the work of every layer, are divided by n; a rank sends 4 tensors of T / n tokens a
+block and pass, whatever n.
+
+Gradients: outside, between `join` and `take`, every rank of the group computes the same, with the
+same gradients. Inside, a rank's gradients are n times those of its own part, so that their mean
+over the group is that of the whole. Parameters inside and outside are thus averaged over all ranks
+alike, as if each rank had samples of its own: ZeRO, clipping and checkpoints know nothing of it.
+
+References:
+    | DeepSpeed Ulysses: System Optimizations for Enabling Training of Extreme Long Sequence
+    | Transformer Models (Jacobs et al., 2023)
+    | https://arxiv.org/abs/2309.14509
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SequenceGroup:
+    """The ranks among which the tokens of a sample are divided; by default one, which has all.
+
+    Arguments:
+        size: the number n of ranks.
+        rank: this one's place among them.
+        name: torch's name of their process group. Collectives on tensors without storage need no
+            process group, only this.
+    """
+
+    size: int = 1
+    rank: int = 0
+    name: str = ""
+
+    def take(self, x: Tensor) -> Tensor:
+        """This rank's tokens: (B, T, ...) to (B, T/n, ...).
+
+        Raises:
+            ValueError: n does not divide T.
+        """
+        if self.size == 1:
+            return x
+        self.check(x.shape[1])
+        return _Take.apply(x, self)
+
+    def check(self, tokens: int) -> None:
+        """Refuses a number of tokens that n does not divide.
+
+        Raises:
+            ValueError: names both.
+        """
+        if tokens % self.size:
+            raise ValueError(
+                f"sequence_parallel={self.size} does not divide the {tokens} tokens of a sample, "
+                "which are the patches of its grid; choose a divisor, or another patch_size"
+            )
+
+    def join(self, x: Tensor) -> Tensor:
+        """All tokens: (B, T/n, ...) to (B, T, ...)."""
+        return x if self.size == 1 else _Join.apply(x, self)
+
+    def to_heads(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """All tokens of this rank's heads: each (B, T/n, h, d) to (B, T, h/n, d), in one go."""
+        if self.size == 1:
+            return tensors
+        x = torch.stack(tensors).unflatten(3, (self.size, -1))
+        y = _Exchange.apply(x.movedim(3, 0), self)  # (n, 3, B, T/n, h/n, d)
+        return y.movedim(0, 2).flatten(2, 3).unbind(0)
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """This rank's tokens of all heads: (B, T, h/n, d) to (B, T/n, h, d)."""
+        if self.size == 1:
+            return x
+        y = _Exchange.apply(x.unflatten(1, (self.size, -1)).movedim(1, 0), self)
+        return y.movedim(0, 2).flatten(2, 3)
+
+
+def divide_tokens(network: nn.Module, group: SequenceGroup) -> None:
+    """Makes the transformers within a network work on their rank's tokens.
+
+    Raises:
+        ValueError: it has no transformer, or n does not divide the heads of one.
+    """
+    found = [module for module in network.modules() if hasattr(module, "sequence")]
+    if not found and group.size > 1:
+        raise ValueError(
+            f"sequence_parallel={group.size} divides the tokens of transformers, and this network "
+            "is none; choose arch=vit, or sequence_parallel=1 with checkpointing=full"
+        )
+    for module in found:
+        heads = getattr(module, "heads", group.size)
+        if heads % group.size:
+            raise ValueError(
+                f"sequence_parallel={group.size} does not divide attention_heads={heads}; "
+                "choose a divisor"
+            )
+        module.sequence = group
+
+
+def _all_gather(x: Tensor, group: SequenceGroup) -> Tensor:
+    """The tokens of all ranks in order: (B, T/n, ...) to (B, T, ...)."""
+    gathered = torch.ops._c10d_functional.all_gather_into_tensor(
+        x.contiguous(), group.size, group.name
+    )
+    parts = torch.ops._c10d_functional.wait_tensor(gathered).unflatten(0, (group.size, -1))
+    return parts.movedim(0, 1).flatten(1, 2)
+
+
+def _own(x: Tensor, group: SequenceGroup) -> Tensor:
+    return x.chunk(group.size, dim=1)[group.rank]
+
+
+class _Take(torch.autograd.Function):
+    """Inside from outside: a part of the tokens; its gradients come n times too large."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: SequenceGroup) -> Tensor:
+        ctx.group = group
+        return _own(x, group).contiguous()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _all_gather(grad, ctx.group) / ctx.group.size, None
+
+
+class _Join(torch.autograd.Function):
+    """Outside from inside: all tokens; their gradients go in n times too large."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: SequenceGroup) -> Tensor:
+        ctx.group = group
+        return _all_gather(x, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _own(grad, ctx.group) * ctx.group.size, None
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all of (n, ...): entry i goes to rank i, and becomes entry `rank` there."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: SequenceGroup) -> Tensor:
+        ctx.group = group
+        return _exchange(x, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _exchange(grad, ctx.group), None
+
+
+def _exchange(x: Tensor, group: SequenceGroup) -> Tensor:
+    ones = [1] * group.size
+    y = torch.ops._c10d_functional.all_to_all_single(x.contiguous(), ones, ones, group.name)
+    return torch.ops._c10d_functional.wait_tensor(y)
+
+
+def join_sequence_group(size: int) -> SequenceGroup:
+    """This rank's group of `size` neighbours, which a node holds. Collective.
+
+    Arguments:
+        size: the number n of ranks of a group, which divides that of all ranks.
+    """
+    if size == 1:
+        return SequenceGroup()
+    group, _ = dist.new_subgroups(size)
+    return SequenceGroup(size, dist.get_rank() % size, group.group_name)
