@@ -24,7 +24,7 @@ from .nn.sequence import SequenceGroup, divide_tokens, join_sequence_group
 from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
 from .train.checkpoint import explain_mismatch, load_weights, restore_ema, restore_optimizer
 from .train.cost import PassCost, build_fake, trace_pass
-from .train.ema import Ema
+from .train.ema import Ema, make_profiles
 from .train.engine import Ranks, make_engine
 from .train.export import find_checkpoint, model_weights, read_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
@@ -216,10 +216,10 @@ def load_weights_of(path: Path) -> dict[str, Tensor]:
         ValueError: a file cannot be read.
     """
     if (path / WEIGHTS).is_file():
-        return read_weights(path / WEIGHTS)
+        return dict(read_weights(path / WEIGHTS))
     if (path / STATE).is_file():
         return read_state(path)
-    return model_weights(find_checkpoint(path), ema=True)
+    return dict(model_weights(find_checkpoint(path)))
 
 
 def check_weights(source: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -363,7 +363,7 @@ def build_training(
     divide_tokens(objective, group)
     group.check(count_tokens(config, windows.shape))
 
-    run = Path(config["run"])
+    run, kept = Path(config["run"]), config["ema"]["keep_every"]
     store = CheckpointStore(
         run / "checkpoints",
         config["checkpoint"]["keep"],
@@ -371,6 +371,7 @@ def build_training(
         ranks.world_size,
         asynchronous=config["checkpoint"]["asynchronous"],
         best=config["checkpoint"]["best"],
+        thin=None if kept is None else kept * epoch_steps(config),
     )
     reader = store.newest()
     step = reader.state["step"] if reader else 0
@@ -393,7 +394,7 @@ def build_training(
         compile_blocks(objective)
     engine = make_engine(objective, optimizer, ds_config)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, config["ema"]["decay"])
+    ema = Ema(fragments, make_profiles(config["ema"]))
     readers = _readers(config, ranks)
     loader = _make_loader(config, windows, readers)
     if reader is not None:
@@ -421,16 +422,20 @@ def build_training(
     )
 
 
+def epoch_steps(config: dict[str, Any]) -> int:
+    """Optimizer steps of an epoch."""
+    return config["train"]["epoch_size"] // config["train"]["batch_size"]
+
+
 def make_plan(config: dict[str, Any]) -> Plan:
     """Lengths and intervals in optimizer steps."""
-    train = config["train"]
-    epoch_steps = train["epoch_size"] // train["batch_size"]
+    train, epoch = config["train"], epoch_steps(config)
     return Plan(
-        total_steps=train["epochs"] * epoch_steps,
-        epoch_steps=epoch_steps,
+        total_steps=train["epochs"] * epoch,
+        epoch_steps=epoch,
         batch_size=train["batch_size"],
         accumulation=train["accumulation"],
-        save_every=config["checkpoint"]["every"] * epoch_steps,
+        save_every=config["checkpoint"]["every"] * epoch,
         log_every=train["log_every"],
         seed=config["seed"],
     )

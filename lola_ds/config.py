@@ -112,7 +112,9 @@ class Valid:
 
 @dataclass
 class Ema:
-    decay: float = 0.999
+    decay: Any = 0.999
+    power_law: list[float] = field(default_factory=list)
+    keep_every: int | None = None
 
 
 @dataclass
@@ -436,6 +438,7 @@ def check(config: DictConfig) -> None:
             "(fork.run=… starts from another run's weights)"
         )
     _check_fork(plain)
+    _check_ema(plain)
     if plain["task"] != "autoencoder" and plain["trajectory"]["length"] < 2:
         raise ValueError(
             f"trajectory.length={plain['trajectory']['length']} leaves nothing to predict; "
@@ -459,9 +462,38 @@ def _check_fork(config: dict[str, Any]) -> None:
             )
 
 
+def _check_ema(config: dict[str, Any]) -> None:
+    """The averages are possible and have different names."""
+    ema, every = config["ema"], config["checkpoint"]["every"]
+    decays = ema["decay"] if isinstance(ema["decay"], list) else [ema["decay"]]
+    numbers = [value for value in (*decays, *ema["power_law"]) if value is not None]
+    real = all(isinstance(value, (int, float)) for value in numbers)
+    rules = {
+        "ema.decay": (
+            real and all(0 <= value < 1 for value in decays if value is not None),
+            "must be a number in [0, 1), a list of them, or null with ema.power_law=[…]",
+        ),
+        "ema.power_law": (
+            real and all(0 < value <= 12**-0.5 for value in ema["power_law"]),
+            "must be a list of sigma_rel in (0, 0.2886], such as [0.05, 0.1]",
+        ),
+        "ema": (
+            numbers and len(set(numbers)) == len(numbers),
+            "must ask for one average at least, each of them once",
+        ),
+        "ema.keep_every": (
+            ema["keep_every"] is None or (ema["keep_every"] > 0 == ema["keep_every"] % every),
+            f"must be a multiple of checkpoint.every={every} epochs, or null",
+        ),
+    }
+    for key, (holds, message) in rules.items():
+        if not holds:
+            raise ValueError(f"{key}={_get(config, key)} {message}")
+
+
 def _check_numbers(config: dict[str, Any]) -> None:
     """Ranges of the real-valued settings."""
-    optim, ema, context = config["optim"], config["ema"], config["trajectory"]["context"]
+    optim, context = config["optim"], config["trajectory"]["context"]
     watch = config["watch"]
     rules = {
         "optim.learning_rate": (optim["learning_rate"] > 0, "must be positive"),
@@ -485,7 +517,6 @@ def _check_numbers(config: dict[str, Any]) -> None:
             watch["spike"] is None or watch["spike"] > 1,
             "must be above 1 (times the median gradient norm), or null",
         ),
-        "ema.decay": (0 <= ema["decay"] < 1, "must be in [0, 1)"),
         "checkpoint.best": (
             (config["checkpoint"]["best"] or "valid/").startswith("valid/"),
             "must name a number of the validation, such as valid/loss, or be null",

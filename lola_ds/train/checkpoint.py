@@ -246,10 +246,20 @@ def restore_optimizer(
 
 @torch.no_grad()
 def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
-    """Sets this rank's part of the average from a checkpoint."""
-    for fragment in ema.fragments:
-        value = reader.read("ema", fragment.name, fragment.start, fragment.numel)
-        ema.values[fragment.name].copy_(value)
+    """Sets this rank's part of the averages from a checkpoint.
+
+    Raises:
+        CheckpointError: it does not hold one of them.
+    """
+    for profile, values in zip(ema.profiles, ema.values):
+        if profile.kind not in reader.averages:
+            raise CheckpointError(
+                f"{reader.folder} holds the averages {', '.join(reader.averages)}, not "
+                f"{profile.kind}; go on with the ema.decay and ema.power_law of its run, or start "
+                "a new run from these weights with fork.run=…"
+            )
+        for f, value in zip(ema.fragments, values):
+            value.copy_(reader.read(profile.kind, f.name, f.start, f.numel))
 
 
 @dataclass(frozen=True)
@@ -294,8 +304,12 @@ def rank_contents(
     if rank == 0:
         tensors |= {f"buffer/{name}": buffer for name, buffer in _buffers(module)}
     metadata = {_OPTIMIZER: json.dumps(_optimizer_name(optimizer)), _STATES: json.dumps(states)}
-    averages = {f"ema/{name}": value for name, value in ema.values.items()}
-    kinds = {_AVERAGES: json.dumps(["ema"])}
+    averages = {
+        f"{profile.kind}/{f.name}": value
+        for profile, values in zip(ema.profiles, ema.values)
+        for f, value in zip(ema.fragments, values)
+    }
+    kinds = {_AVERAGES: json.dumps([profile.kind for profile in ema.profiles])}
     return {
         f"rank_{rank:05d}.safetensors": Content(tensors, runs | metadata),
         f"{AVERAGES_FILE}_{rank:05d}.safetensors": Content(averages, runs | kinds),

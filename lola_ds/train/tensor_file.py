@@ -16,7 +16,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +115,20 @@ def write_tensors(
         header[name] = entry
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    size = len(text).to_bytes(8, "little")
+    head = len(text).to_bytes(8, "little") + text
     hasher = xxhash.xxh3_64()
     with path.open("wb", buffering=0) as file:
-        for data in chain([memoryview(size + text)], (_bytes(tensors[name]) for name, _ in specs)):
+
+        def put(data: memoryview) -> None:
             hasher.update(data)
             while data:
                 data = data[file.write(data) :]
+
+        put(memoryview(head))
+        for name, _ in specs:
+            put(_bytes(tensors[name]))
         os.fsync(file.fileno())
-    return {"bytes": len(size) + len(text) + end, "xxh3": hasher.hexdigest()}
+    return {"bytes": len(head) + end, "xxh3": hasher.hexdigest()}
 
 
 class TensorFile:

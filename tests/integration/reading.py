@@ -19,7 +19,8 @@ def metrics(run: Path, name: str) -> list[float]:
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Weights and their averages in the newest checkpoint."""
     reader = find_checkpoint(run)
-    return {f"{k}/{n}": t for k in ("weight", "ema") for n, t in reader.tensors(k).items()}
+    kinds = ("weight", *reader.averages)
+    return {f"{k}/{n}": t for k in kinds for n, t in reader.tensors(k).items()}
 
 
 def assert_same_bits(run: Path, expected: Path) -> None:

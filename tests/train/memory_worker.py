@@ -18,7 +18,7 @@ from lola_ds.build import build_model, build_objective, complete_network
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, to_dict
 from lola_ds.data import Batch
-from lola_ds.train.ema import Ema
+from lola_ds.train.ema import Ema, Exponential
 from lola_ds.train.engine import Ranks, join, leave, make_engine
 from lola_ds.train.fragments import local_fragments
 from lola_ds.train.optim import make_optimizer
@@ -52,7 +52,8 @@ def measure(task: str, stage: str, ranks: Ranks) -> int:
         objective = build_objective(config, build_model(config))
         optimizer = make_optimizer(objective.parameters(), config["optim"])
         engine = make_engine(objective, optimizer, ds_config)
-        ema = Ema(local_fragments(engine, ranks.rank, ranks.world_size), 0.9)
+        fragments = local_fragments(engine, ranks.rank, ranks.world_size)
+        ema = Ema(fragments, [Exponential(0.9)])
         for step in range(3):
             loss, _ = engine(make_batch(task, SAMPLES))
             engine.backward(loss)

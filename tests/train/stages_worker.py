@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, to_dict
 from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
-from lola_ds.train.ema import Ema
+from lola_ds.train.ema import Ema, Exponential
 from lola_ds.train.engine import Ranks, first_difference, join, leave, make_engine
 from lola_ds.train.fragments import (
     evaluated,
@@ -75,7 +75,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
     )
     engine = make_engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, 0.9)
+    ema = Ema(fragments, [Exponential(0.9)])
     start = 0
     if reader:
         start = reader.state["step"]

@@ -11,7 +11,7 @@ import torch
 from ranks import run_ranks
 
 from lola_ds.train.checkpoint import CheckpointError, CheckpointReader, list_checkpoints
-from lola_ds.train.export import find_checkpoint, model_weights
+from lola_ds.train.export import choose, find_checkpoint, model_weights
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
 STAGES = (0, 1, 2, 3)
@@ -34,7 +34,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     reader = CheckpointReader(list_checkpoints(folder / "checkpoints")[-1])
     return {
         f"{kind}/{name}": tensor
-        for kind in ("weight", "ema", "exp_avg", "exp_avg_sq")
+        for kind in ("weight", "ema_0.9", "exp_avg", "exp_avg_sq")
         for name, tensor in reader.tensors(kind).items()
     }
 
@@ -106,8 +106,8 @@ def test_damaged_newest_falls_back_to_the_one_before(runs: Path, tmp_path: Path)
 
 def test_export_strips_the_objective(runs: Path) -> None:
     reader = find_checkpoint(runs / "two_3")
-    weights = model_weights(reader, ema=False)
+    weights = model_weights(reader, choose(reader, "none"))
     assert set(weights) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert weights["0.weight"].shape == (13, 5)
-    averaged = model_weights(reader, ema=True)
+    averaged = model_weights(reader)
     assert not torch.equal(weights["0.weight"], averaged["0.weight"])

@@ -67,7 +67,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     reader = newest(run)
     return {
         f"{kind}/{name}": tensor
-        for kind in ("weight", "ema")
+        for kind in ("weight", "ema_0.9")
         for name, tensor in reader.tensors(kind).items()
     }
 
