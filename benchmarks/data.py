@@ -4,24 +4,31 @@
                               [workers=2] [rounds=5]
 
 Cases: frames of 128² and of 256² with 5 channels in batches of 16, and latents of 64 × 16² in
-batches of 64; windows of L = 5 frames, s = 4 steps apart; a warm page cache. Every reader takes
-the windows of one epoch (the sequential ones: the same trajectories in order; the_well an eighth of
-the windows, as it is slow). Bare reads, the loader and the sequential readers fill batches in turn,
-three being in use as for any reader that works ahead; `well` and `h5py` hand over single windows.
-Readers take turns, `rounds` times; the best round of each counts, as other processes can only slow
-it down.
+batches of 64; windows of L = 5 frames, s = 4 steps apart; a warm page cache. Readers fill batches
+in turn, three being in use as for any reader that works ahead; `well` and `h5py` hand over single
+windows. Readers take turns, `rounds` times; the best round of each counts, as other processes can
+only slow it down.
+
+Shuffled, the same windows in the same order (an eighth of them where a reader takes longest):
 
     pread       bare positioned reads of the same bytes into memory in use, no checksum; by one
                 thread, and by as many as the loader's workers
-    loader      this loader, its second epoch, when every frame was compared with its checksum;
-                `first epoch`: each frame is compared once; `recheck`: at every read
+    loader      this loader, once every frame was compared with its checksum; `hashed once`: in an
+                epoch that compares each frame at its first read; `recheck`: at every read
     augmented   this loader with flips, permutations and rolls
     well        `the_well.data.WellDataset`, one process (fields only)
     h5py        a reader of a latent cache that keeps its file open, as lola's (latents only);
                 alone, and in torch's DataLoader with as many processes as the loader has workers
-    webdataset  sequential: whole trajectories, cut in windows (`stream_windows`, no shuffle)
-    mosaicml    StreamingDataset of whole trajectories, in order
-    litdata     StreamingDataset of whole trajectories, in order
+    mosaicml    StreamingDataset of whole trajectories: reads one, cuts one window
+    litdata     the same with litdata's
+
+In order, each trajectory's windows one after the other, so that a trajectory is in the processor's
+cache while its windows are cut:
+
+    loader      this loader, given that order
+    webdataset  whole trajectories, cut in windows (`stream_windows`, no shuffle)
+    mosaicml    StreamingDataset of whole trajectories, cut in windows
+    litdata     the same with litdata's
 
 A reader whose package is not installed is skipped, and the table says so. One CSV row per reader
 and case: GB/s of float32 handed over, and its ratio to one thread of bare reads. Further rows: the
@@ -42,10 +49,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -58,8 +66,9 @@ from benchmarks.record import describe_machine, write_rows
 from data_prep.well_to_shards import shard_split
 from lola_ds.cli.common import parse_pairs
 from lola_ds.data import ElasticSampler, ShardDataset, ShardWriter, build_loader, stream_windows
+from lola_ds.data.orders import FullShuffle
 
-LENGTH, STRIDE, IN_USE = 5, 4, 3
+LENGTH, STRIDE, IN_USE, EPOCHS = 5, 4, 3, 3
 AUGMENT = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
 CASES = {  # trajectories, frames, channels, grid; batch
     "fields_128": ((8, 101, 5, 128, 128), 16),
@@ -174,6 +183,14 @@ class CachedWindows(Dataset):
         return torch.from_numpy(self._state[trajectory, start:stop:STRIDE])
 
 
+@dataclass(frozen=True)
+class InOrder(FullShuffle):
+    """Every window once an epoch, trajectory by trajectory."""
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        return np.arange(self.windows)
+
+
 class Case:
     """The readers of one case; each sets `seconds` and returns the bytes it handed over."""
 
@@ -186,12 +203,13 @@ class Case:
 
     def readers(self) -> Iterator[tuple[str, Reader | str]]:
         """(name, reader, or why there is none)."""
-        many = self.workers
+        many, shuffled = self.workers, self.order[: self.count // 8]
+        others = {"mosaicml": "streaming", "litdata": "litdata"}
         yield "pread", lambda: self.pread(1)
         yield f"pread, {many} threads", lambda: self.pread(many)
         yield "loader, 1 worker", lambda: self.loader(1)
         yield f"loader, {many} workers", lambda: self.loader(many)
-        yield f"loader, {many} workers, first epoch", lambda: self.loader(many, epoch=0)
+        yield f"loader, {many} workers, hashed once", lambda: self.loader(many, afresh=True)
         yield f"loader, {many} workers, recheck", lambda: self.loader(many, recheck=True)
         if self.windows.kind == "fields":
             yield f"augmented, {many} workers", lambda: self.loader(many, AUGMENT)
@@ -199,10 +217,15 @@ class Case:
         else:
             yield "h5py", self.h5py
             yield f"h5py, DataLoader, {many} workers", self.h5py_batches
-        yield "webdataset", self.webdataset
-        for name, package in (("mosaicml", "streaming"), ("litdata", "litdata")):
-            there = installed(package)
-            yield name, getattr(self, name) if there else f"{package} is not installed"
+        for name, package in others.items():
+            reader = partial(getattr(self, name), shuffled)
+            yield name, reader if installed(package) else f"{package} is not installed"
+        yield "in order: loader, 1 worker", lambda: self.loader(1, in_order=True)
+        yield f"in order: loader, {many} workers", lambda: self.loader(many, in_order=True)
+        yield "in order: webdataset", self.webdataset
+        for name, package in others.items():
+            reader = getattr(self, name)
+            yield f"in order: {name}", reader if installed(package) else f"{package} is missing"
 
     def pread(self, threads: int) -> int:
         index = self.windows.indexes[0]
@@ -232,19 +255,34 @@ class Case:
         return frames.size * size
 
     def loader(
-        self, workers: int, augment: Sequence[str] = (), epoch: int = 1, recheck: bool = False
+        self,
+        workers: int,
+        augment: Sequence[str] = (),
+        *,
+        afresh: bool = False,
+        recheck: bool = False,
+        in_order: bool = False,
     ) -> int:
-        """Reads epoch 1 after epoch 0, or epoch 0 by a dataset that has not read anything."""
+        """Reads an epoch, after one in which every frame was hashed; the fastest of three.
+
+        Arguments:
+            workers, augment, recheck: the loader's.
+            afresh: change the shards' times first, so that every frame is hashed anew, once.
+            in_order: visit the windows in order instead of shuffled.
+        """
         windows = ShardDataset(self.path, LENGTH, STRIDE, recheck=recheck)
-        sampler = ElasticSampler(self.count, self.batch)
-        steps = len(sampler)
+        order = InOrder(self.count, 0) if in_order else None
+        sampler, seconds = ElasticSampler(self.count, self.batch, order=order), []
+        steps, size = len(sampler), 0
         with build_loader(windows, sampler, workers=workers, augment=augment) as loader:
-            batches = iter(loader)
-            for _ in islice(batches, epoch * steps):
-                pass
-            begin = time.perf_counter()
-            size = sum(batch.x.nbytes for batch in islice(batches, steps))
-            self.seconds = time.perf_counter() - begin
+            for _ in range(1 + EPOCHS):
+                if afresh:
+                    for path in self.path.glob("*.tar"):
+                        path.touch()
+                begin = time.perf_counter()
+                size = sum(batch.x.nbytes for batch in islice(loader, steps))
+                seconds.append(time.perf_counter() - begin)
+        self.seconds = min(seconds[1:])
         return size * self.count // (steps * self.batch)  # without padding
 
     def well(self) -> int:
@@ -304,19 +342,30 @@ class Case:
         stream = stream_windows(paths, LENGTH, STRIDE, shuffle=0)
         return self.sequential(window["x"].transpose(0, 1).numpy() for window in stream)
 
-    def mosaicml(self) -> int:
+    def mosaicml(self, shuffled: np.ndarray | None = None) -> int:
         from streaming import StreamingDataset
         from streaming.base.util import clean_stale_shared_memory
 
         clean_stale_shared_memory()
         dataset = StreamingDataset(local=str(self.folder / "mds"), batch_size=1, shuffle=False)
-        return self.sequential(x for sample in dataset for x in cut(sample["x"]))
+        return self.trajectories(dataset, shuffled)
 
-    def litdata(self) -> int:
+    def litdata(self, shuffled: np.ndarray | None = None) -> int:
         from litdata import StreamingDataset
 
         dataset = StreamingDataset(str(self.folder / "litdata"), shuffle=False)
-        return self.sequential(x for sample in dataset for x in cut(np.asarray(sample["x"])))
+        return self.trajectories(dataset, shuffled)
+
+    def trajectories(self, dataset: Any, shuffled: np.ndarray | None) -> int:
+        """Windows of a dataset of whole trajectories: all in order, or some `shuffled`."""
+        if shuffled is None:
+            return self.sequential(x for sample in dataset for x in cut(np.asarray(sample["x"])))
+        places = map(self.windows.locate, shuffled.tolist())
+        span = (LENGTH - 1) * STRIDE + 1
+        return self.sequential(
+            np.asarray(dataset[trajectory]["x"])[start : start + span : STRIDE]
+            for trajectory, start in places
+        )
 
 
 def measure(case: Case, rounds: int) -> Iterator[tuple[str, float | None, str]]:

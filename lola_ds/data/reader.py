@@ -5,9 +5,10 @@ core's cache; and again whenever its shard has changed since: what is remembered
 stamp of the file (device, inode, size, times) under which its bytes were right. So every corruption
 that is there at the first read is caught, and so is any later one that goes through the file
 system; a disk that decays between two reads of one process is caught by `recheck` only, which
-hashes at every read. Frames that follow each other in the shard and in memory share one read.
-Tables are consulted for all frames of a call at once; what remains for each frame is a call into C
-that releases the interpreter.
+hashes at every read. Frames that follow each other in the shard and in memory share one read, and
+what a call asks for twice is read once and copied, which windows that overlap gain by. Tables are
+consulted for all frames of a call at once; what remains for each frame is a call into C that
+releases the interpreter.
 """
 
 from __future__ import annotations
@@ -102,41 +103,56 @@ class FrameReader:
         """
         index, size = self.index, self._frame_bytes
         shards, offsets = index.places(frames)
-        memory = out.reshape(-1).view(np.uint8).data
+        rows = out.reshape(-1).view(np.uint8).reshape(len(frames), size)
+        memory = rows.reshape(-1).data
         places, starts = shards.tolist(), offsets.tolist()
         files = {shard: self._open(shard) for shard in set(places)}
         stamps = {shard: file.stamp() for shard, file in files.items()}
         before = np.array([stamps[shard] for shard in places])
         trusted = (self._verified[frames] == before) & (not self.recheck)
         digests = index.checksums[frames].tolist()
-        fresh = set(np.flatnonzero(~trusted).tolist())
+        fresh = (~trusted).tolist()
 
         def check(i: int) -> None:
             if checksum(memory[i * size : (i + 1) * size]) != digests[i]:
                 raise self._error(int(frames[i]), "checksum mismatch")
 
-        for first, stop in self._runs(shards, offsets):
+        for first, stop, source in self._runs(shards, offsets, _repeats(frames)):
+            if source is not None:
+                rows[first] = rows[source]
+                continue
             target = memory[first * size : stop * size]
             count = files[places[first]].read_into(target, starts[first])
             if count < len(target):
                 row = first + count // size
                 raise self._error(int(frames[row]), f"file ends after {count % size} bytes")
-            for i in fresh.intersection(range(first, stop)):
-                check(i)
+            for i in range(first, stop):
+                if fresh[i]:
+                    check(i)
         if any(file.stamp() != stamps[shard] for shard, file in files.items()):
             for i in range(len(frames)):  # what was trusted may have changed meanwhile
                 check(i)
         self._verified[frames] = before
 
-    def _runs(self, shards: np.ndarray, offsets: np.ndarray) -> list[tuple[int, int]]:
-        """[first, stop) of frames that lie one after the other, at most so many at once."""
+    def _runs(
+        self, shards: np.ndarray, offsets: np.ndarray, repeats: dict[int, int]
+    ) -> list[tuple[int, int, int | None]]:
+        """What to do for rows [first, stop), in order: copy a row, or (None) read them at once.
+
+        Arguments:
+            shards, offsets: where the frames lie, (n,).
+            repeats: rows that are the same frame as an earlier one.
+        """
         follows = (offsets[1:] - offsets[:-1] == self._frame_bytes) & (shards[1:] == shards[:-1])
+        copied = np.array(list(repeats), np.int64)
+        follows[copied - 1] = False
+        follows[copied[copied < len(follows)]] = False
         step = self._at_once
         if step == 1 or not follows.any():
-            return [(i, i + 1) for i in range(len(shards))]
+            return [(i, i + 1, repeats.get(i)) for i in range(len(shards))]
         bounds = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(shards)]
         return [
-            (i, min(i + step, stop))
+            (i, min(i + step, stop), repeats.get(i))
             for first, stop in itertools.pairwise(bounds)
             for i in range(first, stop, step)
         ]
@@ -162,3 +178,14 @@ class FrameReader:
             else:
                 self._files.move_to_end(shard)
             return file
+
+
+def _repeats(frames: np.ndarray) -> dict[int, int]:
+    """Positions at which a value of `frames` (n,) occurs again -> the position of its first."""
+    ordered = np.sort(frames)
+    if (ordered[1:] != ordered[:-1]).all():
+        return {}
+    _, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
+    source = first[inverse]
+    again = np.flatnonzero(source < np.arange(len(frames)))
+    return dict(zip(again.tolist(), source[again].tolist()))

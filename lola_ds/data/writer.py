@@ -282,12 +282,18 @@ class ShardWriter:
         shard.write(head)
         member = {"key": key, "frames": frames, "meta": dict(meta)}
         member.update(offset=shard.size, frame_bytes=frame_bytes)
-        member.update(self._write_frames(shard, array, meta, start, stop))
+        member.update(self._write_frames(shard, key, array, meta, start, stop))
         shard.write(tar_padding(size))
         shard.members.append(member)
 
     def _write_frames(
-        self, shard: GrowingShard, array: Frames, meta: Mapping[str, Any], start: int, stop: int
+        self,
+        shard: GrowingShard,
+        key: str,
+        array: Frames,
+        meta: Mapping[str, Any],
+        start: int,
+        stop: int,
     ) -> dict[str, Any]:
         """Writes frames [start, stop); returns their checksums, moments and non-finite places."""
         checksums, nonfinite, moments = [], [], Moments.empty(array.shape[1])
@@ -295,11 +301,12 @@ class ShardWriter:
             for a, b, x in _read_ahead(array, start, stop, helpers):
                 if x.shape != (b - a, *array.shape[1:]):
                     raise ValueError(f"{_where(meta)}: {x.shape} read for frames {a} to {b}")
-                nonfinite += self._nonfinite(x, a, meta)
                 stored = _encode(x, self.dtype, meta)
                 reduced = helpers.submit(frame_moments, x, stored, self.dtype, self.transform)
-                checksums += [f"{checksum(frame):016x}" for frame in stored]
-                shard.write(stored.data)
+                nonfinite += self._nonfinite(x, a, meta)
+                digests = [f"{checksum(frame):016x}" for frame in stored]
+                shard.write_frames(stored.data, digests, key, a)
+                checksums += digests
                 moments = moments.merge(reduced.result())
                 self._progress(x.nbytes)
         return {"checksums": checksums, "moments": moments.to_json(), "nonfinite": nonfinite}
@@ -315,7 +322,7 @@ class ShardWriter:
         return places
 
     def _close_shard(self) -> None:
-        """Completes the open shard: sync, read back, rename, record."""
+        """Completes the open shard and records what it holds."""
         if self._shard is None:
             return
         name = self._shard_name(self._number)

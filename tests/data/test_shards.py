@@ -20,6 +20,7 @@ from lola_ds.data import (
     open_index,
     publish,
     reader,
+    shard_file,
     verify_split,
 )
 from lola_ds.data.format import checksum, decode_frames, encode_frames, npy_header, tar_header
@@ -119,7 +120,7 @@ import shutil
 from lola_ds.data import publishing, shard_file, writer
 sys.path.insert(0, {tests!r})
 from helpers import make_shards
-calls, limit = 0, int(sys.argv[2])
+calls, limit = 0, 0
 def counted(function):
     def call(*args, **kwargs):
         global calls
@@ -136,46 +137,44 @@ for name in ("replace", "rename", "fsync"):
 shutil.rmtree = counted(shutil.rmtree)
 writer.COPY_BYTES = 4 * 768
 data = np.random.default_rng(0).standard_normal((6, 12, 3, 8, 8))
-make_shards(sys.argv[1], data, shard_bytes=20_000)
-print(calls)
+
+def run(folder):  # in a process that is killed at call `limit`; its exit status
+    child = os.fork()
+    if not child:
+        try:
+            make_shards(folder, data, shard_bytes=20_000)
+        except BaseException:
+            os._exit(1)
+        Path("calls").write_text(str(calls))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def files(folder):
+    return {{p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}}
+
+os.chdir(sys.argv[1])
+limit, whole = 0, Path("whole/toy/train")
+assert run(whole) == 0
+expected, points = files(whole), np.arange(1, int(Path("calls").read_text()) + 1)
+for point in np.random.default_rng(1).choice(points, int(sys.argv[2]), replace=False).tolist():
+    folder = Path(f"{{point}}/toy/train")
+    limit = point
+    assert run(folder) == -9, point
+    assert not folder.exists() or files(folder) == expected, point  # never a part of it
+    limit = 0
+    if not folder.exists():
+        assert run(folder) == 0, point
+    assert files(folder) == expected, point
+print("done")
 """
 
 
-def run_killed(folder, limit):
+@pytest.mark.parametrize("points", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path, points):
     script = KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)))
-    command = [sys.executable, "-c", script, str(folder), str(limit)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path):
-    whole = tmp_path / "whole" / "toy" / "train"
-    calls = int(run_killed(whole, 10**9).stdout)
-    expected = files(whole)
-    folder = tmp_path / "killed" / "toy" / "train"
-    for limit in np.random.default_rng(1).choice(np.arange(1, calls + 1), 3, replace=False):
-        result = run_killed(folder, limit)
-        assert result.returncode in (-9, 0), result.stderr
-        if folder.exists():  # never a part of it
-            assert files(folder) == expected
-            break
-    if not folder.exists():
-        assert run_killed(folder, 10**9).returncode == 0
-    assert files(folder) == expected
-
-
-@pytest.mark.slow
-def test_killed_at_twenty_points(tmp_path):
-    whole = tmp_path / "whole" / "toy" / "train"
-    calls = int(run_killed(whole, 10**9).stdout)
-    expected = files(whole)
-    for limit in np.random.default_rng(2).choice(np.arange(1, calls + 1), 20, replace=False):
-        folder = tmp_path / str(limit) / "toy" / "train"
-        assert run_killed(folder, limit).returncode == -9
-        if folder.exists():  # killed after the rename
-            assert files(folder) == expected
-        else:
-            assert run_killed(folder, 10**9).returncode == 0
-        assert files(folder) == expected
+    command = [sys.executable, "-c", script, str(tmp_path), str(points)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout == "done\n", run.stderr
 
 
 def test_every_point_of_interruption(tmp_path, monkeypatch):
@@ -283,6 +282,29 @@ def test_resumed_writers_know_what_they_hold(tmp_path):
         writer.add("other", data[0], make_meta(folder, 0, data[0].shape))
     with pytest.raises(ValueError, match="finish with the same input and settings"):
         ShardWriter(folder, shard_bytes=16 * FRAME)
+
+
+def test_frames_that_come_back_otherwise_are_not_published(tmp_path, monkeypatch):
+    """Read back while it grows, in pieces that end within pages, and at the end."""
+    monkeypatch.setattr(shard_file, "READ_BACK", 100_000)
+    data = np.random.default_rng(0).integers(0, 256, (300, 1_000), np.uint8)
+    for wrong in (None, 0, 99, 131, 299):
+        digests = [f"{checksum(frame):016x}" for frame in data]
+        if wrong is not None:
+            digests[wrong] = f"{0:016x}"
+        shard = shard_file.GrowingShard(tmp_path / "a.tmp")
+        for first in range(0, 300, 50):
+            part = slice(first, first + 50)
+            shard.write_frames(data[part].data, digests[part], "made-7", first)
+        if wrong is None:
+            shard.complete(tmp_path / "a.tar")
+            assert (tmp_path / "a.tar").read_bytes() == data.tobytes() + bytes(1024)
+            (tmp_path / "a.tar").unlink()
+            continue
+        with pytest.raises(ShardError, match=rf"made-7, frame {wrong} read back differs"):
+            shard.complete(tmp_path / "a.tar")
+        shard.discard()
+        assert not list(tmp_path.iterdir())
 
 
 def test_existing_splits_are_not_touched(tmp_path):
@@ -427,6 +449,43 @@ def test_reads_only_the_frames_of_a_window(tmp_path, monkeypatch):
     asked.clear()
     ShardDataset(index.folder, length=5)[2]  # neighbours share a read
     assert asked == [(first, 5 * FRAME)]
+
+
+def test_frames_of_several_windows_are_read_once(tmp_path, monkeypatch):
+    """Overlapping windows in one call: whatever repeats is copied, bits and checks as ever."""
+    data = arrays(2, frames=25)
+    index = make_shards(tmp_path / "toy" / "train", data)
+    asked, preadv = [], os.preadv
+
+    def counted(descriptor, buffers, offset):
+        asked.append(len(buffers[0]) // FRAME)
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    for length, stride, ids in (
+        (5, 4, np.arange(18)),
+        (3, 1, np.arange(46)),
+        (3, 1, np.array([7, 5, 7, 6, 30, 4])),
+        (2, 1, np.array([3, 3])),
+        (1, 1, np.array([0, 49, 0])),
+    ):
+        windows = ShardDataset(index.folder, length, stride)
+        found = np.empty((len(ids), length, 3, 8, 8), np.float32)
+        asked.clear()
+        windows.read_windows(ids, found)
+        places = [windows.locate(int(i)) for i in ids]
+        frames = {(i, start + k * stride) for i, start in places for k in range(length)}
+        assert sum(asked) == len(frames)
+        expected = [data[i][start : start + length * stride : stride] for i, start in places]
+        assert np.array_equal(found, expected)
+
+    path = index.folder / index.shards[0]
+    whole = bytearray(path.read_bytes())
+    whole[int(index.places(6)[1])] ^= 1
+    path.write_bytes(whole)
+    windows = ShardDataset(index.folder, 3)
+    with pytest.raises(ShardError, match=r"made-0000, frame 6"):
+        windows.read_windows(np.arange(5), np.empty((5, 3, 3, 8, 8), np.float32))
 
 
 def test_frames_are_hashed_once_and_again_when_their_file_changes(tmp_path, monkeypatch):
