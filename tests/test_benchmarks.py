@@ -1,4 +1,4 @@
-"""The benchmarks of kernels and steps run, and write what they promise, on the smallest case."""
+"""The benchmarks run, and write what they promise, on the smallest case."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks.runtime import Clock, TimedEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +25,53 @@ def run(module: str, *words: str) -> list[dict[str, str]]:
     assert done.returncode == 0, done.stderr
     with open(out) as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_runtime(tmp_path: Path) -> None:
+    """The loop's parts are there, and most of a step is the engine's even here."""
+    words = [f"folder={tmp_path}", "steps=20", "resolution=16", "threads=1"]
+    rows = {row["what"]: row for row in run("runtime", f"out={tmp_path / 'r.csv'}", *words)}
+    shares = {name: float(row["share"]) for name, row in rows.items()}
+    engine = sum(shares[name] for name in ("forward", "backward", "optimizer"))
+    assert 0.5 < engine < 1 == shares["step"]
+    assert 0 < shares["overhead"] < 0.5
+    for name in ("data", "prepare", "checks", "average", "record", "bare step"):
+        assert shares[name] > 0
+    assert all(row["commit"] and row["device"] for row in rows.values())
+
+
+def test_clock_of_the_runtime_books_calls_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        """Takes 3 seconds forward, 5 backward and 1 for the optimizer."""
+
+        name = "engine"
+
+        def __call__(self, batch: int) -> int:
+            now[0] += 3
+            return 2 * batch
+
+        def backward(self) -> None:
+            now[0] += 5
+
+        def step(self) -> None:
+            now[0] += 1
+
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.runtime.time.perf_counter", lambda: now[0])
+    clock = Clock(torch.device("cpu"))
+    engine = TimedEngine(Engine(), clock)
+    for waited in (1, 2):
+        with clock.timing("data"):
+            now[0] += waited
+        assert engine(4) == 8
+        engine.backward()
+        engine.step()
+        now[0] += 0.5
+        clock.end_step()
+    assert engine.name == "engine"
+    engines = {"forward": 3, "backward": 5, "optimizer": 1}
+    assert clock.steps == [{"data": w, **engines, "step": 9.5 + w} for w in (1, 2)]
 
 
 def test_kernels(tmp_path: Path) -> None:

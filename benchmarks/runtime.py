@@ -1,0 +1,228 @@
+"""What the training loop costs beside its forward passes, backward passes and optimizer steps.
+
+    python -m benchmarks.runtime [out=benchmarks/runtime.csv] [folder=/tmp/lola_runtime]
+                                 [steps=60] [resolution=64] [threads=0]
+
+A diffusion transformer learns from real shards (solved and written into `folder` if they are not
+there), by the real loop with reader threads, DeepSpeed's engine, the checks of every step, the
+average, and a line of metrics every ten steps. On a processor it is sized so that a step takes
+about 100 ms. Every call is timed where the loop makes it, after the device has finished:
+
+    forward, backward, optimizer   the three calls of the engine
+    data                           waiting for the loader, and moving the batch to the device
+    prepare                        transform and standardisation
+    checks                         gradient norm and the step's numbers, summed over ranks
+    average                        the moving average of the weights
+    record                         progress bar, metrics.jsonl
+    rest                           what none of these is: seeds, learning rate, clocks
+    overhead                       all but the engine's calls
+    bare step                      the engine's calls alone, on one batch, after the training
+
+One CSV row each: the median over the steps in ms, and its share of the median step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.record import describe_machine, write_rows
+from lola_ds.build import build_training
+from lola_ds.cli.common import exit_at_once, parse_pairs
+from lola_ds.cli.shard import main as shard
+from lola_ds.cli.synthesize import main as synthesize
+from lola_ds.config import compose, to_dict
+from lola_ds.train.engine import Ranks, join, leave
+from lola_ds.train.loop import Trainer
+
+T = TypeVar("T")
+PACKAGES = ("torch", "deepspeed")
+ENGINE = ("forward", "backward", "optimizer")
+LOOP = ("data", "prepare", "checks", "average", "record")
+WARMUP = 10
+NETWORK = {
+    "cpu": ["hid_channels=96", "hid_blocks=4", "attention_heads=4", "patch_size=[1,4,4]"],
+    "cuda": ["hid_channels=1024", "hid_blocks=12", "attention_heads=16", "patch_size=[1,4,4]"],
+}
+
+
+class Clock:
+    """Adds up the seconds of named calls, step by step.
+
+    Arguments:
+        device: whose work is waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.steps: list[dict[str, float]] = []
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._last = self.now()
+
+    @contextlib.contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Books what happens within as `name`."""
+        begin = self.now()
+        yield
+        self._seconds[name] += self.now() - begin
+
+    def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, whose calls are booked as `name`."""
+
+        def wrapper(*args: Any, **kwargs: Any) -> T:
+            with self.timing(name):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    def end_step(self) -> None:
+        """Closes a step, which began where the one before ended."""
+        now = self.now()
+        self.steps.append({**self._seconds, "step": now - self._last})
+        self._seconds.clear()
+        self._last = now
+
+    def now(self) -> float:
+        """Seconds, once the device has finished."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class TimedEngine:
+    """A DeepSpeed engine whose calls are booked on a clock.
+
+    Arguments:
+        engine: the engine.
+        clock: the clock.
+    """
+
+    def __init__(self, engine: Any, clock: Clock) -> None:
+        self._engine = engine
+        self._forward = clock.timed("forward", engine)
+        self.backward = clock.timed("backward", engine.backward)
+        self.step = clock.timed("optimizer", engine.step)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __call__(self, batch: Any) -> Any:
+        """The objective's loss and scalars."""
+        return self._forward(batch)
+
+
+def make_shards(folder: Path, resolution: int) -> Path:
+    """Solves a few flows and writes them as shards, unless they are there."""
+    data = folder / f"shards_{resolution}"
+    if not data.is_dir():
+        well, partial = folder / f"well_{resolution}", folder / f"partial_{resolution}"
+        words = [f"resolution={resolution}", "trajectories=8", "steps=33", "gammas=1.4"]
+        synthesize(["dataset=euler_periodic", f"out={well}", *words])
+        shutil.rmtree(partial, ignore_errors=True)
+        shard(["dataset=euler_periodic", f"source={well}", f"out={partial}"])
+        partial.rename(data)
+    return data
+
+
+def make_trainer(ranks: Ranks, data: Path, run: Path, steps: int) -> Trainer:
+    """A training of `steps` steps that saves at its end only."""
+    batch = (4 if ranks.device.type == "cuda" else 1) * ranks.world_size
+    words = ["task=diffusion", f"data={data}", f"run={run}", "wandb.mode=disabled"]
+    words += [f"denoiser.{word}" for word in NETWORK[ranks.device.type]]
+    words += [f"train.batch_size={batch}", f"train.epoch_size={steps * batch}", "train.epochs=1"]
+    words += ["valid.samples=8", "precision=fp32" if ranks.device.type == "cpu" else "kernels=auto"]
+    return build_training(to_dict(compose(words)), ranks)
+
+
+def observe(trainer: Trainer, clock: Clock) -> None:
+    """Books every call of the loop."""
+    bare = trainer.engine
+    trainer.engine = TimedEngine(bare, clock)
+    trainer.prepare = clock.timed("prepare", trainer.prepare)
+    trainer.ema.update = clock.timed("average", trainer.ema.update)
+    trainer._average = clock.timed("checks", trainer._average)
+    advance = clock.timed("record", trainer.tracker.advance)
+    trainer.tracker.log = clock.timed("record", trainer.tracker.log)
+    trainer.watch.meter.waiting = lambda: clock.timing("data")
+
+    def end(*args: Any) -> None:
+        advance(*args)
+        clock.end_step()
+
+    trainer.tracker.advance = end
+
+
+def repeat_bare(engine: Any, batch: Any, rounds: int, clock: Clock) -> list[float]:
+    """Seconds of steps that are nothing but the engine's calls."""
+    seconds = []
+    for _ in range(rounds):
+        begin = clock.now()
+        loss, _ = engine(batch)
+        engine.backward(loss)
+        engine.step()
+        seconds.append(clock.now() - begin)
+    return seconds
+
+
+def measure_overhead(ranks: Ranks, data: Path, folder: Path, steps: int) -> Iterator[dict]:
+    """Rows of the loop's overhead."""
+    run = folder / "overhead"
+    if ranks.rank == 0:
+        shutil.rmtree(run, ignore_errors=True)
+    trainer = make_trainer(ranks, data, run, steps)
+    engine, clock = trainer.engine, Clock(ranks.device)
+    observe(trainer, clock)
+    trainer.fit()
+    taken = clock.steps[WARMUP:]
+    whole = statistics.median(step["step"] for step in taken)
+    engine.train()
+    batch = trainer.prepare(next(iter(trainer.loader)).to(ranks.device))
+    bare = repeat_bare(engine, batch, steps, clock)
+    trainer.close()
+    for step in taken:
+        step["overhead"] = step["step"] - sum(step[name] for name in ENGINE)
+        step["rest"] = step["overhead"] - sum(step[name] for name in LOOP)
+    medians = {
+        name: statistics.median(step[name] for step in taken)
+        for name in ("step", *ENGINE, *LOOP, "rest", "overhead")
+    }
+    medians["bare step"] = statistics.median(bare)
+    for name, seconds in medians.items():
+        yield {
+            "part": "loop",
+            "what": name,
+            "ms": f"{1e3 * seconds:.3f}",
+            "share": f"{seconds / whole:.4f}",
+        }
+
+
+def main(words: Sequence[str]) -> None:
+    """Runs the benchmark; see the module's docstring."""
+    defaults = {"out": "benchmarks/runtime.csv", "folder": "/tmp/lola_runtime"}
+    values = parse_pairs(words, {**defaults, "steps": 60, "resolution": 64, "threads": 0})
+    if values["threads"]:
+        torch.set_num_threads(values["threads"])
+    folder = Path(values["folder"])
+    data = make_shards(folder, values["resolution"])
+    ranks = join("auto")
+    rows = []
+    for row in measure_overhead(ranks, data, folder, values["steps"]):
+        rows.append({**row, "ranks": ranks.world_size, **describe_machine(PACKAGES)})
+        if ranks.rank == 0:
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    if ranks.rank == 0:
+        write_rows(values["out"], rows)
+    leave()
+
+
+if __name__ == "__main__":
+    exit_at_once(lambda: main(sys.argv[1:]))
