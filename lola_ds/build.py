@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import TASKS, fill_deepspeed, load_config, save_config, split_batch
+from .config import (
+    TASKS,
+    fill_deepspeed,
+    load_config,
+    save_config,
+    split_batch,
+    uses_cpu_adam,
+)
 from .data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches, make_order
 from .emulate.emulator import Emulator
 from .fields import Standardize
@@ -25,7 +32,7 @@ from .objectives import AutoencoderObjective, DiffusionObjective, Objective, Sur
 from .train.checkpoint import explain_mismatch, load_weights, restore_ema, restore_optimizer
 from .train.cost import PassCost, build_fake, trace_pass
 from .train.ema import Ema, make_profiles
-from .train.engine import Ranks, make_engine
+from .train.engine import Ranks, make_engine, set_numerics
 from .train.export import find_checkpoint, model_weights, read_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
 from .train.graft import graft
@@ -34,6 +41,7 @@ from .train.loop import Plan, Trainer, Watch
 from .train.meter import Meter
 from .train.optim import make_optimizer, make_schedule
 from .train.profiling import Profiler, parse_window
+from .train.scaling import LossScale
 from .train.stop import StopRequest
 from .train.store import CheckpointStore
 from .train.tracking import Tracker
@@ -357,6 +365,7 @@ def build_training(
     windows, valid = open_split(config, "train"), open_split(config, "valid")
     config = complete_network(config, windows.shape, windows.labels.shape[1])
     set_kernels(config["kernels"])
+    set_numerics(tf32=config["tf32"], deterministic=config["deterministic"])
     torch.manual_seed(config["seed"])  # the same initial weights on every rank
     objective = build_objective(config, build_model(config)).to(ranks.device)
     group = join_sequence_group(config["sequence_parallel"])
@@ -389,6 +398,7 @@ def build_training(
         seed=config["seed"],
         rank=ranks.rank,
         world_size=ranks.world_size,
+        on_cpu=uses_cpu_adam(ds_config),
     )
     if config["compile"]:
         compile_blocks(objective)
@@ -417,6 +427,9 @@ def build_training(
         tracker=_make_tracker(config, plan, step, ranks),
         plan=plan,
         watch=_make_watch(config, windows, ranks, reader.state.get("guard") if reader else None),
+        scale=LossScale(
+            config["precision"] == "fp16", reader.state.get("scale") if reader else None
+        ),
         step=step,
         stop=stop,
     )

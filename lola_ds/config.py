@@ -27,6 +27,7 @@ TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 
 OPTIMIZERS = ("adamw", "soap", "psgd", "muon", "schedule_free")
 SCHEDULERS = ("cosine", "linear", "exponential", "constant")
+PRECISIONS = ("bf16", "fp16", "fp32")
 
 _TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
 """Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""
@@ -162,6 +163,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: str = "bf16"
+    tf32: bool = True
+    deterministic: bool = False
     kernels: str = "auto"
     compile: bool = False
     sequence_parallel: int = 1
@@ -393,7 +396,7 @@ def check(config: DictConfig) -> None:
         raise ValueError(_explain(error)) from error
     _choice(plain, "task", TASKS)
     _choice(plain, "device", ("auto", "cpu", "cuda"))
-    _choice(plain, "precision", ("bf16", "fp32"))
+    _choice(plain, "precision", PRECISIONS)
     _choice(plain, "kernels", ("auto", "torch", "triton"))
     _choice(plain, "optim.optimizer", OPTIMIZERS)
     _choice(plain, "optim.scheduler", SCHEDULERS)
@@ -622,6 +625,12 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
             )
         filled[key] = value
     return filled
+
+
+def uses_cpu_adam(ds_config: dict[str, Any]) -> bool:
+    """Whether a complete DeepSpeed configuration offloads the optimizer to DeepSpeed's own."""
+    offload = ds_config["zero_optimization"].get("offload_optimizer", {"device": "none"})
+    return offload["device"] != "none" and ds_config["zero_force_ds_cpu_optimizer"]
 
 
 def _get(config: dict[str, Any], key: str) -> Any:

@@ -46,6 +46,7 @@ _REDUCE = {
     "overlap_comm": False,
     "ignore_unused_parameters": True,
 }
+_OFFLOAD = {"device": "none", "pin_memory": True}
 _STAGES: dict[int, dict[str, Any]] = {
     0: {"reduce_bucket_size": 50_000_000},
     1: {
@@ -54,6 +55,7 @@ _STAGES: dict[int, dict[str, Any]] = {
         "allgather_bucket_size": 50_000_000,
         "use_multi_rank_bucket_allreduce": True,
         "round_robin_gradients": False,
+        "offload_optimizer": _OFFLOAD,
     },
     3: {
         **_REDUCE,
@@ -68,9 +70,12 @@ _STAGES: dict[int, dict[str, Any]] = {
         "zero_hpz_partition_size": 1,
         "memory_efficient_linear": True,
         "enable_sanity_checks": False,
+        "offload_optimizer": _OFFLOAD,
+        "offload_param": _OFFLOAD,
     },
 }
 _STAGES[2] = _STAGES[1]
+_CHOICES = {"device": ("none", "cpu"), "communication_data_type": ("fp32", "bf16", "fp16")}
 _INSTEAD = {
     "optimizer": "optim=… of the Hydra configuration chooses the optimizer",
     "scheduler": "optim.scheduler=… of the Hydra configuration sets the learning rate",
@@ -78,7 +83,7 @@ _INSTEAD = {
         "DeepSpeed's checkpointing compiles to nothing; set ae.checkpointing=…, "
         "surrogate.checkpointing=… or denoiser.checkpointing=… (none, selective, n, full)"
     ),
-    "amp": "use precision=bf16",
+    "amp": "use precision=bf16 or precision=fp16",
     "data_types": "gradients are accumulated in float32 already",
     "compile": "use compile=blocks",
     "checkpoint": "checkpoints are this runtime's own: any stage and world size resumes them",
@@ -87,14 +92,12 @@ _INSTEAD = {
     "sequence_parallel_size": "use sequence_parallel=… of the Hydra configuration",
     "csv_monitor": "metrics.jsonl holds all numbers",
     "elasticity": "every checkpoint resumes at any world size already",
-    "offload_optimizer": (
-        "offloading is not supported; deepspeed=zero3 on more GPUs, or checkpointing=full, saves "
-        "memory (`lola-ds plan` says how much)"
-    ),
+    "ratio": "the optimizer's states lie on the CPU or on the GPU, all of them",
+    "super_offload": "use device=cpu",
+    "zenflow": "its updates come late, by part of the gradient",
     "zero_quantized_weights": "quantised weights would change the numbers",
     "zero_quantized_gradients": "quantised gradients would change the numbers",
 }
-_INSTEAD["offload_param"] = _INSTEAD["offload_optimizer"]
 
 
 def complete_deepspeed(given: dict[str, Any], source: str) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def complete_deepspeed(given: dict[str, Any], source: str) -> dict[str, Any]:
         if complete[key]["enabled"]:
             raise ValueError(
                 f"{source}: {key}.enabled=true would cast parameters that must stay float32; "
-                "set it to false and use precision=bf16"
+                f"set it to false and use precision={'fp16' if key == 'fp16' else 'bf16'}"
             )
     return complete
 
@@ -159,7 +162,8 @@ def _value(value: Any, default: Any, source: str, key: str) -> Any:
     elif default is None:
         fits, kind = value is None or number or isinstance(value, str), "null, a number or text"
     else:
-        fits, kind = isinstance(value, str), "text"
+        choices = _CHOICES[key.rpartition(".")[2]]
+        fits, kind = value in choices, f"one of {', '.join(choices)}"
     if not fits:
         raise ValueError(f"{source}: {key}={value!r} should be {kind}")
     return value
@@ -168,9 +172,8 @@ def _value(value: Any, default: Any, source: str, key: str) -> Any:
 def _explain(key: str, known: list[str]) -> str:
     if key in _INSTEAD:
         return f"is not used by this runtime: {_INSTEAD[key]}"
-    for stage, keys in _STAGES.items():
-        if key in keys:
-            return f"belongs to ZeRO stage {stage}, not to this one; remove it"
+    if stages := [str(stage) for stage, keys in sorted(_STAGES.items()) if key in keys]:
+        return f"belongs to ZeRO stage {' or '.join(stages)}, not to this one; remove it"
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
     return f"is unknown ({hint}); DeepSpeed might ignore it silently"

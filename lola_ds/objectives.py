@@ -107,6 +107,10 @@ RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the networks' matrix products and convolutions run in."""
+
+
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """Averages weighted losses over a batch: (B,), (B,) to a scalar."""
     return (weight * loss).mean()
@@ -117,7 +121,7 @@ class Objective(nn.Module):
 
     Arguments:
         model: the model to train.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
 
     Raises:
         ValueError: if the precision is unknown.
@@ -125,16 +129,17 @@ class Objective(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
         super().__init__()
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision='{precision}' is unknown; known: fp32, bf16")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision='{precision}' is unknown; known: {', '.join(PRECISIONS)}")
         self.model = model
         self.precision = precision
 
     def autocast(self, x: Tensor) -> AbstractContextManager:
         """The context in which the network runs."""
-        if self.precision == "fp32":
+        dtype = PRECISIONS[self.precision]
+        if dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(x.device.type, dtype=torch.bfloat16)
+        return torch.autocast(x.device.type, dtype=dtype)
 
 
 class AutoencoderObjective(Objective):
@@ -145,7 +150,7 @@ class AutoencoderObjective(Objective):
         losses: names of losses: mse, mae, vmse, vrmse (of the reconstruction), similarity (of
             latents).
         weights: the weight of each loss.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         freeze: the half that does not learn, `encoder` or `decoder`; it works as in inference,
             without dropout.
 
@@ -212,7 +217,7 @@ class SurrogateObjective(Objective):
 
     Arguments:
         model: the surrogate.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         loss: `mse`, `mae`, `vmse` or `vrmse`.
         context: the options of the law of context masks; see `ContextLaw`.
 
@@ -268,7 +273,7 @@ class DiffusionObjective(Objective):
 
     Arguments:
         model: the denoiser.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         distribution: the law of times; see `TimePrior`.
         a: its first parameter.
         b: its second parameter.

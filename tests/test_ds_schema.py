@@ -66,9 +66,18 @@ def test_what_is_written_stays() -> None:
             "zero_optimization.stage3_max_live_parameters belongs to ZeRO stage 3, not to this one",
         ),
         (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
-            "zero_optimization.offload_optimizer is not used by this runtime: offloading is not",
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer belongs to ZeRO stage 1 or 2 or 3, not to this",
         ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param belongs to ZeRO stage 3, not to this one",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "tape"}}},
+            "zero_optimization.offload_optimizer.device='tape' should be one of none, cpu",
+        ),
+        ({"communication_data_type": "fp8"}, "communication_data_type='fp8' should be one of fp32"),
     ],
 )
 def test_mistakes_are_refused_by_name(given: dict[str, Any], message: str) -> None:

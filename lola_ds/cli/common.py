@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the command with one line on standard error and exit status 2."""
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Ends the command with one line on standard error and an exit status."""
     print("lola-ds: error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .common import exit_at_once, make_parser, parse_arguments, run_command
+from .common import exit_at_once, fail, make_parser, parse_arguments, run_command
 
 HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
 
@@ -23,8 +23,9 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   ae=… surrogate=… denoiser=…              the network
   ae_run=FOLDER                            the autoencoder of latent emulators
   deepspeed=zero0|zero1|zero2|zero3        ZeRO stage (ds_configs/*.json)
+  deepspeed=zero1_offload|zero2_offload|zero3_offload   optimizer (and weights: 3) in host memory
   optim=adamw|soap|psgd|muon|schedule_free (all but adamw: deepspeed=zero0)
-  optim.learning_rate=1e-4 precision=bf16|fp32 seed=0
+  optim.learning_rate=1e-4 precision=bf16|fp16|fp32 tf32=true deterministic=false seed=0
   train.epochs train.epoch_size train.batch_size train.accumulation
   trajectory.length trajectory.stride trajectory.context.law
   ae.checkpointing=none|selective|n|full   recompute activations (also surrogate., denoiser.)
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
         return
 
     from ..train.engine import join, leave
+    from ..train.failures import LostRankError, explained
 
     ranks = join(config["device"])
     try:
@@ -79,6 +81,13 @@ def main(argv: Sequence[str]) -> None:
         if trainer.stopping:
             trainer.tracker.say(f"stopped at step {trainer.step}, saved; the same command resumes")
         trainer.close()
+    except Exception as error:
+        told = explained(error, config, ds_config)
+        if told is error or os.environ.get("LOLA_DEBUG"):
+            raise
+        if isinstance(told, LostRankError):
+            fail(str(told), status=1)  # nobody's mistake: worth another attempt
+        raise told from error
     finally:
         leave()
     if trainer.stopping and trainer.step < trainer.plan.total_steps:

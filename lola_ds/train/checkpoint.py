@@ -332,7 +332,7 @@ def _state_key(name: str, i: int) -> str:
 def _optimizer_name(optimizer: torch.optim.Optimizer) -> str:
     if isinstance(optimizer, WholeTensorOptimizer):
         return optimizer.name
-    return type(optimizer).__name__.lower()
+    return "adamw"  # torch's or DeepSpeed's: their states are the same
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

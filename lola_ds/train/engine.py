@@ -69,6 +69,22 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def set_numerics(*, tf32: bool, deterministic: bool) -> None:
+    """How this process computes from now on.
+
+    Arguments:
+        tf32: multiply and convolve float32 matrices in TensorFloat-32 (10 bits of mantissa) where
+            a GPU can.
+        deterministic: take kernels that give the same bits at every run.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False  # would choose kernels by measuring them
+    if deterministic:  # cuBLAS reads the variable when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
 def make_engine(
     objective: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]
 ) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,16 +88,23 @@ def squared_norm(engine: Any, world_size: int) -> Tensor:
 
     To be called between the last `engine.backward` of a step and `engine.step`.
     """
+    parts = 1
     if engine.zero_optimization_stage() == 0:  # the same gradients on every rank
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norms = _norms(p.grad for p in engine.module.parameters())
         parts = world_size
+    elif engine.zero_use_cpu_optimizer():  # taken before the gradients left the device
+        norms = list(engine.optimizer.norm_for_param_grads.values())
     else:
         groups = engine.optimizer.averaged_gradients.values()
-        gradients = [g for group in groups if group is not None for g in group if g is not None]
-        parts = 1
-    if not gradients:
+        norms = _norms(gradient for group in groups for gradient in group or ())
+    if not norms:
         return torch.zeros((), dtype=torch.float64, device=engine.device)
-    return torch.stack(torch._foreach_norm(gradients)).double().square().sum() / parts
+    return torch.stack(norms).double().square().sum() / parts
+
+
+def _norms(gradients: Iterable[Tensor | None]) -> list[Tensor]:
+    some = [gradient for gradient in gradients if gradient is not None]
+    return list(torch._foreach_norm(some)) if some else []
 
 
 class Witness:

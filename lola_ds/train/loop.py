@@ -22,6 +22,7 @@ from .fragments import Fragment, evaluated, torch_optimizer
 from .guard import Guard, Witness, squared_norm, update_left_out
 from .meter import Meter
 from .profiling import Profiler
+from .scaling import LossScale
 from .seeds import hash_seed, seed_device
 from .stop import StopRequest
 from .store import CheckpointStore
@@ -73,6 +74,7 @@ class Trainer:
         tracker: where numbers go.
         plan: lengths and intervals.
         watch: what observes it.
+        scale: of the loss, for float16.
         step: optimizer steps already done, skipped ones included.
         stop: becomes true when this process is asked to stop early.
     """
@@ -92,6 +94,7 @@ class Trainer:
         tracker: Tracker,
         plan: Plan,
         watch: Watch,
+        scale: LossScale,
         step: int = 0,
         stop: StopRequest | None = None,
     ) -> None:
@@ -107,6 +110,7 @@ class Trainer:
         self.tracker = tracker
         self.plan = plan
         self.watch = watch
+        self.scale = scale
         self.step = step
         self.stop = StopRequest() if stop is None else stop
         self.stopping = False
@@ -180,28 +184,37 @@ class Trainer:
             batch = self.prepare(batch)
             loss, scalars = self.engine(batch)
             watch.witness.see(batch, loss)
-            self.engine.backward(loss)
+            self.engine.backward(self.scale.multiply(self.engine, loss))
             _add(totals, {"loss": loss.detach(), **scalars})
             if micro < self.plan.accumulation - 1:
                 self.engine.step()
         values, norm = self._average(totals)
         self.store.settle()
+        self.scale.divide(self.engine)
+        numbers = {"train/learning_rate": rate, **self.scale.numbers()}
+        if self.scale.overflowed(values["loss"], norm):
+            self._leave_out()
+            return numbers | self.scale.numbers()
         if reason := watch.guard.judge(values["loss"], norm):
-            with update_left_out(self.engine):
-                self.engine.step()
-            self.step += 1
+            self._leave_out()
             self._report_skip(reason)
-            return {"train/skipped": watch.guard.skipped, "train/learning_rate": rate}
+            return numbers | {"train/skipped": watch.guard.skipped}
         self.engine.step()
         self.step += 1
         self.ema.update(self.updates)
         values = {f"train/{name}": value for name, value in values.items()}
-        return values | {"train/grad_norm": norm, "train/learning_rate": rate}
+        return values | {"train/grad_norm": norm} | numbers
 
     @property
     def updates(self) -> int:
         """Optimizer steps that changed the weights."""
-        return self.step - self.watch.guard.skipped
+        return self.step - self.watch.guard.skipped - self.scale.overflows
+
+    def _leave_out(self) -> None:
+        """Takes a step that changes no weights."""
+        with update_left_out(self.engine):
+            self.engine.step()
+        self.step += 1
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -241,7 +254,8 @@ class Trainer:
         self.watch.watchdog.wind()
         state = {"step": self.step, "samples": self.step * self.plan.batch_size}
         state |= {"updates": self.updates, "guard": self.watch.guard.state_dict()}
-        state |= {"loader": self.loader.state_dict(), "valid": dict(valid)}
+        state |= {"scale": self.scale.state_dict(), "loader": self.loader.state_dict()}
+        state["valid"] = dict(valid)
         self.store.save(
             self.step,
             self.engine.module,
@@ -265,7 +279,7 @@ class Trainer:
         self.stopping, self.written = stops > 0, busy == 0
         count = self.plan.accumulation * self.ranks.world_size
         means = _flatten({name: [v / count for v in value] for name, value in sums.items()})
-        return means, squares**0.5
+        return means, squares**0.5 / self.scale.value
 
     def _report_skip(self, reason: str) -> None:
         """Says which ranks, windows and fields a bad step came from. Collective.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, fill_deepspeed, to_dict
+from lola_ds.config import compose, fill_deepspeed, to_dict, uses_cpu_adam
 from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
 from lola_ds.train.ema import Ema, Exponential
 from lola_ds.train.engine import Ranks, first_difference, join, leave, make_engine
@@ -70,10 +70,15 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
     reader = store.newest()
     if reader:
         load_weights(objective, reader)
+    ds_config = fill_deepspeed(config, ranks.world_size)
     optimizer = make_optimizer(
-        objective.parameters(), config["optim"], rank=ranks.rank, world_size=ranks.world_size
+        objective.parameters(),
+        config["optim"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        on_cpu=uses_cpu_adam(ds_config),
     )
-    engine = make_engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
+    engine = make_engine(objective, optimizer, ds_config)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
     ema = Ema(fragments, [Exponential(0.9)])
     start = 0

@@ -14,12 +14,12 @@ from lola_ds.train.checkpoint import CheckpointError, CheckpointReader, list_che
 from lola_ds.train.export import choose, find_checkpoint, model_weights
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
-STAGES = (0, 1, 2, 3)
+STAGES = ("0", "1", "2", "3", "1_offload", "2_offload", "3_offload")
 pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("stages")]
 
 
-def start(*jobs: tuple[Path, int], world_size: int) -> list[str]:
-    """Trains (folder, stage) jobs to step 20, saving at 10 on the way."""
+def start(*jobs: tuple[Path, str], world_size: int) -> list[str]:
+    """Trains (folder, `ds_configs/zero*.json`) jobs to step 20, saving at 10 on the way."""
     for folder, _ in jobs:
         folder.mkdir(exist_ok=True)
     words = [f"{folder}:deepspeed=zero{stage}:20:10" for folder, stage in jobs]
@@ -57,23 +57,23 @@ def rewind(source: Path, target: Path) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 steps of one process at stage 0 (`alone`), and of two ranks at each stage (`two_S`)."""
     folder = tmp_path_factory.mktemp("runs")
-    start((folder / "alone", 0), world_size=1)
+    start((folder / "alone", "0"), world_size=1)
     start(*((folder / f"two_{stage}", stage) for stage in STAGES), world_size=2)
     return folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_equal_one_process(stage: int, runs: Path) -> None:
+def test_two_ranks_equal_one_process(stage: str, runs: Path) -> None:
     assert losses(runs / f"two_{stage}") == pytest.approx(losses(runs / "alone"), rel=1e-5)
     assert_same(runs / f"two_{stage}", runs / "alone")
 
 
 def test_resumes_at_any_stage_and_world_size(runs: Path, tmp_path: Path) -> None:
-    up = [(rewind(runs / "two_3", tmp_path / "3_to_2"), 2)]
-    up += [(rewind(runs / "alone", tmp_path / "0_to_3"), 3)]
+    up = [(rewind(runs / "two_3", tmp_path / "3_to_2"), "2_offload")]
+    up += [(rewind(runs / "alone", tmp_path / "0_to_3"), "3")]
     start(*up, world_size=4)
-    down = [(rewind(runs / "two_2", tmp_path / "2_to_0"), 0)]
-    down += [(rewind(runs / "two_3", tmp_path / "3_to_1"), 1)]
+    down = [(rewind(runs / "two_2", tmp_path / "2_to_0"), "0")]
+    down += [(rewind(runs / "two_3_offload", tmp_path / "3_to_1"), "1")]
     start(*down, world_size=1)
     for folder, _ in up + down:
         assert losses(folder) == pytest.approx(losses(runs / "alone")[10:], rel=1e-5)
@@ -98,7 +98,7 @@ def test_damaged_newest_falls_back_to_the_one_before(runs: Path, tmp_path: Path)
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors is damaged"):
         find_checkpoint(run)
-    (output,) = start((run, 0), world_size=1)
+    (output,) = start((run, "0"), world_size=1)
     assert "is damaged" in output
     assert "falling back to the checkpoint before" in output
     assert_same(run, runs / "alone")

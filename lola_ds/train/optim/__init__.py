@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cpu_adam import deepspeed_cpu_adam
 from .rules import adamw, make_rule
 from .schedules import SCHEDULES, make_schedule
 from .whole import WholeTensorOptimizer
@@ -22,6 +23,7 @@ def make_optimizer(
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    on_cpu: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of the `optim` group: AdamW for any ZeRO stage, else one of whole tensors.
 
@@ -33,10 +35,14 @@ def make_optimizer(
         seed: of the optimizer's random numbers (PSGD fits its preconditioner by noise).
         rank: this rank.
         world_size: the number of ranks.
+        on_cpu: take DeepSpeed's AdamW for offloaded weights (`config.uses_cpu_adam`).
+
+    Raises:
+        ValueError: DeepSpeed's AdamW was asked for and cannot be compiled here.
     """
     name = config["optimizer"]
     if name == "adamw":
-        return adamw(config, parameters)
+        return (deepspeed_cpu_adam if on_cpu else adamw)(config, parameters)
     return WholeTensorOptimizer(
         parameters, name, make_rule(config), seed=seed, rank=rank, world_size=world_size
     )
