@@ -1,0 +1,149 @@
+"""Trainings that are killed, stopped, moved and starved of disk: nothing lost, nothing guessed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from forked import ForkedRanks
+from reading import assert_same_bits, metrics
+from words import overrides
+
+from lola_ds.train.export import find_checkpoint
+from lola_ds.train.stop import EXIT_STOPPED
+
+WORKER = "windows_worker"
+pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("forked")]
+
+
+def start(run: Path, data: Path, world_size: int, *more: str) -> ForkedRanks:
+    """Starts or resumes a small training."""
+    words = overrides("surrogate", data, run, *more)
+    return ForkedRanks(WORKER, words, world_size, run / "logs")
+
+
+def lines(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("train/loss") if path.is_file() else 0
+
+
+def windows(run: Path, world_size: int) -> dict[tuple[int, int], set[tuple[int, ...]]]:
+    """(step, rank) -> the sets of windows that it read, in all attempts; one, if all is well."""
+    seen: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+    for rank in range(world_size):
+        for line in (run / f"windows_{rank}.jsonl").read_text().splitlines():
+            if line.endswith("]]"):  # a kill may cut a line
+                step, some = json.loads(line)
+                seen.setdefault((step, rank), set()).add(tuple(some))
+    return seen
+
+
+def staged(run: Path) -> list[str]:
+    """What lies in the folder of the save under way."""
+    for folder in (run / "checkpoints").glob(".step_*.partial"):
+        try:
+            return [path.name for path in folder.iterdir()]
+        except FileNotFoundError:
+            break
+    return []
+
+
+def kill_once(run: Path, ranks: ForkedRanks, moment: str, rng: random.Random) -> str:
+    """Kills a random rank at a random instant of a kind; returns the kind that it was."""
+    begin, delay = lines(run), rng.random()
+    steps = rng.randint(1, 9)
+    conditions: dict[str, Callable[[], bool]] = {
+        "step": lambda: lines(run) >= begin + steps,
+        "save": lambda: lines(run) > begin and any("rank" in name for name in staged(run)),
+        "publish": lambda: lines(run) > begin and "state.json" in " ".join(staged(run)),
+    }
+    deadline = time.monotonic() + 120
+    while not conditions[moment]() and ranks.alive and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    time.sleep({"step": 0.02, "save": 0.003, "publish": 0.001}[moment] * delay)
+    assert ranks.alive, [log.read_text() for log in ranks.logs]
+    ranks.signal(rng.randrange(2), signal.SIGKILL)
+    codes = ranks.wait(5)
+    assert -signal.SIGKILL in codes
+    names = staged(run)
+    return "publish" if "manifest.json" in names else "save" if names else "step"
+
+
+@pytest.mark.parametrize(
+    ("kills", "epochs"),
+    [(3, 8), pytest.param(30, 100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
+def test_killed_training_ends_with_the_same_bits(
+    kills: int, epochs: int, shards: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of random ranks during steps, saves, and between save and rename."""
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    more = ["deepspeed=zero2", f"train.epochs={epochs}", "ema.power_law=[0.1]", "ema.keep_every=2"]
+    start(whole, shards, 2, *more).finish(600)
+    rng, found = random.Random(kills), Counter[str]()
+    for kill in range(kills):
+        moment = ("step", "save", "publish")[kill % 3]
+        found[kill_once(run, start(run, shards, 2, *more), moment, rng)] += 1
+    start(run, shards, 2, *more).finish(600)
+    print(f"killed: {dict(found)}")
+    assert_same_bits(run, whole)
+    expected, seen = windows(whole, 2), windows(run, 2)
+    assert seen == expected
+    assert all(len(sets) == 1 for sets in seen.values())
+    assert sorted({step for step, _ in seen}) == list(range(5 * epochs))
+    assert not list((run / "checkpoints").glob(".*"))
+    kept = [sorted(p.name for p in (r / "averages").iterdir()) for r in (run, whole)]
+    assert kept[0] == kept[1] != []
+    if kills >= 30:
+        assert min(found[moment] for moment in ("step", "save", "publish")) >= 1, found
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        [(2, 3), (1, 1)],
+        pytest.param([(4, 3), (2, 1), (3, 0), (1, 2)], marks=pytest.mark.slow),
+        pytest.param([(2, 3), (2, 1), (2, 0)], marks=pytest.mark.slow),
+    ],
+)
+def test_training_moves_to_other_ranks_and_stages(
+    chain: list[tuple[int, int]], shards: Path, tmp_path: Path
+) -> None:
+    """Asked to stop in the middle of an epoch, it goes on at another stage and world size."""
+    whole, run = tmp_path / "whole", tmp_path / "moved"
+    fixed = ["train.batch_size=12", "train.epoch_size=60", "checkpoint.every=2"]
+    start(whole, shards, 1, *fixed).finish()
+    for i, (world_size, stage) in enumerate(chain):
+        ranks = start(run, shards, world_size, *fixed, f"deepspeed=zero{stage}")
+        if i == len(chain) - 1:
+            ranks.finish()
+            break
+        begin = lines(run)
+        while lines(run) < begin + 3:
+            assert ranks.alive
+            time.sleep(0.001)
+        ranks.signal(world_size - 1, (signal.SIGTERM, signal.SIGUSR1)[i % 2])
+        assert ranks.wait(60) == [EXIT_STOPPED] * world_size
+        assert find_checkpoint(run).state["step"] == lines(run) < 20
+    assert metrics(run, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-5)
+
+
+def test_full_disk_stops_all_ranks_and_loses_nothing(shards: Path, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "full"
+    more = ["deepspeed=zero1", "train.epochs=3"]
+    start(whole, shards, 2, *more).finish()
+    ranks = start(run, shards, 2, *more, "full=1:7")
+    assert ranks.wait(120) == [2, 2]
+    for log in ranks.logs:
+        said = log.read_text()
+        assert "checkpoints: the checkpoint could not be written (rank 1: [Errno 27]" in said
+    assert find_checkpoint(run).state["step"] == 5
+    assert not list((run / "checkpoints").glob(".*"))
+    start(run, shards, 2, *more).finish()
+    assert_same_bits(run, whole)
