@@ -400,9 +400,8 @@ def build_training(
         world_size=ranks.world_size,
         on_cpu=uses_cpu_adam(ds_config),
     )
-    if config["compile"]:
-        compile_blocks(objective)
-    engine = make_engine(objective, optimizer, ds_config)
+    whole = compile_blocks(objective) if config["compile"] else ()
+    engine = make_engine(objective, optimizer, ds_config, whole)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
     ema = Ema(fragments, make_profiles(config["ema"]))
     readers = _readers(config, ranks)

@@ -442,6 +442,7 @@ def check(config: DictConfig) -> None:
         )
     _check_fork(plain)
     _check_ema(plain)
+    _check_compile(plain)
     if plain["task"] != "autoencoder" and plain["trajectory"]["length"] < 2:
         raise ValueError(
             f"trajectory.length={plain['trajectory']['length']} leaves nothing to predict; "
@@ -487,6 +488,26 @@ def _check_ema(config: dict[str, Any]) -> None:
         "ema.keep_every": (
             ema["keep_every"] is None or (ema["keep_every"] > 0 == ema["keep_every"] % every),
             f"must be a multiple of checkpoint.every={every} epochs, or null",
+        ),
+    }
+    for key, (holds, message) in rules.items():
+        if not holds:
+            raise ValueError(f"{key}={_get(config, key)} {message}")
+
+
+def _check_compile(config: dict[str, Any]) -> None:
+    """Blocks that compile are one graph each."""
+    if not config["compile"]:
+        return
+    group = TASKS[config["task"]]
+    rules = {
+        f"{group}.checkpointing": (
+            config[group].get("checkpointing") != "selective",
+            "chooses nothing within a graph; with compile=true, choose none, full or an integer",
+        ),
+        "sequence_parallel": (
+            config["sequence_parallel"] == 1,
+            "exchanges tokens within blocks, which then are not one graph; choose compile=false",
         ),
     }
     for key, (holds, message) in rules.items():

@@ -1,31 +1,59 @@
 """Compiling networks block by block.
 
 All blocks of one shape share one compiled graph, forward and backward: the compiler sees a block
-once, not sixteen times, and every ZeRO stage can gather a block's parameters before it runs.
+once, not sixteen times. What is compiled is a block's arithmetic and not the call around it, so
+that recomputation, and the hooks by which ZeRO-3 gathers parameters, stay outside of the graph.
+
+A block is one graph or an error: the compiler raises where it would have to break the graph, where
+it finds nothing to compile, and where it would fall back to uncompiled code because there are too
+many shapes.
 """
 
 from __future__ import annotations
 
+from types import MethodType
+
+import torch
 from torch import nn
 
 from lola_ds.nn import dcae, unet
 from lola_ds.nn.vit import ViTBlock
 
-BLOCKS = (ViTBlock, dcae.ResidualBlock, unet.ModulatedBlock)
+BLOCKS: dict[type[nn.Module], str] = {
+    ViTBlock: "forward",
+    dcae.ResidualBlock: "_forward",
+    unet.ModulatedBlock: "_forward",
+}
+"""The kinds of blocks, and the method of each that recomputation calls."""
+
+SHAPES = 64
+"""The number of graphs of a kind of block, above which something is wrong: one for each level of a
+convolutional network, and each size of batch, in training and in validation."""
 
 
-def compile_blocks(network: nn.Module) -> int:
+def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
     """Compiles every residual block of a network in place; names of parameters do not change.
 
+    A copy of the network runs its own parameters, compiled too.
+
     Returns:
-        The number of blocks.
+        The kinds of blocks it has, which ZeRO-3 must gather as a whole.
 
     Raises:
-        ValueError: the network has none.
+        ValueError: the network has none, or the compiler is switched off.
     """
-    blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
-    if not blocks:
-        raise ValueError(f"{type(network).__name__} has no block to compile")
-    for block in blocks:
-        block.compile()
-    return len(blocks)
+    if torch._dynamo.config.disable:
+        raise ValueError(
+            "compile=true, but TORCH_COMPILE_DISABLE=1 switches the compiler off; unset it, or "
+            "choose compile=false"
+        )
+    kinds = [kind for kind in BLOCKS if any(type(m) is kind for m in network.modules())]
+    if not kinds:
+        raise ValueError(f"{type(network).__name__} has no block to compile; choose compile=false")
+    options = {"fullgraph": True, "dynamic": False, "recompile_limit": SHAPES}
+    compiled = {kind: torch.compile(getattr(kind, BLOCKS[kind]), **options) for kind in kinds}
+    for module in network.modules():
+        if type(module) in compiled:
+            bound = MethodType(compiled[type(module)], module)
+            setattr(module, BLOCKS[type(module)], bound)
+    return kinds

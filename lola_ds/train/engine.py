@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def set_numerics(*, tf32: bool, deterministic: bool) -> None:
 
 
 def make_engine(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ds_config: dict[str, Any],
+    whole: Sequence[type[nn.Module]] = (),
 ) -> Any:
     """Wraps an objective whose parameters already hold their starting values.
 
@@ -94,8 +98,13 @@ def make_engine(
         objective: a module with `forward(batch) -> (loss, scalars)`, on its device.
         optimizer: over the objective's trainable parameters.
         ds_config: a complete DeepSpeed configuration.
+        whole: kinds of modules of the objective whose parameters ZeRO-3 gathers together before
+            they run, as compiled ones need: nothing is gathered within a graph.
     """
-    engine, *_ = _deepspeed().initialize(model=objective, optimizer=optimizer, config=ds_config)
+    deepspeed = _deepspeed()
+    if whole and ds_config["zero_optimization"]["stage"] == 3:
+        deepspeed.utils.set_z3_leaf_modules(objective, list(whole))
+    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=ds_config)
     return engine
 
 
