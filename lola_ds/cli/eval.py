@@ -54,7 +54,8 @@ keys of emulators (settings; several values between commas are evaluated one aft
 writes to OUT:
   metrics.parquet, metrics.csv, model.json, training.jsonl
   <setting>/: summary.json, spectra.csv, vrmse.png, vrmse_by_field.png, spectra.png,
-  spread_skill.png, ranks.png, snapshots_<field>.png, animation.gif, animation.mp4
+  spread_skill.png, ranks.png, snapshots_<field>.png, slices_<field>.png (of 3-d fields),
+  animation.gif, animation.mp4
 
 examples:
   lola-ds eval run=weights/dm data=SHARDS out=results/dm members=8 steps=8

@@ -1,14 +1,15 @@
-"""How much memory running a network takes, to choose how much of it runs at a time."""
+"""How much memory running a network takes, to choose how much runs at a time; giving it back."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["working_bytes"]
+__all__ = ["release_memory", "working_bytes"]
 
 # On a CPU, where nothing counts allocations: how many tensors of the largest activation's size are
 # alive at a time, and how many graphs of all activations gradients (of gradients) need.
@@ -41,3 +42,14 @@ def working_bytes(
         for hook in hooks:
             hook.remove()
     return _GRAPHS * sum(sizes) if gradients else _ALIVE * max(sizes)
+
+
+def release_memory() -> None:
+    """Gives freed memory of the CPU back to the system.
+
+    Between large tensors that come and go, small ones that stay keep glibc's allocator from giving
+    anything back by itself: a loop over windows then grows from one to the next.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)

@@ -72,7 +72,7 @@ def _mean(dataset: ShardDataset, frames: int, progress: bool) -> np.ndarray:
 def _load(path: Path, key: str) -> np.ndarray | None:
     """The mean in a file, when it is whole and of the right data."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return arrays["mean"] if str(arrays["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -263,6 +263,19 @@ def planes(states: np.ndarray) -> np.ndarray:
     return states.swapaxes(1, 2)
 
 
+def cuts(states: np.ndarray) -> np.ndarray:
+    """Pictures of 3-d states, cut across the middle of x, y, z: (C, *S) -> (C, 3, rows, columns).
+
+    The first axis left is drawn to the right; NaN fills pictures smaller than the largest.
+    """
+    sides = sorted(states.shape[1:])
+    canvas = np.full((len(states), 3, sides[-1], sides[-1]), np.nan, np.float32)
+    for axis in range(3):
+        picture = np.take(states, states.shape[1 + axis] // 2, axis=1 + axis).swapaxes(1, 2)
+        canvas[:, axis, : picture.shape[1], : picture.shape[2]] = picture
+    return canvas
+
+
 def limits(states: np.ndarray) -> tuple[float, float]:
     """A colour scale that leaves out the outermost 0.1 % of the cells on each side."""
     finite = states[np.isfinite(states)]

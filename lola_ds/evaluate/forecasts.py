@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data import ShardDataset
 from ..emulate.emulator import Emulator
 from ..emulate.guidance import Observations
+from ..emulate.memory import release_memory
 from . import figures, tables
 from .baselines import climatology, dataset_digest
 from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
@@ -59,7 +60,7 @@ class Forecasts:
         chosen = choose_trajectories(dataset, trajectories, len(emulator.codec.standardize.mean))
         check_forecast(dataset, chosen, forecast, emulator)
         self.members = forecast.members if emulator.generative else 1
-        self.fields, self.grid = dataset.fields, state_grid(dataset)
+        self.fields, self.axes, self.grid = dataset.fields, dataset.axes, state_grid(dataset)
         self.setting = forecast.name(emulator.generative)
         self.settings = forecast.settings(emulator.generative)
         self.units = [Unit(self.setting, i, start) for i in chosen for start in forecast.starts]
@@ -112,6 +113,7 @@ class Forecasts:
             clock.lap()
             z = next(windows)
             generation += clock.lap()
+            release_memory()
             for case, states in zip(cases, z):
                 case.add(lead, states)
             lead += z.shape[3]
@@ -238,7 +240,7 @@ class _Case:
         if draw:
             captions = [f"lead {k}, time {t:.3g}" for k, t in enumerate(self.times, 1)]
             titles = [f"lead time {t:.3g}" for t in self.times]
-            self.pictures = Pictures(work.fields, titles, ["lead 0, time 0", *captions])
+            self.pictures = Pictures(work.fields, work.axes, titles, ["lead 0, time 0", *captions])
             self.pictures.add_known(self.known[:, 0])
 
     def add(self, first: int, z: Tensor) -> None:
@@ -254,6 +256,8 @@ class _Case:
             self.pieces.append(work.scores(self.known, u, v))
             if self.pictures is not None:
                 self.pictures.add(start, u, v)
+            del u, v
+            release_memory()
 
     def rows(self) -> pd.DataFrame:
         """The tidy rows of all lead times."""

@@ -68,4 +68,5 @@ def list_files(folder: Path, files: Sequence[Path]) -> list[Path]:
     """`files` of one setting, the pictures beside them, and what all settings share."""
     shared = [folder.parent / name for name in ("metrics.parquet", "metrics.csv")]
     shared += folder.parent.glob("climatology.npz")
-    return [*shared, *files, *sorted([*folder.glob("snapshots_*"), *folder.glob("animation.*")])]
+    kinds = ("snapshots_*", "slices_*", "animation.*")
+    return [*shared, *files, *sorted(path for kind in kinds for path in folder.glob(kind))]

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from .animation import animate
-from .figures import planes, plot_snapshots
+from .figures import cuts, planes, plot_snapshots
 from .tables import evenly
 
 __all__ = ["Pictures", "picture_files"]
@@ -18,31 +18,40 @@ SNAPSHOTS = 5  # states that are drawn of every field
 PIXELS = 256  # pictures of larger states are thinned
 
 
-def picture_files(fields: Sequence[str], animated: bool) -> list[str]:
+def picture_files(fields: Sequence[str], axes: Sequence[str], animated: bool) -> list[str]:
     """Names of the files that `Pictures.draw` always writes."""
-    names = [f"snapshots_{field}.png" for field in fields]
+    kinds = ["snapshots", "slices"] if len(axes) == 3 else ["snapshots"]
+    names = [f"{kind}_{field}.png" for kind in kinds for field in fields]
     return [*names, "animation.gif"] if animated else names
 
 
 class Pictures:
     """What is drawn of T states: some of every field, and all of the first field as an animation.
 
-    Only 2-d pictures are kept (3-d states are cut in the middle), thinned to `PIXELS`.
+    Only 2-d pictures are kept, thinned to `PIXELS`: 3-d states are cut in the middle of their last
+    axis, and the last state across every axis.
 
     Arguments:
         fields: names of the C fields.
+        axes: names of the spatial axes.
         titles: captions of the T states.
         captions: captions of the frames of the animation, a known state before the T first; None
             for no animation.
     """
 
     def __init__(
-        self, fields: Sequence[str], titles: Sequence[str], captions: Sequence[str] | None = None
+        self,
+        fields: Sequence[str],
+        axes: Sequence[str],
+        titles: Sequence[str],
+        captions: Sequence[str] | None = None,
     ) -> None:
-        self.fields, self.titles, self.captions = list(fields), list(titles), captions
+        self.fields, self.axes = list(fields), list(axes)
+        self.titles, self.captions = list(titles), captions
         self.chosen = evenly(len(titles), SNAPSHOTS)
         self._snapshots: dict[str, list[np.ndarray]] = {}
         self._frames: dict[str, list[np.ndarray]] = {}
+        self._slices: dict[str, np.ndarray] = {}
         self._members = 1
 
     def add_known(self, x: Tensor) -> None:
@@ -65,6 +74,8 @@ class Pictures:
                     rows["two"] = v[1, :, t]
                 for name, x in rows.items():
                     self._snapshots.setdefault(name, []).append(_picture(x))
+            if first + t == len(self.titles) - 1 and len(self.axes) == 3:
+                self._slices = {name: _slices(x) for name, x in rows.items()}
 
     def draw(self, out: Path, made: str) -> list[Path]:
         """Writes all pictures; `made` names what one member is called.
@@ -78,11 +89,17 @@ class Pictures:
             names = {"truth": "truth", "one": "member 1", "two": "member 2"}
             names["mean"] = f"mean of {self._members}"
         files = []
-        for c, field in enumerate(self.fields):
-            states = {name: np.stack(x)[:, c] for name, x in self._snapshots.items()}
-            rows = {label: states[name] for name, label in names.items()}
-            files.append(out / f"snapshots_{field}.png")
-            plot_snapshots(rows, states["mean"] - states["truth"], titles, field, files[-1])
+        snapshots = {name: np.stack(x, axis=1) for name, x in self._snapshots.items()}
+        drawn = {"snapshots": (snapshots, titles)}
+        if self._slices:
+            middles = [f"middle of {axis}, {self.titles[-1]}" for axis in self.axes]
+            drawn["slices"] = self._slices, middles
+        for kind, (states, columns) in drawn.items():
+            for c, field in enumerate(self.fields):
+                rows = {label: states[name][c] for name, label in names.items()}
+                error = states["mean"][c] - states["truth"][c]
+                files.append(out / f"{kind}_{field}.png")
+                plot_snapshots(rows, error, columns, field, files[-1])
         if self.captions is None:
             return files
         frames = {name: np.stack(x) for name, x in self._frames.items()}
@@ -99,6 +116,14 @@ class Pictures:
 
 def _picture(x: Tensor) -> np.ndarray:
     """(C, *S) -> thinned pictures (C, rows, columns) float32, the first axis to the right."""
-    pictures = planes(x.detach().float().cpu().numpy())
-    step = max(1, -(-max(pictures.shape[1:]) // PIXELS))
-    return np.ascontiguousarray(pictures[:, ::step, ::step])
+    return _thinned(planes(x.detach().float().cpu().numpy()))
+
+
+def _slices(x: Tensor) -> np.ndarray:
+    """(C, X, Y, Z) -> thinned pictures (C, 3, rows, columns) float32, cut across every axis."""
+    return _thinned(cuts(x.detach().float().cpu().numpy()))
+
+
+def _thinned(pictures: np.ndarray) -> np.ndarray:
+    step = max(1, -(-max(pictures.shape[-2:]) // PIXELS))
+    return np.ascontiguousarray(pictures[..., ::step, ::step])

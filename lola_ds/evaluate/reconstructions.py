@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import ShardDataset
 from ..emulate.emulator import Codec
+from ..emulate.memory import release_memory
 from . import figures, tables
 from .baselines import dataset_digest
 from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
@@ -52,7 +53,7 @@ class Reconstructions:
                 f"{max(0, shortest - max(1, steps))}"
             )
         self.frames = [start + k for k in tables.evenly(shortest - start, steps)]
-        self.fields, self.grid = dataset.fields, state_grid(dataset)
+        self.fields, self.axes, self.grid = dataset.fields, dataset.axes, state_grid(dataset)
         self.setting = f"frames{steps}"
         self.settings = {"steps": steps}
         self.units = [Unit(self.setting, i, start) for i in chosen]
@@ -80,7 +81,7 @@ class Reconstructions:
             times = (times - times[0])[self.frames]
             pictures = None
             if draw is not None and unit == self.units[0]:
-                pictures = Pictures(self.fields, [f"time {t:.3g}" for t in times])
+                pictures = Pictures(self.fields, self.axes, [f"time {t:.3g}" for t in times])
             for first in range(0, count, self.plan.leads):
                 u = self._read(unit, first, min(first + self.plan.leads, count))
                 clock.lap()
@@ -90,6 +91,8 @@ class Reconstructions:
                 pieces.append({**scores, "autoencoder": score_states(u, v, self.grid)})
                 if pictures is not None:
                     pictures.add(first, u, v)
+                del u, v
+                release_memory()
             if pictures is not None and draw is not None:
                 pictures.draw(draw, "reconstruction")
             progress(1)

@@ -9,7 +9,7 @@ written whole or not at all:
         spectra.csv                power spectra at a few lead times, mean over trajectories
         summary.json               the headline numbers, the settings, the timing
         vrmse.png, vrmse_by_field.png, spectra.png, spread_skill.png, ranks.png
-        snapshots_<field>.png, animation.gif, animation.mp4
+        snapshots_<field>.png, slices_<field>.png (of 3-d fields), animation.gif, animation.mp4
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Work(Protocol):
     units: list[Unit]
     identity: dict[str, Any]
     fields: tuple[str, ...]
+    axes: tuple[str, ...]
     description: str
     amount: int
     animated: bool
@@ -143,7 +144,7 @@ def _run(
 ) -> Evaluation | None:
     """Computes the units that are missing, each process its share; the first one concludes."""
     store, folder = ResultStore(out, work.identity), out / work.setting
-    names = picture_files(work.fields, work.animated)
+    names = picture_files(work.fields, work.axes, work.animated)
     pictures = draw and not all((folder / name).is_file() for name in names)
     first = work.units[0]
     missing = [u for u in work.units if u not in store.done or (u == first and pictures)]

@@ -8,7 +8,7 @@ blew up.
 
 Scores of single states, averaged over members where there are several:
 
-    rmse, nrmse, vrmse        see `lola_ds.metrics.errors`
+    mae, rmse, nrmse, vrmse   see `lola_ds.metrics.errors`
     linf                      largest error of any cell, field's unit
     pearson                   correlation over space
     total                     error of the domain's total, relative to the truth's magnitude
@@ -158,6 +158,7 @@ def _errors(u: Tensor, x: Tensor, grid: Grid) -> dict[str, Tensor]:
     """Scores of one state that need no transform, (C,) each."""
     where = (u.ndim - 1, grid.volumes)
     return {
+        "mae": _bad(metrics.mae(u, x, *where)),
         "rmse": _bad(metrics.rmse(u, x, *where)),
         "nrmse": _bad(metrics.nrmse(u, x, *where)),
         "vrmse": _bad(metrics.vrmse(u, x, *where)),

@@ -4,7 +4,9 @@ A unit is one forecast: (setting, trajectory, start). Each process writes every 
 to a file of its own in `parts/`, whole or not at all; at the end one process merges them, in the
 order of the units, into `metrics.parquet` (and `metrics.csv`), again whole or not at all. Whoever
 comes back after a kill finds in the two what is done, and computes the rest. Commands that write
-other settings to the same folder at the same time merge one after the other.
+other settings to the same folder at the same time share the lock of the file `.lock` while they
+write a unit or look, and one at a time holds it alone to merge: what it finds half written then
+is of processes that were killed.
 
 Every file carries the identity of the evaluation (model and data) and page checksums: results of
 another model or other data, and files that were damaged, are refused and never mixed in.
@@ -34,8 +36,8 @@ from .tables import COLUMNS, Unit, write_csv
 
 __all__ = ["ResultStore", "read_results"]
 
-SCHEMA = 2
-RESULTS, PARTS = "metrics.parquet", "parts"
+SCHEMA = 3
+RESULTS, PARTS, LOCK = "metrics.parquet", "parts", ".lock"
 _KEY = b"lola_ds"
 
 
@@ -54,16 +56,17 @@ class ResultStore:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
         # Another command may be merging, and its parts vanish while they are read.
-        with _locked(folder) if folder.is_dir() else contextlib.nullcontext():
+        with _shared(folder) if folder.is_dir() else contextlib.nullcontext():
             self.done = {unit for path in self._files() for unit in self._units(path)}
 
     def add(self, unit: Unit, table: pd.DataFrame, timing: Mapping[str, float]) -> None:
         """Writes the rows of one unit, whole or not at all."""
-        parts = self.folder / PARTS
-        parts.mkdir(parents=True, exist_ok=True)
         name = f"{unit.setting}_trajectory{unit.trajectory:06d}_start{unit.start:06d}"
-        path = parts / f"{name}.parquet"
-        self._write(path, table, {_name(unit): dict(timing)})
+        path = self.folder / PARTS / f"{name}.parquet"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _shared(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            self._write(path, table, {_name(unit): dict(timing)})
         self.done.add(unit)
 
     def merge(self) -> tuple[pd.DataFrame, dict[Unit, dict[str, float]]]:
@@ -74,7 +77,7 @@ class ResultStore:
         """
         tables: dict[Unit, pd.DataFrame] = {}
         timings: dict[Unit, dict[str, float]] = {}
-        with _locked(self.folder):
+        with _alone(self.folder):
             files = self._files()
             for path in files:
                 table, content = _read(path)
@@ -93,7 +96,7 @@ class ResultStore:
         return merged, {unit: timings[unit] for unit in units}
 
     def _clear(self, merged: Sequence[Path]) -> None:
-        """Removes merged parts, and what was half written where nobody writes any more."""
+        """Removes merged parts, and what killed processes left half written; nobody else writes."""
         parts = self.folder / PARTS
         for path in merged:
             if path.parent == parts:
@@ -161,12 +164,22 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table, content
 
 
+def _shared(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Units are written and looked for, by any number of processes at a time."""
+    return _locked(folder, fcntl.LOCK_SH)
+
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """One process merges what a folder holds, while nobody writes or looks."""
+    return _locked(folder, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time merges what a folder holds."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    """The lock of a folder, on a file: NFS locks no folders, and for writing only open files."""
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, kind)
         yield
     finally:
         os.close(descriptor)

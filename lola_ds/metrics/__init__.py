@@ -16,7 +16,7 @@ from .ensemble import (
     spread,
     spread_skill_ratio,
 )
-from .errors import correlation, nrmse, rmse, spatial_mean, total_error, vrmse, worst_error
+from .errors import correlation, mae, nrmse, rmse, spatial_mean, total_error, vrmse, worst_error
 from .grid import Grid
 from .horizon import correlation_time
 from .spectra import (
@@ -39,6 +39,7 @@ __all__ = [
     "energy_score",
     "fair_crps",
     "finite_ensemble_factor",
+    "mae",
     "nominal_coverage",
     "nrmse",
     "power_spectrum",

@@ -11,6 +11,7 @@ depends on the number of cells that fit in float32 nor on the order of the sum.
 References:
     Ohana et al., The Well, 2024 (arXiv:2412.00568), appendix on metrics.
     Rozet et al., Lost in Latent Space, 2025 (arXiv:2507.02608), section 4 and appendix.
+    Rasp et al., WeatherBench 2, 2024 (arXiv:2308.15560), section on metrics.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["correlation", "nrmse", "rmse", "spatial_mean", "total_error", "vrmse", "worst_error"]
+__all__ = [
+    "correlation",
+    "mae",
+    "nrmse",
+    "rmse",
+    "spatial_mean",
+    "total_error",
+    "vrmse",
+    "worst_error",
+]
 
 EPS = 1e-6  # keeps the ratio of a field that is (nearly) constant finite; unit: field squared
 
@@ -39,6 +49,15 @@ def spatial_mean(x: Tensor, spatial: int, volumes: Tensor | None = None) -> Tens
 def rmse(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
     r"""Root mean squared error, √⟨(u - v)²⟩, in the field's unit: (…, *S) -> (…) float64."""
     return spatial_mean((u - v).square(), spatial, volumes).sqrt()
+
+
+def mae(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
+    r"""Mean absolute error, ⟨|u - v|⟩, in the field's unit: (…, *S) -> (…) float64.
+
+    The continuous ranked probability score of a forecast that is a single state, to compare those
+    of ensembles with (WeatherBench 2).
+    """
+    return spatial_mean((u - v).abs(), spatial, volumes)
 
 
 def nrmse(

@@ -1,26 +1,49 @@
-"""One of several processes that evaluate waves: python eval_worker.py SHARDS OUT."""
+"""One of several processes that evaluate a real network: python eval_worker.py SHARDS OUT."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from wave_emulator import WaveEmulator
+from small_emulator import make_emulator
+from torch import Tensor
 
 from lola_ds.data import ShardDataset
-from lola_ds.evaluate import Forecast, evaluate, join_processes
+from lola_ds.emulate.emulator import Emulator
+from lola_ds.evaluate import Forecast, Processes, Resources, evaluate, join_processes
 
-processes, device = join_processes("cpu")
-emulator = WaveEmulator(0.3)
-dataset = ShardDataset(sys.argv[1])
-found = evaluate(
-    emulator,
-    dataset,
-    sys.argv[2],
-    Forecast(steps=3, members=2, start=(0, 2)),
-    train=dataset,
-    processes=processes,
-    draw=False,
-    progress=False,
-)
-print(f"process {processes.index}: {len(emulator.generated)} forecasts, table: {found is not None}")
-processes.leave()
+FIELDS = 3
+FORECAST = Forecast(steps=6, members=2, start=(0, 2, 4, 5), sampling_steps=3)
+
+
+def count_forecasts(emulator: Emulator) -> list[int]:
+    """The seeds of all forecasts that the emulator makes from now on."""
+    seeds: list[int] = []
+    stream = emulator.stream
+
+    def counting(x0: Tensor, label: Tensor, **options: Any) -> Iterator[Tensor]:
+        if options["steps"] == FORECAST.steps:  # no warm-up
+            seeds.extend(options["seeds"])
+        return stream(x0, label, **options)
+
+    emulator.stream = counting
+    return seeds
+
+
+def run(shards: Path, out: Path, processes: Processes, batch: int = 2) -> list[int]:
+    """Evaluates twelve forecasts, side by side as the batch allows; returns their seeds."""
+    emulator, dataset = make_emulator(FIELDS), ShardDataset(shards)
+    seeds = count_forecasts(emulator)
+    options = {"train": dataset, "draw": False, "progress": False}
+    resources = Resources(batch=batch)
+    evaluate(emulator, dataset, out, FORECAST, resources=resources, processes=processes, **options)
+    return seeds
+
+
+if __name__ == "__main__":
+    processes, _ = join_processes("cpu")
+    seeds = run(Path(sys.argv[1]), Path(sys.argv[2]), processes)
+    print(f"process {processes.index}: {len(seeds)} forecasts")
+    processes.leave()

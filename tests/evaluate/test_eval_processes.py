@@ -1,39 +1,101 @@
-"""Two real processes (gloo, accelerate) share an evaluation and give the numbers of one."""
+"""Real processes and a real network: shared, batched otherwise or killed, the numbers are one's."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
-from ranks import ROOT, run_ranks
-from wave_emulator import write_split
+from eval_worker import FIELDS, run
+from helpers import make_shards
+from ranks import ROOT, run_ranks, start_ranks
 
 from lola_ds.evaluate import Processes, join_processes, read_results
 
 WORKER = str(Path(__file__).with_name("eval_worker.py"))
-PATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}{os.pathsep}{Path(__file__).parent}"
+PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker makes the results once
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three trajectories of noise, 12 frames of 3 fields on 32 × 32 cells."""
+    folder = tmp_path_factory.mktemp("shards") / "noise" / "test"
+    make_shards(folder, np.random.default_rng(0).standard_normal((3, 12, FIELDS, 32, 32)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one process, one forecast after the other."""
+    out = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the other processes have
+    assert len(run(shards, out, Processes())) == 12
+    torch.set_num_threads(threads)
+    return out
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of the files whose content is numbers alone, without the seconds they took."""
+    names = ("metrics.csv", "climatology.npz")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def units(path: Path) -> dict[str, dict[str, float]]:
+    """The units in a file of results, and the seconds that each took."""
+    return json.loads(pq.read_schema(path).metadata[b"lola_ds"])["units"]
 
 
 @pytest.mark.ranks
-@pytest.mark.xdist_group("ranks")
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    (tmp_path / "waves").mkdir()
-    shards = tmp_path / "waves" / "test"
-    write_split(shards)
-    for count in (1, 2):
-        out = tmp_path / f"results{count}"
-        outputs = run_ranks([WORKER, str(shards), str(out)], count, env={"PYTHONPATH": PATH})
-        for rank, text in enumerate(outputs):  # six forecasts, and a warm-up each
-            expected = f"process {rank}: {6 // count + 1} forecasts, table: {rank == 0}"
-            assert expected in text
-    one, two = (read_results(tmp_path / f"results{count}") for count in (1, 2))
-    pd.testing.assert_frame_equal(one, two)
-    names = [sorted(p.name for p in (tmp_path / f"results{n}").iterdir()) for n in (1, 2)]
-    assert names[0] == names[1]
-    assert "climatology.npz" in names[0]
+def test_killed_half_way_two_processes_finish_the_rest(
+    shards: Path, alone: Path, tmp_path: Path
+) -> None:
+    """One is killed (SIGKILL) once a few forecasts are there; two others do not make these again,
+    and the table is to the last byte that of one process which nobody killed."""
+    (process,) = start_ranks([WORKER, str(shards), str(tmp_path)], 1, env=PATH)
+    parts = tmp_path / "parts"
+    deadline = time.monotonic() + 200
+    while len(list(parts.glob("[!.]*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode == -9, output
+    assert not (tmp_path / "metrics.parquet").exists()
+    kept = {name: took for path in parts.glob("[!.]*") for name, took in units(path).items()}
+    assert 3 <= len(kept) < 12
+    outputs = run_ranks([WORKER, str(shards), str(tmp_path)], 2, env=PATH)
+    made = [int(text.split(" forecasts")[0].split()[-1]) for text in outputs]
+    assert sum(made) == 12 - len(kept)
+    assert max(made) - min(made) <= 1
+    merged = units(tmp_path / "metrics.parquet")
+    assert len(merged) == 12
+    assert {name: merged[name] for name in kept} == kept
+    assert digests(tmp_path) == digests(alone)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_batch_changes_nothing_but_rounding(
+    shards: Path, alone: Path, tmp_path: Path, batch: int
+) -> None:
+    """Members one by one; seven members of four forecasts at a time."""
+    run(shards, tmp_path, Processes(), batch)
+    found, expected = read_results(tmp_path), read_results(alone)
+    names = [name for name in expected if name != "value"]
+    pd.testing.assert_frame_equal(found[names], expected[names])
+    ranks = expected["metric"] == "rank"  # counts cells, which rounding moves one at a time
+    for rows, tolerance in ((~ranks, 1e-4), (ranks, 2 / 32**2)):
+        np.testing.assert_allclose(
+            found["value"][rows], expected["value"][rows], rtol=1e-4, atol=tolerance
+        )
 
 
 def test_shares_are_disjoint_and_complete() -> None:

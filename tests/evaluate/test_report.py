@@ -9,8 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from helpers import make_shards
+from PIL import Image
 from ranks import ROOT
+from small_emulator import make_emulator
 from wave_emulator import WaveCodec, WaveEmulator, write_split
 
 from lola_ds.cli.common import run_command
@@ -21,6 +26,7 @@ from lola_ds.evaluate.provenance import write_provenance
 from lola_ds.evaluate.report.charts import Line, line_chart
 from lola_ds.evaluate.report.parts import Row, number_table
 from lola_ds.evaluate.report.runs import differences, find_runs
+from lola_ds.metrics import vrmse
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.xdist_group("chromium")  # one worker makes the results once
@@ -52,6 +58,25 @@ def keep_provenance(out: Path, run: Path, config: dict[str, Any]) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "ti'
     (run / "metrics.jsonl").write_text(text)
     write_provenance(out, run, config | {"run": str(run)}, parameters=12345)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real network of pixels, three members in three dimensions, on unequal sides."""
+    root = tmp_path_factory.mktemp("volumes")
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, 16, 12, 8)).astype(np.float32)
+    make_shards(root / "noise" / "test", x)
+    dataset = ShardDataset(root / "noise" / "test")
+    emulator = make_emulator(4, latent=False, spatial=3, labels=7, factor=4)
+    forecast = Forecast(steps=4, members=3, sampling_steps=2)
+    out = root / "results"
+    found = evaluate(emulator, dataset, out, forecast, train=dataset, progress=False)
+    assert found is not None
+    last = torch.from_numpy(x[1, [0, 4]])
+    expected = vrmse(last[1], last[0], 3).tolist()
+    table = found.table.query("method == 'persistence' and metric == 'vrmse' and lead == 4")
+    assert table.query("trajectory == 1")["value"].tolist() == pytest.approx(expected)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +114,29 @@ def test_the_page_in_chromium(browser: Any, page: Path) -> None:
     assert browser.title == TITLE
 
 
+def test_three_dimensions_have_every_figure(volumes: Path) -> None:
+    folder = volumes / "ab2-members3-steps4"
+    fields = json.loads((folder / "summary.json").read_text())["fields"]
+    assert len(fields) == 4
+    names = {f"{kind}_{field}.png" for kind in ("snapshots", "slices") for field in fields}
+    names |= {f"{n}.png" for n in ("vrmse", "vrmse_by_field", "spectra", "spread_skill", "ranks")}
+    assert names | {"animation.gif"} <= {path.name for path in folder.iterdir()}
+    pictures = {name: Image.open(folder / name) for name in names}
+    assert min(min(picture.size) for picture in pictures.values()) > 300
+    assert len({picture.tobytes() for picture in pictures.values()}) == len(names)
+    with Image.open(folder / "animation.gif") as image:
+        assert image.n_frames == 5
+
+
+def test_the_page_of_three_dimensions_in_chromium(
+    browser: Any, volumes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.html"
+    main([str(volumes), f"out={out}"])
+    check_page(browser, out, pictures=13)
+    assert "cut across every axis" in out.read_text()
+
+
 @pytest.mark.skipif(not DEMO.is_file(), reason=f"{DEMO} is missing: `make demo` writes it")
 def test_the_report_of_the_demo_in_chromium(browser: Any) -> None:
     check_page(browser, DEMO)
@@ -97,7 +145,7 @@ def test_the_report_of_the_demo_in_chromium(browser: Any) -> None:
     assert len(browser.find_elements("css selector", "#training svg[role=img]")) > 2
 
 
-def check_page(browser: Any, page: Path) -> None:
+def check_page(browser: Any, page: Path, pictures: int = 21) -> None:
     """Everything loads, nothing is logged, and nothing sticks out."""
     browser.get(page.as_uri())
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
@@ -113,7 +161,7 @@ def check_page(browser: Any, page: Path) -> None:
         })).catch(error => done(String(error)));"""
     )
     assert isinstance(loaded, dict), loaded
-    assert len(loaded["images"]) > 20
+    assert len(loaded["images"]) >= pictures
     assert min(loaded["images"]) > 100
     media = len(loaded["videos"]) + sum("animation.gif" in t for t in [page.read_text()])
     assert media >= 1
@@ -168,6 +216,18 @@ def test_light_and_dark(browser: Any, page: Path) -> None:
     browser.find_element("css selector", "body").send_keys(Keys.TAB)
     first = browser.execute_script("return document.activeElement.className")
     assert first == "skip"
+
+
+def test_baselines_are_in_every_table(page: Path) -> None:
+    """But in that of reconstructions, which are one."""
+    tables = re.findall(r'<table class="sortable">.*?</table>', page.read_text(), re.DOTALL)
+    assert len(tables) > 10
+    for table in tables:
+        names = re.findall(r'<tr class="baseline"><th scope="row">(.*?)</th>', table)
+        if "Reconstructions of the truth" not in table and "autoencoded truth" not in table:
+            assert any("persistence" in name for name in names), table[:300]
+            assert any("climatology" in name for name in names), table[:300]
+            assert any("reconstruction" in name for name in names), table[:300]
 
 
 def test_the_file_holds_everything(page: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from lola_ds.evaluate import (
     spread_trajectories,
 )
 from lola_ds.evaluate.selection import forecast_seed, frame_times
+from lola_ds.evaluate.store import LOCK
 from lola_ds.evaluate.tables import COLUMNS, Unit, correlation_times
 from lola_ds.metrics import rank_histogram, vrmse
 
@@ -136,8 +138,8 @@ def test_the_summary_follows_from_the_table(
 def test_files_are_what_they_claim(ensemble: tuple[Evaluation, Path]) -> None:
     result, out = ensemble
     folder = out / "ab16-members4-steps4"
-    assert files_below(out) == set(result.files)  # and no temporary file is left
-    shared = {"metrics.csv", "metrics.parquet", "climatology.npz", folder.name}
+    assert files_below(out) == {*result.files, out / LOCK}  # and no temporary file is left
+    shared = {"metrics.csv", "metrics.parquet", "climatology.npz", LOCK, folder.name}
     assert {path.name for path in out.iterdir()} == shared
     expected = {"spectra.csv", "summary.json", "animation.gif", "ranks.png"}
     expected |= {f"{n}.png" for n in ("vrmse", "vrmse_by_field", "spectra", "spread_skill")}
@@ -156,6 +158,21 @@ def test_files_are_what_they_claim(ensemble: tuple[Evaluation, Path]) -> None:
     with Image.open(folder / "animation.gif") as image:
         assert image.n_frames == 5  # the known state and four leads
         assert image.info["loop"] == 0
+
+
+def test_pictures_that_are_missing_are_drawn_again(
+    ensemble: tuple[Evaluation, Path], dataset: ShardDataset, tmp_path: Path
+) -> None:
+    """Which takes one forecast; the others are in the table."""
+    shutil.copytree(ensemble[1], tmp_path, dirs_exist_ok=True)
+    picture = tmp_path / "ab16-members4-steps4" / "snapshots_density.png"
+    before = picture.read_bytes()
+    picture.unlink()
+    emulator = WaveEmulator(0.3)
+    forecast = Forecast(steps=4, members=4, start=1)
+    evaluate(emulator, dataset, tmp_path, forecast, train=dataset, progress=False)
+    assert picture.read_bytes() == before
+    assert len(emulator.generated) == 1 + 1  # and the warm-up
 
 
 def test_the_spectra_are_the_mean_over_trajectories(dataset: ShardDataset, tmp_path: Path) -> None:
@@ -359,7 +376,7 @@ def test_an_autoencoder_alone(dataset: ShardDataset, tmp_path: Path) -> None:
     assert values(result.table, "autoencoder", "spectrum_mid") == pytest.approx(0.19, rel=1e-4)
     assert values(result.table, "autoencoder", "correlation_low") == pytest.approx(1, rel=1e-6)
     assert result.summary["vrmse"]["autoencoder"]["mean"] == pytest.approx(0.1, rel=0.1)
-    assert files_below(tmp_path) == set(result.files)
+    assert files_below(tmp_path) == {*result.files, tmp_path / LOCK}
     assert "mean over fields" in result.text
 
 

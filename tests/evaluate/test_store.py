@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from wave_emulator import WaveEmulator, write_split
 
@@ -95,16 +98,6 @@ def test_killed_half_way_and_run_again(dataset: ShardDataset, tmp_path: Path) ->
     assert {path.name for path in out.iterdir()} == names
 
 
-def test_pictures_that_are_missing_are_drawn_again(dataset: ShardDataset, tmp_path: Path) -> None:
-    run(dataset, tmp_path, WaveEmulator(), draw=True)
-    picture = tmp_path / "ab16-members2-steps2" / "snapshots_density.png"
-    picture.unlink()
-    emulator = WaveEmulator()
-    run(dataset, tmp_path, emulator, draw=True)
-    assert picture.is_file()
-    assert len(emulator.generated) == 1 + 1
-
-
 def test_other_settings_join_the_table(dataset: ShardDataset, tmp_path: Path) -> None:
     first = run(dataset, tmp_path, WaveEmulator(0.3))
     others = [
@@ -138,21 +131,73 @@ def test_results_of_another_model_are_refused(dataset: ShardDataset, tmp_path: P
 
 
 def test_commands_at_the_same_time_do_not_lose_rows(tmp_path: Path) -> None:
-    """Eight threads with a setting each, in one folder."""
+    """Eight threads with a setting each, in one folder: some merge while others write."""
 
     def work(i: int) -> None:
         store = ResultStore(tmp_path, {"task": "test"})
-        for k in range(3):
+        for k in range(6):
             unit = Unit(f"seed{i}", k, 0)
             store.add(unit, rows(unit, float(i)), {"states": 1})
+            if (i + k) % 3 == 0:
+                store.merge()
         store.merge()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     table = read_results(tmp_path)
-    assert len(table) == 24
+    assert len(table) == 48
     assert (table["setting"].str[4:].astype(int) == table["value"]).all()
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.parquet", "metrics.csv", ".lock"}
+
+
+def test_nobody_tidies_up_what_another_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command merges, and finds nothing else to keep, while another has half written a unit."""
+    stores = [ResultStore(tmp_path, {"task": "test"}) for _ in range(2)]
+    slow, quick = Unit("slow", 0, 0), Unit("quick", 0, 0)
+    stores[0].add(quick, rows(quick), {"states": 1})
+    writing, write = threading.Event(), pq.write_table
+
+    def write_slowly(data: Any, where: Path, **options: Any) -> None:
+        write(data, where, **options)
+        if "slow" in where.name:
+            writing.set()
+            time.sleep(0.3)
+
+    monkeypatch.setattr(pq, "write_table", write_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(stores[1].add, slow, rows(slow), {"states": 1})
+        assert writing.wait(10)
+        stores[0].merge()
+        adding.result()
+    stores[1].merge()
+    assert set(read_results(tmp_path)["setting"]) == {"quick", "slow"}
+
+
+@pytest.mark.parametrize("kind", ["garbage", "half", "foreign"])
+def test_units_that_are_no_good_are_refused_and_kept(
+    dataset: ShardDataset, tmp_path: Path, kind: str
+) -> None:
+    """A unit of another model, or a damaged one, among those of a command that was killed."""
+    unit = Unit("ab16-members2-steps2", 0, 0)
+    ResultStore(tmp_path, {"model": "another"}).add(unit, rows(unit), {"states": 1})
+    part = next((tmp_path / "parts").iterdir())
+    content, messages = part.read_bytes(), {"foreign": "holds results of another evaluation"}
+    part.write_bytes({"garbage": b"no table", "half": content[:300], "foreign": content}[kind])
+    before, emulator = part.read_bytes(), WaveEmulator()
+    with pytest.raises(ValueError, match=f"{part.name} {messages.get(kind, 'is damaged')}"):
+        run(dataset, tmp_path, emulator)
+    assert (part.read_bytes(), emulator.generated) == (before, [])
+
+
+def test_a_damaged_climatology_is_made_again(dataset: ShardDataset, tmp_path: Path) -> None:
+    run(dataset, tmp_path, WaveEmulator(), 0, train=dataset)
+    path = tmp_path / "climatology.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    run(dataset, tmp_path, WaveEmulator(), 0, 1, train=dataset)
+    assert path.read_bytes() == whole
 
 
 def test_damage_is_found_or_harmless(tmp_path: Path) -> None:

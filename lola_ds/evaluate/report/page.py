@@ -126,7 +126,16 @@ def _overview(runs: Sequence[Run]) -> str:
     columns = ["parameters", "trajectories", "members", "VRMSE", "VRMSE / persistence"]
     columns += ["correlation time", "spread / skill", "ms / state", "ms / state, decoding"]
     best = ["none", "none", "none", "low", "low", "high", "one", "low", "low"]
+    rows += _baselines(runs, _overview_numbers)
     return number_table(caption, "run", columns, rows, best)
+
+
+def _overview_numbers(run: Run, method: str) -> list[float | None]:
+    """The line of a baseline in the overview: neither parameters nor members, and no time taken."""
+    summary = run.summary
+    ratio = summary.get("ratio_to_persistence", {}).get(method, {}).get("mean")
+    numbers = [summary["vrmse"][method]["mean"], ratio, summary["correlation_time"].get(method)]
+    return [None, summary["trajectories"], None, *numbers, None, None, None]
 
 
 def _configuration(runs: Sequence[Run]) -> str:
@@ -222,9 +231,18 @@ def _ensembles(runs: Sequence[Run]) -> str:
         summary = run.summary["ensemble"]
         calibration = [_mean(summary["spread_skill"]), _mean(summary["coverage"])]
         rows.append(Row(run.name, [*values, *calibration, summary["nominal_coverage"]]))
+
+    def of_one_state(run: Run, method: str) -> list[float | None]:
+        error, skill = run.mean(method, "mae"), run.mean(method, "rmse")
+        return [error, skill, None, skill, None, None, None]
+
+    rows += _baselines(found, of_one_state)
     columns = ["CRPS", "energy score", "spread", "skill", "spread / skill", "coverage", "nominal"]
     best = ["low", "low", "none", "low", "one", "none", "none"]
-    caption = "Ensemble scores, mean over fields, lead times and trajectories; fair estimates."
+    caption = (
+        "Ensemble scores, mean over fields, lead times and trajectories; fair estimates. Of a "
+        "single state (baselines) the CRPS is the mean absolute error, the energy score the RMSE."
+    )
     return _grid(charts) + number_table(caption, "run", columns, rows, best)
 
 
@@ -273,10 +291,11 @@ def _figures(runs: Sequence[Run]) -> str:
             path = run.folder / f"{name}.png"
             if path.is_file():
                 shown.append(picture(path, f"{run.name}: {caption}"))
-        for field in run.summary["fields"]:
-            path = run.folder / f"snapshots_{field}.png"
-            if path.is_file():
-                shown.append(picture(path, f"{run.name}: {pretty(field)}"))
+        for kind, note in (("snapshots", ""), ("slices", ", cut across every axis")):
+            for field in run.summary["fields"]:
+                path = run.folder / f"{kind}_{field}.png"
+                if path.is_file():
+                    shown.append(picture(path, f"{run.name}: {pretty(field)}{note}"))
         state = " open" if index == 0 else ""
         parts.append(
             f"<details{state}><summary>{escape(run.name)}</summary>"
@@ -355,6 +374,11 @@ def _method_rows(
                     name = f"{name} (of {run.name})"  # other trajectories
                 baselines.setdefault(key, Row(name, numbers, baseline=True))
     return rows + list(baselines.values())
+
+
+def _baselines(runs: Sequence[Run], values: Callable[[Run, str], list[float | None]]) -> list[Row]:
+    """Only the rows of the baselines of forecasts."""
+    return [row for row in _method_rows([r for r in runs if r.emulates], values) if row.baseline]
 
 
 def _name(run: Run, method: str) -> str:
