@@ -77,7 +77,7 @@ def kill_once(run: Path, ranks: ForkedRanks, moment: str, rng: random.Random) ->
 
 @pytest.mark.parametrize(
     ("kills", "epochs"),
-    [(3, 8), pytest.param(30, 100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [(3, 8), pytest.param(30, 60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_killed_training_ends_with_the_same_bits(
     kills: int, epochs: int, shards: Path, tmp_path: Path
@@ -85,12 +85,12 @@ def test_killed_training_ends_with_the_same_bits(
     """SIGKILL of random ranks during steps, saves, and between save and rename."""
     whole, run = tmp_path / "whole", tmp_path / "killed"
     more = ["deepspeed=zero2", f"train.epochs={epochs}", "ema.power_law=[0.1]", "ema.keep_every=2"]
-    start(whole, shards, 2, *more).finish(600)
+    start(whole, shards, 2, *more).finish(1500)
     rng, found = random.Random(kills), Counter[str]()
     for kill in range(kills):
         moment = ("step", "save", "publish")[kill % 3]
         found[kill_once(run, start(run, shards, 2, *more), moment, rng)] += 1
-    start(run, shards, 2, *more).finish(600)
+    start(run, shards, 2, *more).finish(1500)
     print(f"killed: {dict(found)}")
     assert_same_bits(run, whole)
     expected, seen = windows(whole, 2), windows(run, 2)

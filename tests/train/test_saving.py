@@ -54,7 +54,7 @@ def complete(folder: Path) -> list[int]:
     [
         (3, 2),
         *(
-            pytest.param(stage, 50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+            pytest.param(stage, 50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
             for stage in range(4)
         ),
     ],
