@@ -15,7 +15,8 @@ from lola_ds.emulate.emulator import Emulator
 from lola_ds.evaluate import Forecast, Processes, Resources, evaluate, join_processes
 
 FIELDS = 3
-FORECAST = Forecast(steps=6, members=2, start=(0, 2, 4, 5), sampling_steps=3)
+FORECAST = Forecast(steps=5, members=2, start=(0, 2, 5), sampling_steps=3)
+UNITS = 9  # of three trajectories
 
 
 def count_forecasts(emulator: Emulator) -> list[int]:
@@ -33,7 +34,7 @@ def count_forecasts(emulator: Emulator) -> list[int]:
 
 
 def run(shards: Path, out: Path, processes: Processes, batch: int = 2) -> list[int]:
-    """Evaluates twelve forecasts, side by side as the batch allows; returns their seeds."""
+    """Evaluates all forecasts, side by side as the batch allows; returns their seeds."""
     emulator, dataset = make_emulator(FIELDS), ShardDataset(shards)
     seeds = count_forecasts(emulator)
     options = {"train": dataset, "draw": False, "progress": False}

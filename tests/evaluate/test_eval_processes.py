@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from eval_worker import FIELDS, run
+from eval_worker import FIELDS, UNITS, run
 from helpers import make_shards
 from ranks import ROOT, run_ranks, start_ranks
 
@@ -38,7 +38,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the other processes have
-    assert len(run(shards, out, Processes())) == 12
+    assert len(run(shards, out, Processes())) == UNITS
     torch.set_num_threads(threads)
     return out
 
@@ -70,13 +70,13 @@ def test_killed_half_way_two_processes_finish_the_rest(
     assert process.returncode == -9, output
     assert not (tmp_path / "metrics.parquet").exists()
     kept = {name: took for path in parts.glob("[!.]*") for name, took in units(path).items()}
-    assert 3 <= len(kept) < 12
+    assert 3 <= len(kept) < UNITS
     outputs = run_ranks([WORKER, str(shards), str(tmp_path)], 2, env=PATH)
     made = [int(text.split(" forecasts")[0].split()[-1]) for text in outputs]
-    assert sum(made) == 12 - len(kept)
+    assert sum(made) == UNITS - len(kept)
     assert max(made) - min(made) <= 1
     merged = units(tmp_path / "metrics.parquet")
-    assert len(merged) == 12
+    assert len(merged) == UNITS
     assert {name: merged[name] for name in kept} == kept
     assert digests(tmp_path) == digests(alone)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in alone.iterdir()}
@@ -86,7 +86,7 @@ def test_killed_half_way_two_processes_finish_the_rest(
 def test_the_batch_changes_nothing_but_rounding(
     shards: Path, alone: Path, tmp_path: Path, batch: int
 ) -> None:
-    """Members one by one; seven members of four forecasts at a time."""
+    """Members one by one; three forecasts side by side."""
     run(shards, tmp_path, Processes(), batch)
     found, expected = read_results(tmp_path), read_results(alone)
     names = [name for name in expected if name != "value"]
