@@ -139,9 +139,10 @@ def build_extensions() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     _deepspeed()
     if os.environ["DS_ACCELERATOR"] == "cpu":
-        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+        from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
 
         ShareMemCommBuilder().load(verbose=False)
+        CPUAdamBuilder().load(verbose=False)
 
 
 def _deepspeed() -> Any:
