@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_functional: Any = torch.nn.functional
+_linear = torch.nn.functional.linear
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,26 @@ def make_engine(
     deepspeed = _deepspeed()
     if whole and ds_config["zero_optimization"]["stage"] == 3:
         deepspeed.utils.set_z3_leaf_modules(objective, list(whole))
+    _functional.linear = _linear  # an engine before this one may have left another
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=ds_config)
+    if _functional.linear is not _linear:
+        _functional.linear = _by_rows(_functional.linear)
     return engine
+
+
+def _by_rows(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """ZeRO-3's linear layer, which keeps no gathered weights, right under selective recomputation.
+
+    Given more axes than two, DeepSpeed's adds the bias in place to the very product that selective
+    checkpointing keeps, unseen by torch; the recomputed pass then adds it twice, and gradients are
+    wrong without a word. Given rows, it adds the bias in the product itself.
+    """
+
+    def by_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        return rows.view(*x.shape[:-1], rows.shape[-1])
+
+    return by_rows
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

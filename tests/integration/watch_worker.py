@@ -3,7 +3,8 @@
 usage: watch_worker.py FAULT RANK STEP COUNT -- WORD … -- WORD … -- …
 
 FAULT is `nan` (in channel 2 of the first sample, for COUNT steps from STEP) or `stall` (COUNT
-seconds at STEP), on rank RANK only. A training that stops early says so in RUN/stopped.
+seconds at STEP), on rank RANK only; or `scale` (the loss's scale becomes 2^COUNT at STEP), on all.
+A training that stops early says so in RUN/stopped.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def plant(trainer: Trainer, fault: str, rank: int, step: int, count: int) -> Non
 
     def prepare(batch: Batch) -> Batch:
         batch = clean(batch)
+        if fault == "scale" and trainer.step == step and trainer.engine.training:
+            trainer.scale.value = 2.0**count
         if trainer.ranks.rank != rank or not trainer.engine.training:
             return batch
         if fault == "stall" and trainer.step == step:
