@@ -8,8 +8,8 @@ of order n is
 
 with the Lagrange polynomials :math:`\ell_i` of the last n values of u. azula's sampler, of which
 this is a quicker form, solves a linear system on the device at each step, and waits for it: here
-all weights are numbers before the first step, so that the device never waits, and nothing keeps the
-loop out of a CUDA graph.
+all weights are numbers before the first step, nothing is copied between processor and device, and
+the loop can be captured in a CUDA graph; see `capture`.
 
 References:
     | Fast Sampling of Diffusion Models with Exponential Integrator (Zhang et al., 2023)
@@ -44,19 +44,24 @@ def step_weights(u: Tensor, order: int) -> list[list[float]]:
 class ABSampler(zABSampler):
     """As azula's `zABSampler`."""
 
-    @torch.no_grad()
-    def __call__(self, x: Tensor, **kwargs: Tensor) -> Tensor:
-        """Takes the state (B, C, L, *S) from the first time to the last."""
+    def plan(self) -> list[tuple[float, float, float, float, list[float]]]:
+        """Of every step: its time, alpha there, sigma there, alpha after it, and its weights."""
         times = self.timesteps.cpu()
         alpha, sigma = self.denoiser.schedule(times)
         weights = step_weights(sigma / alpha, self.order)
-        alphas, sigmas = alpha.tolist(), sigma.tolist()
+        alphas = alpha.tolist()
+        return list(zip(times.tolist(), alphas, sigma.tolist(), alphas[1:], weights))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, **kwargs: Tensor) -> Tensor:
+        """Takes the state (B, C, L, *S) from the first time to the last."""
         history: list[Tensor] = []
-        for i, t in enumerate(times[:-1].to(x.device).unbind()):
+        for time, alpha_t, sigma_t, alpha_s, weights in self.plan():
+            t = torch.full((), time, dtype=self.timesteps.dtype, device=x.device)
             mean = self.denoiser(x, t, **kwargs).mean
-            z = torch.sub(x, mean, alpha=alphas[i]) / sigmas[i]
+            z = torch.sub(x, mean, alpha=alpha_t) / sigma_t
             history = [*history, z][-self.order :]
-            x = alphas[i + 1] / alphas[i] * x
-            for value, weight in zip(history, weights[i], strict=True):
-                x = x.add_(value, alpha=alphas[i + 1] * weight)
+            x = alpha_s / alpha_t * x
+            for value, weight in zip(history, weights, strict=True):
+                x = x.add_(value, alpha=alpha_s * weight)
         return x
