@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ..config import TASKS
 
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+_NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_COMPANY = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -47,7 +48,9 @@ def explained(error: Exception, config: dict[str, Any], ds_config: dict[str, Any
             f"{' or '.join(_savings(config, ds_config))}; `lola-ds plan` with the same words says "
             "what fits before it starts"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and (
+        error.errno in _NO_DISK or any(f"[Errno {number}]" in text for number in _NO_DISK)
+    ):
         return OSError(
             f"{text}: the disk of run={config['run']} is full or its quota is spent; make room and "
             "start the same command again, which resumes from the last complete checkpoint"

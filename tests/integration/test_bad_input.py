@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 import pytest
-from ranks import ROOT, free_port, run_ranks
+import yaml
+from ranks import ROOT, run_ranks, start_ranks
 from words import overrides
 
+from lola_ds.cli import train
+from lola_ds.cli.common import run_command
 from lola_ds.cli.main import COMMANDS
 
 PHYSICS = "euler_multi_quadrants_periodicBC"
 
 
-def command(*words: object, **env: object) -> subprocess.CompletedProcess[str]:
-    """Runs `lola-ds …` in its own process."""
+def command(
+    *words: object, limits: Mapping[int, int] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `lola-ds …` in its own process, within limits of its resources."""
+
+    def limit() -> None:
+        for kind, most in (limits or {}).items():
+            resource.setrlimit(kind, (most, most))
+
     return subprocess.run(
         [sys.executable, "-m", "lola_ds.cli.main", *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"DS_ACCELERATOR": "cpu"} | {k: str(v) for k, v in env.items()},
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        preexec_fn=limit,
         capture_output=True,
         text=True,
         timeout=120,
@@ -55,23 +70,101 @@ def some_file(well: Path, split: str = "train") -> Path:
     return sorted((well / PHYSICS / "data" / split).glob("*.hdf5"))[0]
 
 
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line with which `lola-ds train` refuses a configuration, in this process."""
+    with pytest.raises(SystemExit) as end:
+        run_command(train.main, ["--print-config", *words])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["deepspeed=zero7"], ["deepspeed/zero7", "zero0 zero1 zero2 zero3"]),
+        (["deepspeed=zero7"], ["deepspeed/zero7", "zero0 zero1 zero1_offload zero2"]),
         (["train.epoch=3"], ["train.epoch", "train.epochs"]),
         (["train.epochs=many"], ["train.epochs", "many"]),
         (["train.batch_size=6"], ["train.epoch_size=40", "train.batch_size=6"]),
         (["train.accumulation=3"], ["train.batch_size=8", "train.accumulation=3", "multiple of 3"]),
         (["task=painting"], ["task=painting", "autoencoder, surrogate, diffusion"]),
-        (["precision=fp8"], ["precision=fp8", "bf16, fp32"]),
+        (["precision=fp8"], ["precision=fp8", "bf16, fp16, fp32"]),
         (["ae_run=somewhere"], ["ae_run=somewhere", "autoencoder"]),
         (["optim.learning_rate=-1"], ["optim.learning_rate=-1", "positive"]),
-        (["+ae.colour=red"], ["ae.colour"]),
         (["deepspeed.config=missing.json"], ["missing.json", "zero1.json"]),
+        (["dataset.fields=[a,b]"], ["dataset.stats.mean", "5 values for 2"]),
+        (["optim=soap"], ["optim=soap steps whole tensors", "stage 1", "deepspeed=zero0"]),
+        (["optim=muon", "deepspeed=zero2_offload"], ["optim=muon", "stage 2", "deepspeed=zero0"]),
+    ],
+)
+def test_configuration_is_refused(
+    words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal([*overrides("autoencoder", Path("d"), Path("r")), *words], capsys)
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("{", ["not valid JSON", "line 1"]),
+        ('{"zero_optimization": {"stage": 5}}', ["zero_optimization.stage=5", "0 to 3"]),
+        (
+            '{"zero_optimization": {"stage": 2, "overlap_com": true}}',
+            ["zero_optimization.overlap_com is unknown", "overlap_comm"],
+        ),
+        (
+            '{"train_batch_size": 64, "zero_optimization": {"stage": 1}}',
+            ["train_batch_size=64 contradicts 8", '"auto"'],
+        ),
+        (
+            '{"gradient_clipping": 0.5, "zero_optimization": {"stage": 1}}',
+            ["gradient_clipping=0.5 contradicts 1.0"],
+        ),
+        (
+            '{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}',
+            ["fp16.enabled=true", "precision=fp16"],
+        ),
+    ],
+)
+def test_deepspeed_file_is_refused(
+    file: str, parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(file)
+    words = overrides("autoencoder", Path("d"), Path("r"), f"deepspeed.config={path}")
+    line = refusal(words, capsys)
+    for part in ("mine.json", *parts):
+        assert part in line
+
+
+def test_batch_that_does_not_divide_over_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    line = refusal(overrides("autoencoder", Path("d"), Path("r")), capsys)
+    for part in ("train.batch_size=8", "3 ranks", "multiple of 3"):
+        assert part in line
+
+
+def test_print_config_shows_every_filled_value(capsys: pytest.CaptureFixture[str]) -> None:
+    words = overrides("autoencoder", Path("d"), Path("r"), "deepspeed=zero2_offload")
+    run_command(train.main, ["--print-config", *words])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["deepspeed"]["train_micro_batch_size_per_gpu"] == 8
+    assert shown["deepspeed"]["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert shown["precision"] == "fp32"
+    assert '"auto"' not in json.dumps(shown["deepspeed"])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["train.epochs=many"], ["train.epochs", "many"]),
+        (["+ae.colour=red"], ["ae.colour"]),
         (["dataset=euler_open"], ["openBC/train", "does not exist"]),
         (["data=nowhere"], ["nowhere", "does not exist"]),
-        (["dataset.fields=[a,b]"], ["dataset.stats.mean", "5 values for 2"]),
     ],
 )
 def test_training_is_refused(
@@ -83,11 +176,39 @@ def test_training_is_refused(
     assert not run.exists()
 
 
-def test_batch_that_does_not_divide_over_ranks(shards: Path, tmp_path: Path) -> None:
-    base = overrides("autoencoder", shards, tmp_path / "run")
-    env = {"WORLD_SIZE": 3, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    refused(command("train", *base, **env), "train.batch_size=8", "3 ranks", "multiple of 3")
-    assert not (tmp_path / "run").exists()
+def test_out_of_memory_says_what_saves_some(shards: Path, tmp_path: Path) -> None:
+    """A layer of 16 GB, where a process may have 8."""
+    words = overrides("autoencoder", shards, tmp_path / "run", "ae.hid_channels=[65536,8,8,8]")
+    done = command("train", *words, limits={resource.RLIMIT_AS: 8 << 30})
+    refused(done, "out of memory", "train.accumulation=2", "ae.checkpointing=full", "lola-ds plan")
+
+
+def test_full_disk(shards: Path, tmp_path: Path) -> None:
+    """No checkpoint fits: nothing is left of it, and the same command works once there is room."""
+    run = tmp_path / "run"
+    words = overrides("autoencoder", shards, run, "train.epochs=1")
+    done = command("train", *words, limits={resource.RLIMIT_FSIZE: 20_000})
+    refused(done, "could not be written", f"run={run} is full", "start the same command again")
+    assert not list((run / "checkpoints").iterdir())
+
+
+def test_lost_rank_is_noticed_at_once(shards: Path, tmp_path: Path) -> None:
+    """A rank is killed: the other says so in one line and ends within seconds."""
+    words = overrides("autoencoder", shards, tmp_path / "run", "train.epochs=1000")
+    first, second = start_ranks(["-m", "lola_ds.cli.train", *words], 2)
+    while not (tmp_path / "run" / "metrics.jsonl").is_file():
+        assert first.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    second.kill()
+    start = time.monotonic()
+    output, _ = first.communicate(timeout=60)
+    assert time.monotonic() - start < 15
+    second.communicate()
+    assert first.returncode == 1
+    assert "Traceback" not in output
+    assert "lola-ds: error: another rank is gone" in output
+    assert "the same command resumes" in output
 
 
 def test_checkpoint_of_another_architecture(shards: Path, tmp_path: Path) -> None:
