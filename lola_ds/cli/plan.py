@@ -29,9 +29,11 @@ flags:
 examples:
   lola-ds plan task=autoencoder dataset=euler_open --grid 512x512
   lola-ds plan task=diffusion dataset=euler_open ae_run=runs/ae --grid 512x512 --gpus 16
-  lola-ds plan task=surrogate data=SHARDS train.batch_size=256 --gpu a100-40 --network hdr200"""
+  lola-ds plan task=surrogate data=SHARDS train.batch_size=256 --gpu a100-40 --network hdr200
+  lola-ds plan task=surrogate surrogate=vit_pixel sequence_parallel=4 --grid 512x512"""
 
 POLICIES = ("none", "selective", 2, "full")
+STAGES = ("zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
 WORLDS = [2**n for n in range(11)]
 
 
@@ -49,8 +51,15 @@ def main(argv: Sequence[str]) -> None:
 
     from ..build import trace_training
     from ..config import TASKS, compose, read_deepspeed, to_dict
+    from ..train.ema import make_profiles
 
     config = to_dict(compose(["run=unused", "data=unused", *words]))
+    sequence, per_node = config["sequence_parallel"], GPUS[args.gpu].per_node
+    if sequence > per_node or args.gpus % sequence:
+        raise ValueError(
+            f"sequence_parallel={sequence} GPUs of a node of {per_node} share a sample, out of "
+            f"--gpus {args.gpus}; choose a divisor of both"
+        )
     shape, labels = _frames(config, args.grid)
     group = TASKS[config["task"]]
     workloads = []
@@ -60,10 +69,12 @@ def main(argv: Sequence[str]) -> None:
         workloads.append(Workload(str(policy), low, high))
     planner = Planner(
         workloads,
-        {stage: read_deepspeed(f"zero{stage}.json")["zero_optimization"] for stage in range(4)},
+        {name: read_deepspeed(f"{name}.json")["zero_optimization"] for name in STAGES},
         config["train"]["batch_size"],
         GPUS[args.gpu],
         NETWORKS[args.network],
+        sequence,
+        len(make_profiles(config["ema"])),
     )
     steps = config["train"]["epochs"] * (config["train"]["epoch_size"] // planner.batch_size)
     report = _report(planner, steps, args.gpus)
@@ -93,14 +104,16 @@ def _report(planner: Planner, steps: int, gpus: int) -> dict[str, Any]:
     best = {world: planner.best(world) for world in sorted({*WORLDS, gpus})}
     return {
         "parameters": none.parameters,
-        "flops_per_sample": none.flops,
+        "flops_per_sample": planner.sequence * none.flops,
+        "sequence_parallel": planner.sequence,
         "activation_bytes_per_sample": {w.policy: w.sample_bytes for w in planner.workloads},
         "gpus": gpus,
         "memory": [
             {
                 "policy": workload.policy,
-                "stage": stage,
+                "deepspeed": stage,
                 "states": planner.memory(workload, stage, gpus, 0).on_gpu,
+                "host": planner.memory(workload, stage, gpus, 0).host,
                 "largest_micro_batch": planner.largest(workload, stage, gpus),
             }
             for workload in planner.workloads
@@ -125,24 +138,27 @@ def _lines(
     yield f"network       {group}, frames of {frame}, {report['parameters'] / 1e6:.1f} M parameters"
     yield f"work          {report['flops_per_sample'] / 1e9:.1f} GFLOP a sample, there and back"
     parts = (f"{p} {b / gib:.3f}" for p, b in report["activation_bytes_per_sample"].items())
-    yield f"activations   GiB a sample: {', '.join(parts)}"
+    shared = f", on each of {planner.sequence} GPUs that share it" if planner.sequence > 1 else ""
+    yield f"activations   GiB a sample{shared}: {', '.join(parts)}"
     yield ""
     memory = f"{planner.gpu.memory:.0f} GiB"
-    yield f"{args.gpus} × {args.gpu} of {memory}: GiB without samples, largest micro-batch"
-    yield "checkpointing" + "".join(f"{f'zero{stage}':>16}" for stage in planner.stages)
-    for workload in planner.workloads:
-        cells = (row for row in report["memory"] if row["policy"] == workload.policy)
-        text = (f"{row['states'] / gib:.1f}, {row['largest_micro_batch']}" for row in cells)
-        yield f"{workload.policy:<13}" + "".join(f"{cell:>16}" for cell in text)
+    yield f"{args.gpus} × {args.gpu} of {memory}: GiB without samples on the GPU and on the host;"
+    yield "the largest micro-batch, by checkpointing policy"
+    policies = "".join(f"{workload.policy:>11}" for workload in planner.workloads)
+    yield f"{'deepspeed':<15}{'GPU':>7}{'host':>7}{policies}"
+    for name in planner.stages:
+        rows = [row for row in report["memory"] if row["deepspeed"] == name]
+        states = "".join(f"{rows[0][key] / gib:>7.1f}" for key in ("states", "host"))
+        yield f"{name:<15}{states}" + "".join(f"{r['largest_micro_batch']:>11}" for r in rows)
     yield ""
     yield f"{report['steps']} steps of {planner.batch_size} samples, {args.network} between nodes"
     yield (
-        f"{'GPUs':>5}{'zero':>6}{'checkpointing':>15}{'micro':>7}{'passes':>8}{'GiB':>7}"
+        f"{'GPUs':>5}{'deepspeed':>15}{'checkpointing':>15}{'micro':>7}{'passes':>8}{'GiB':>7}"
         f"{'sent GB':>9}{'ms/step':>9}{'samples/s':>11}{'days':>8}{'GPU-days':>10}"
     )
     for row in report["scaling"]:
         yield (
-            f"{row['world_size']:>5}{row['stage']:>6}{row['policy']:>15}{row['micro_batch']:>7}"
+            f"{row['world_size']:>5}{row['deepspeed']:>15}{row['policy']:>15}{row['micro_batch']:>7}"
             f"{row['accumulation']:>8}{row['peak'] / gib:>7.1f}{row['traffic'] / 1e9:>9.2f}"
             f"{1e3 * row['seconds']:>9.1f}{planner.batch_size / row['seconds']:>11.1f}"
             f"{row['gpu_days'] / row['world_size']:>8.2f}{row['gpu_days']:>10.2f}"
@@ -153,15 +169,16 @@ def _lines(
 
 def _advice(report: dict[str, Any], planner: Planner, group: str) -> str:
     gpus = report["gpus"]
-    if planner.batch_size % gpus:
+    groups = gpus // planner.sequence
+    if planner.batch_size % groups:
         return (
-            f"train.batch_size={planner.batch_size} does not divide over {gpus} GPUs; choose a "
-            f"multiple of {gpus}"
+            f"train.batch_size={planner.batch_size} does not divide over {groups} ranks; choose a "
+            f"multiple of {groups}"
         )
     for row in report["scaling"]:
         if row["world_size"] == gpus:
             return (
-                f"for {gpus} GPUs: deepspeed=zero{row['stage']} "
+                f"for {gpus} GPUs: deepspeed={row['deepspeed']} "
                 f"train.accumulation={row['accumulation']} {group}.checkpointing={row['policy']}"
             )
     return (

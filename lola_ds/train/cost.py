@@ -3,11 +3,13 @@
 A network built by `build_fake` has shapes but no values, so any size can be traced on a laptop in
 seconds. The trace sees every operation that autograd dispatches: floating-point operations, bytes
 read and written, and the bytes alive at every moment, bfloat16 copies of weights, recomputed
-activations and temporary buffers included. Workspaces inside a kernel are not seen.
+activations and temporary buffers included. Of what kernels allocate while they run, convolutions'
+copies in other layouts are added.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,11 +29,19 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operation: its floating-point operations, its traffic, and the precision it runs in."""
+    """One operation.
+
+    Attributes:
+        flops: its floating-point operations.
+        bytes: what it reads and writes.
+        half: whether it runs in 16 bits.
+        sent: bytes to the ranks that share the tokens of a sample.
+    """
 
     flops: int
     bytes: int
     half: bool
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,11 @@ class PassCost:
     def flops(self) -> int:
         """Floating-point operations of matrix products, convolutions and attention."""
         return sum(kernel.flops for kernel in self.kernels)
+
+    @property
+    def sent(self) -> int:
+        """Bytes to the ranks that share the tokens of a sample."""
+        return sum(kernel.sent for kernel in self.kernels)
 
 
 def build_fake(build: Callable[[], T]) -> T:
@@ -114,19 +129,27 @@ class _Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if self.hold(outputs) or func._schema.is_mutable:
+        within = _WORKSPACES.get(func._overloadpacket)
+        if self.hold(outputs, int(within(*args)) if within else 0) or func._schema.is_mutable:
             count = _FORMULAS.get(func._overloadpacket)
+            send = _SENDING.get(func._overloadpacket)
             self.kernels.append(
                 Kernel(
                     flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
                     bytes=sum(_bytes(tensor) for tensor in (*inputs, *outputs)),
                     half=any(tensor.dtype.itemsize == 2 for tensor in inputs),
+                    sent=int(send(*args)) if send else 0,
                 )
             )
         return out
 
-    def hold(self, leaves: Iterable[Any]) -> bool:
-        """Counts new tensors among `leaves` until they are freed; whether there were any."""
+    def hold(self, leaves: Iterable[Any], workspace: int = 0) -> bool:
+        """Counts new tensors among `leaves` until they are freed; whether there were any.
+
+        Arguments:
+            leaves: what an operation gave.
+            workspace: bytes that it held beside while it ran.
+        """
         before = self.live
         for leaf in leaves:
             if isinstance(leaf, Tensor) and leaf.untyped_storage() not in self._seen:
@@ -134,8 +157,9 @@ class _Trace(TorchDispatchMode):
                 self._seen[storage] = True
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._free, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        self.peak_with_gradients = max(self.peak_with_gradients, self.live + self.gradients)
+        most = self.live + workspace
+        self.peak = max(self.peak, most)
+        self.peak_with_gradients = max(self.peak_with_gradients, most + self.gradients)
         return self.live > before
 
     def take_gradient(self, parameter: Tensor) -> None:
@@ -163,6 +187,41 @@ def _attention_backward(
     """Twice the forward pass; the scores that the kernel recomputes are not the model's work."""
     return 2 * _attention(query, key, value)
 
+
+def _convolution_workspace(x: Tensor, weight: Tensor, *_: Any) -> int:
+    """Bytes that a convolution of oneDNN holds: copies of the weights, or of all it reads.
+
+    Measured. Fields whose channels are last need none, the weights one copy in their layout and
+    one in the kernel's. cuDNN likewise copies the weights of such fields; what else it takes
+    depends on the algorithm that it picks.
+    """
+    if not _channels_last(x):
+        return x.nbytes + weight.nbytes
+    return 2 * weight.nbytes if math.prod(weight.shape[2:]) > 1 else 0
+
+
+def _convolution_backward_workspace(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
+    """As `_convolution_workspace`, beside both gradients."""
+    if not _channels_last(x):
+        return max(x.nbytes + grad.nbytes, weight.nbytes)
+    return 3 * weight.nbytes if math.prod(weight.shape[2:]) > 1 else 0
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+_WORKSPACES = {
+    aten.convolution: _convolution_workspace,
+    aten.convolution_backward: _convolution_backward_workspace,
+}
+
+_SENDING = {
+    torch.ops._c10d_functional.all_to_all_single: lambda x, parts, *_: (
+        x.nbytes * (len(parts) - 1) / len(parts)
+    ),
+    torch.ops._c10d_functional.all_gather_into_tensor: lambda x, ranks, *_: x.nbytes * (ranks - 1),
+}
 
 # torch counts attention on GPUs only.
 _FORMULAS = {

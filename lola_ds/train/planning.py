@@ -1,17 +1,25 @@
 """What a training will need, before it starts: memory, traffic, time; and which setting to choose.
 
 The cost of a forward and backward pass is traced (`cost.py`); what DeepSpeed adds is counted here,
-in bytes per rank for N float32 parameters on W ranks, with s = 4 N / W (Rajbhandari et al., 2020,
-https://arxiv.org/abs/1910.02054, and DeepSpeed's sources for the buffers):
+in bytes per rank for N float32 parameters on W ranks, with s = 4 N / W and K moving averages
+(Rajbhandari et al., 2020, https://arxiv.org/abs/1910.02054, and DeepSpeed's sources for the
+buffers):
 
 | stage | always there | forward and backward | optimizer step |
 |---|---|---|---|
-| 0 | weights 4 N, Adam 8 N, average s | activations and gradients, a bucket | gradients 4 N |
-| 1, 2 | weights 4 N, master s, Adam 2 s, average s | activations, a bucket | gradients 2 s |
-| 3 | weights, master, gradients, Adam and average 6 s, a bucket | activations, weights | s |
+| 0 | weights 4 N, Adam 8 N, averages K s | activations and gradients, a copy of these | 4 N |
+| 1 | weights 4 N, master s, Adam 2 s, averages K s | as at stage 0, a bucket | gradients 2 s |
+| 2 | weights 4 N, master s, Adam 2 s, averages K s | activations, a bucket | gradients 2 s |
+| 3 | weights, master, gradients, Adam 5 s, averages K s, a bucket | activations, weights | s |
 
 Between ranks, a second bucket is still being sent while the next one is filled.
-Accumulating several micro-batches keeps the gradients in between: 4 N at stages 0 and 1, s at 2.
+Accumulating several micro-batches keeps the gradients of the one before: 4 N at stages 0 and 1, s
+at stage 2.
+Offloading the optimizer moves master, gradients, Adam and averages, (4 + K) s, to the host; at
+stage 3, offloading the parameters moves their s too.
+
+Ranks that share the tokens of a sample (sequence parallelism) are W ranks to ZeRO, which however
+take as many samples as one.
 """
 
 from __future__ import annotations
@@ -64,17 +72,31 @@ LAUNCH_SECONDS = 4e-6
 CONTEXT_BYTES = int(1.5 * GIB)
 """What CUDA, cuBLAS and NCCL allocate beside torch."""
 
+HOST_BANDWIDTH = 20e9
+"""Bytes per second and GPU, of copies to and from the host, and of the host's memory; a guess."""
+
+FLATTENED_AT_ONCE = 500_000_000
+"""Elements of gradients that DeepSpeed copies to reduce them at stage 0, whatever its file says."""
+
 FRAGMENTATION = 1.05
 """What torch's allocator reserves over what is allocated."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank: what is always there, and the most in either half of a step."""
+    """Bytes of one rank: what is always there, and the most in either half of a step.
+
+    Attributes:
+        resident: always on the GPU.
+        passing: beside, in forward and backward passes.
+        stepping: beside, in the optimizer's step.
+        host: on the host instead.
+    """
 
     resident: int
     passing: int
     stepping: int
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -124,6 +146,10 @@ class Workload:
         """Peak bytes when gradients stay."""
         return round(self._line(samples, self.low.with_gradients, self.high.with_gradients))
 
+    def sent(self, samples: int) -> float:
+        """Bytes of a pass to the ranks that share the samples' tokens."""
+        return self._line(samples, self.low.sent, self.high.sent)
+
     def seconds(self, samples: int, gpu: Gpu) -> float:
         """Time of a forward and backward pass on `gpu`."""
         return self._line(samples, pass_seconds(self.low, gpu), pass_seconds(self.high, gpu))
@@ -134,12 +160,22 @@ class Workload:
 
 
 def pass_seconds(cost: PassCost, gpu: Gpu) -> float:
-    """Every kernel bound by its arithmetic, its traffic or its launch, whichever takes longest."""
+    """Every kernel bound by arithmetic, traffic, sending or launch, whichever takes longest."""
     rates = {True: gpu.half * 1e12, False: gpu.single * 1e12}
     return sum(
-        max(k.flops / rates[k.half], k.bytes / (gpu.bandwidth * 1e9), LAUNCH_SECONDS)
-        for k in cost.kernels
+        max(
+            kernel.flops / rates[kernel.half],
+            kernel.bytes / (gpu.bandwidth * 1e9),
+            kernel.sent / (gpu.link * 1e9),
+            LAUNCH_SECONDS,
+        )
+        for kernel in cost.kernels
     )
+
+
+def offloads(zero: Mapping[str, Any], what: str) -> bool:
+    """Whether a `zero_optimization` section moves `what` (`optimizer` or `param`) to the host."""
+    return zero.get(f"offload_{what}", {"device": "none"})["device"] != "none"
 
 
 def zero_memory(
@@ -148,6 +184,7 @@ def zero_memory(
     zero: Mapping[str, Any],
     world_size: int,
     accumulation: int = 1,
+    averages: int = 1,
 ) -> Memory:
     """Memory of one rank; see the table above.
 
@@ -157,31 +194,37 @@ def zero_memory(
         zero: the `zero_optimization` section of a DeepSpeed configuration.
         world_size: the number of ranks W.
         accumulation: micro-batches per step.
+        averages: the number K of moving averages.
     """
     whole = 4 * workload.parameters
     share = -(-whole // world_size)
-    bucket = 4 * zero.get("reduce_bucket_size", 500_000_000)
-    several = accumulation > 1
+    bucket = 4 * zero["reduce_bucket_size"]
+    several, moved = accumulation > 1, offloads(zero, "optimizer")
     if zero["stage"] == 0:
-        flattened = min(whole, bucket) if world_size > 1 else 0
+        flattened = min(whole, 4 * FLATTENED_AT_ONCE)
         accumulating = workload.activations(samples) + whole if several else 0
         passing = max(workload.with_gradients(samples), accumulating, whole + flattened)
-        return Memory(3 * whole + share, passing, whole)
+        return Memory(3 * whole + averages * share, passing, whole)
     if zero["stage"] in (1, 2):
         filled_and_sent = 2 if zero["overlap_comm"] or world_size > 1 else 1
         buffers = bucket * filled_and_sent
-        kept = (whole if zero["stage"] == 1 else share) if several else 0
-        return Memory(
-            resident=whole + 4 * share,
-            passing=workload.activations(samples) + buffers + kept,
-            stepping=2 * share + kept,
-        )
+        passing, kept = workload.activations(samples), share if several else 0
+        if zero["stage"] == 1:  # keeps all gradients until the step
+            accumulating = workload.activations(samples) + whole if several else 0
+            passing, kept = max(workload.with_gradients(samples), accumulating, whole + share), 0
+        if moved:
+            return Memory(whole, passing + buffers, share, host=(4 + averages) * share + kept)
+        resident = whole + (3 + averages) * share
+        return Memory(resident, passing + buffers + kept, 2 * share + kept)
     gathered = 0
     if world_size > 1:
         live = min(whole, 4 * zero["stage3_max_live_parameters"])
         flattened = max(bucket, 4 * zero["stage3_prefetch_bucket_size"])
         gathered = live + min(whole, flattened)
-    return Memory(6 * share + bucket, workload.activations(samples) + gathered, share)
+    host = (4 + averages) * share if moved else 0
+    host += share if offloads(zero, "param") else 0
+    resident = (5 + averages) * share + bucket - host
+    return Memory(resident, workload.activations(samples) + gathered, share, host)
 
 
 def traffic(parameters: int, stage: int, world_size: int, accumulation: int) -> float:
@@ -200,10 +243,19 @@ def traffic(parameters: int, stage: int, world_size: int, accumulation: int) -> 
     return turns * 4 * parameters * (world_size - 1) / world_size
 
 
-def update_seconds(parameters: int, stage: int, world_size: int, gpu: Gpu) -> float:
-    """Time of AdamW (4 reads, 3 writes) and the average (2 reads, 1 write), bound by memory."""
-    stepped = parameters if stage == 0 else parameters / world_size
-    return 4 * (7 * stepped + 3 * parameters / world_size) / (gpu.bandwidth * 1e9)
+def update_seconds(
+    parameters: int, zero: Mapping[str, Any], world_size: int, gpu: Gpu, averages: int = 1
+) -> float:
+    """Time of AdamW (4 reads, 3 writes) and the averages (2 reads, 1 write), bound by memory.
+
+    On the host, gradients come down before and weights go up afterwards.
+    """
+    share = 4 * parameters / world_size
+    stepped = 4 * parameters if zero["stage"] == 0 else share
+    touched = 7 * stepped + 3 * averages * share
+    if offloads(zero, "optimizer"):
+        return (touched + 2 * share) / HOST_BANDWIDTH
+    return touched / (gpu.bandwidth * 1e9)
 
 
 @dataclass(frozen=True)
@@ -212,7 +264,7 @@ class Choice:
 
     Attributes:
         policy: the checkpointing policy.
-        stage: the ZeRO stage.
+        deepspeed: the option of the group `deepspeed`: a ZeRO stage, with offloading or not.
         world_size: the number of GPUs.
         micro_batch: samples per GPU and pass.
         accumulation: passes per step.
@@ -222,7 +274,7 @@ class Choice:
     """
 
     policy: str
-    stage: int
+    deepspeed: str
     world_size: int
     micro_batch: int
     accumulation: int
@@ -237,25 +289,30 @@ class Planner:
 
     Attributes:
         workloads: the network under each checkpointing policy.
-        stages: the `zero_optimization` section of each stage.
+        stages: the `zero_optimization` section of each option of the group `deepspeed`.
         batch_size: samples per optimizer step.
         gpu: the GPU.
         network: GB/s per GPU between nodes.
+        sequence: GPUs that share the tokens of a sample, all on one node.
+        averages: moving averages of the weights.
     """
 
     workloads: Sequence[Workload]
-    stages: Mapping[int, Mapping[str, Any]]
+    stages: Mapping[str, Mapping[str, Any]]
     batch_size: int
     gpu: Gpu
     network: float
+    sequence: int = 1
+    averages: int = 1
 
     def memory(
-        self, workload: Workload, stage: int, world_size: int, micro: int, accumulation: int = 1
+        self, workload: Workload, stage: str, world_size: int, micro: int, accumulation: int = 1
     ) -> Memory:
         """Memory of one rank at this setting."""
-        return zero_memory(workload, micro, self.stages[stage], world_size, accumulation)
+        zero = self.stages[stage]
+        return zero_memory(workload, micro, zero, world_size, accumulation, self.averages)
 
-    def largest(self, workload: Workload, stage: int, world_size: int) -> int:
+    def largest(self, workload: Workload, stage: str, world_size: int) -> int:
         """The largest micro-batch that fits, whatever the batch size; 0 if none does."""
         low, high = 0, 1
         while self._fits(workload, stage, world_size, high) and high < 2**20:
@@ -268,9 +325,10 @@ class Planner:
 
     def choices(self, world_size: int) -> Iterator[Choice]:
         """For every stage and policy, the step of `batch_size` samples in the fewest passes."""
-        if self.batch_size % world_size:
+        groups = world_size // self.sequence
+        if world_size % self.sequence or self.batch_size % groups:
             return
-        share = self.batch_size // world_size
+        share = self.batch_size // groups
         for stage in self.stages:
             for workload in self.workloads:
                 for micro in (n for n in range(share, 0, -1) if share % n == 0):
@@ -288,28 +346,31 @@ class Planner:
         return min(close, key=lambda choice: choice.memory.peak)
 
     def _fits(
-        self, workload: Workload, stage: int, world_size: int, micro: int, accumulation: int = 1
+        self, workload: Workload, stage: str, world_size: int, micro: int, accumulation: int = 1
     ) -> bool:
         memory = self.memory(workload, stage, world_size, micro, accumulation)
         return memory.on_gpu <= self.gpu.memory * GIB
 
     def _choice(
-        self, workload: Workload, stage: int, world_size: int, micro: int, accumulation: int
+        self, workload: Workload, stage: str, world_size: int, micro: int, accumulation: int
     ) -> Choice:
-        n, gpu = workload.parameters, self.gpu
-        sent = traffic(n, stage, world_size, accumulation)
+        n, gpu, zero = workload.parameters, self.gpu, self.stages[stage]
+        sent = traffic(n, zero["stage"], world_size, accumulation)
         link = gpu.link if world_size <= gpu.per_node else min(gpu.link, self.network)
         computing = accumulation * workload.seconds(micro, gpu)
+        if offloads(zero, "param"):  # brought up for the forward and for the backward pass
+            computing += accumulation * 2 * 4 * n / world_size / HOST_BANDWIDTH
         sending = sent / (link * 1e9)
-        if self.stages[stage].get("overlap_comm"):  # behind the backward pass
+        if zero.get("overlap_comm"):  # behind the backward pass
             sending = max(0.0, sending - 2 / 3 * computing)
+        updating = update_seconds(n, zero, world_size, gpu, self.averages)
         return Choice(
             policy=workload.policy,
-            stage=stage,
+            deepspeed=stage,
             world_size=world_size,
             micro_batch=micro,
             accumulation=accumulation,
             memory=self.memory(workload, stage, world_size, micro, accumulation),
-            traffic=sent,
-            seconds=computing + sending + update_seconds(n, stage, world_size, gpu),
+            traffic=sent + accumulation * workload.sent(micro),
+            seconds=computing + sending + updating,
         )

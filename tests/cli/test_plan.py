@@ -8,6 +8,7 @@ import pytest
 
 from lola_ds.cli.plan import main
 
+OFFLOADED = {"zero1_offload", "zero2_offload", "zero3_offload"}
 SMALL = ["surrogate.hid_channels=32", "surrogate.hid_blocks=2", "surrogate.patch_size=[1,8,8]"]
 
 
@@ -19,7 +20,8 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
 def test_small_network_needs_nothing_special(capsys: pytest.CaptureFixture[str]) -> None:
     report = plan(capsys, "--grid", "64x64", "train.batch_size=32")
     assert set(report["activation_bytes_per_sample"]) == {"none", "selective", "2", "full"}
-    assert len(report["memory"]) == 16
+    assert len(report["memory"]) == 4 * 7
+    assert {row["deepspeed"] for row in report["memory"] if row["host"]} == OFFLOADED
     (chosen,) = (row for row in report["scaling"] if row["world_size"] == 8)
     assert (chosen["policy"], chosen["micro_batch"], chosen["accumulation"]) == ("none", 4, 1)
     assert [row["world_size"] for row in report["scaling"]] == [1, 2, 4, 8, 16, 32]
@@ -35,6 +37,17 @@ def test_latents_are_those_of_the_autoencoder(capsys: pytest.CaptureFixture[str]
     assert latents["parameters"] < fields["parameters"]
 
 
+def test_sharing_tokens_divides_activations_and_work(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--grid", "64x64", "surrogate.hid_channels=256"]
+    alone = plan(capsys, *words)
+    shared = plan(capsys, *words, "sequence_parallel=4")
+    assert shared["flops_per_sample"] == pytest.approx(alone["flops_per_sample"], rel=0.02)
+    held, divided = (report["activation_bytes_per_sample"]["none"] for report in (alone, shared))
+    assert held / 4 < divided < held / 2
+    assert shared["parameters"] == alone["parameters"]
+    assert [row["world_size"] for row in shared["scaling"]] == [4, 8, 16, 32, 64, 128, 256]
+
+
 def test_report_for_people_ends_with_the_words_to_add(capsys: pytest.CaptureFixture[str]) -> None:
     main(["task=surrogate", *SMALL, "--grid", "64x64", "--gpus", "4"])
     lines = capsys.readouterr().out.splitlines()
@@ -48,6 +61,7 @@ def test_report_for_people_ends_with_the_words_to_add(capsys: pytest.CaptureFixt
     [
         ([], "add --grid 512x512"),
         (["--grid", "64"], "axes x×y of dataset=euler_periodic"),
+        (["--grid", "64x64", "sequence_parallel=3"], "out of --gpus 8; choose a divisor of both"),
         (["--grid", "64xwide"], "--grid 64xwide: expected points along each axis"),
     ],
 )

@@ -30,7 +30,14 @@ LABELS = 6
 WORDS = {
     "autoencoder": ["ae.hid_channels=[64,96,256]", "ae.hid_blocks=[1,1,2]"],
     "surrogate": ["surrogate.hid_channels=256", "surrogate.patch_size=[1,4,4]"],
-    "diffusion": ["denoiser.hid_channels=320", "denoiser.patch_size=[1,4,4]"],
+    "diffusion": [
+        "denoiser=unet_deep",
+        "denoiser.hid_channels=[32,64,128]",
+        "denoiser.hid_blocks=[1,1,2]",
+        "denoiser.emb_features=64",
+        "~denoiser.attention_heads",
+        "denoiser.checkpointing=none",
+    ],
 }
 
 
@@ -60,13 +67,20 @@ def measure(task: str, stage: str, ranks: Ranks) -> int:
             engine.step()
             ema.update(step + 1)
             del loss, _
-    held = peak = 0
-    events = record.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+    return peak_bytes(record)
+
+
+def peak_bytes(record: profile) -> int:
+    """The most bytes that torch's allocator held at once while it was recorded, beyond before."""
+    pending, events = record.profiler.kineto_results.experimental_event_tree(), []
+    while pending:
+        node = pending.pop()
+        pending += node.children
+        if node.name == "[memory]":
+            events.append((node.start_time_ns, node.extra_fields))
+    first = min(events, key=lambda event: event[0])[1]
+    before = first.total_allocated - first.alloc_size
+    return max(fields.total_allocated for _, fields in events) - before
 
 
 def small_buckets(stage: int) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import memory_worker as worker
 import pytest
@@ -37,22 +39,23 @@ def expected_peak(task: str, stage: int, world_size: int) -> int:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("task", "world_size"),
+    ("tasks", "world_size"),
     [
-        ("surrogate", 1),
-        pytest.param("autoencoder", 2, marks=pytest.mark.slow),
-        pytest.param("surrogate", 2, marks=pytest.mark.slow),
-        pytest.param("diffusion", 2, marks=pytest.mark.slow),
+        (("surrogate",), 1),
+        pytest.param(tuple(worker.WORDS), 2, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
+    ids=["transformer-1", "all-2"],
 )
-def test_memory_equals_what_the_allocator_held(task: str, world_size: int, tmp_path: Path) -> None:
-    jobs = [f"{task}:{stage}" for stage in STAGES]
-    run_ranks([worker.__file__, str(tmp_path / "peaks"), *jobs], world_size)
+def test_memory_equals_what_the_allocator_held(
+    tasks: tuple[str, ...], world_size: int, tmp_path: Path
+) -> None:
+    """A transformer, a UNet and a convolutional autoencoder, at every stage."""
+    jobs = [(task, stage) for task in tasks for stage in STAGES]
+    words = [f"{task}:{stage}" for task, stage in jobs]
+    run_ranks([worker.__file__, str(tmp_path / "peaks"), *words], world_size, timeout=800)
     measured = json.loads((tmp_path / "peaks").read_text())
-    expected = {f"{task}:{stage}": expected_peak(task, stage, world_size) for stage in STAGES}
-    # Convolutions of a CPU also allocate while they run, which the trace does not see.
-    rel = 0.25 if task == "autoencoder" else 0.1
-    assert measured == pytest.approx(expected, rel=rel)
+    expected = {word: expected_peak(*job, world_size) for word, job in zip(words, jobs)}
+    assert measured == pytest.approx(expected, rel=0.1)
 
 
 def passing(samples: int, activations: int = GIB) -> PassCost:
@@ -69,11 +72,11 @@ FRUGAL = Workload(
     PassCost(2, 250_000_000, (Kernel(10**13, 0, True),), GIB // 4, GIB // 4),
     PassCost(4, 250_000_000, (Kernel(2 * 10**13, 0, True),), GIB // 2, GIB // 2),
 )
-ZERO = {
-    0: {"stage": 0, "reduce_bucket_size": 10},
-    1: {"stage": 1, "reduce_bucket_size": 10, "overlap_comm": False},
-    2: {"stage": 2, "reduce_bucket_size": 10, "overlap_comm": False},
-    3: {
+ZERO: dict[str, dict[str, Any]] = {
+    "zero0": {"stage": 0, "reduce_bucket_size": 10},
+    "zero1": {"stage": 1, "reduce_bucket_size": 10, "overlap_comm": False},
+    "zero2": {"stage": 2, "reduce_bucket_size": 10, "overlap_comm": False},
+    "zero3": {
         "stage": 3,
         "reduce_bucket_size": 10,
         "stage3_max_live_parameters": 10**9,
@@ -104,14 +107,56 @@ def test_each_kernel_is_bound_by_what_takes_longest() -> None:
 def test_states_of_each_stage() -> None:
     """A billion bytes of weights on 4 ranks, at the fullest moment of a step without samples."""
     w = 10**9
-    resident = {0: 3 * w + w / 4, 1: 2 * w, 2: 2 * w, 3: 1.5 * w + 40}
+    resident = {"zero0": 3 * w + w / 4, "zero1": 2 * w, "zero2": 2 * w, "zero3": 1.5 * w + 40}
     for stage, size in resident.items():
         assert zero_memory(WORKLOAD, 0, ZERO[stage], 4).resident == size
-    assert zero_memory(WORKLOAD, 0, ZERO[0], 4).peak == resident[0] + w + 40
-    once = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4) for stage in STAGES}
-    several = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4, 2) for stage in STAGES}
-    kept = {stage: several[stage].passing - once[stage].passing for stage in STAGES}
-    assert kept == {0: w, 1: w, 2: w // 4, 3: 0}
+        twice = zero_memory(WORKLOAD, 0, ZERO[stage], 4, averages=2)
+        assert twice.resident == size + w / 4
+    assert zero_memory(WORKLOAD, 0, ZERO["zero0"], 4).peak == resident["zero0"] + 2 * w
+    once = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4) for stage in ZERO}
+    several = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4, 2) for stage in ZERO}
+    kept = {stage: several[stage].passing - once[stage].passing for stage in ZERO}
+    assert kept == {"zero0": w, "zero1": w, "zero2": w // 4, "zero3": 0}
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_offloading_moves_states_to_the_host(stage: str) -> None:
+    """Master, gradients, Adam and average leave; at stage 3 the weights follow."""
+    w, cpu = 10**9, {"device": "cpu"}
+    here = zero_memory(WORKLOAD, 8, ZERO[stage], 4)
+    moved = zero_memory(WORKLOAD, 8, ZERO[stage] | {"offload_optimizer": cpu}, 4)
+    assert (here.host, moved.host) == (0, 5 * w / 4)
+    assert here.peak - moved.peak == (5 * w / 4 if stage == "zero3" else w)
+    both = zero_memory(
+        WORKLOAD, 8, ZERO[stage] | {"offload_optimizer": cpu, "offload_param": cpu}, 4
+    )
+    assert both.host == (6 if stage == "zero3" else 5) * w / 4
+
+
+def test_offloading_is_chosen_only_when_it_is_needed() -> None:
+    offload = ZERO["zero2"] | {"offload_optimizer": {"device": "cpu"}}
+    plan = Planner([WORKLOAD], {**ZERO, "offloaded": offload}, 64, GPUS["h100"], network=45.0)
+    best = plan.best(8)
+    assert best is not None
+    assert best.deepspeed != "offloaded"
+    large = (
+        replace(WORKLOAD.low, parameters=4 * 10**9),
+        replace(WORKLOAD.high, parameters=4 * 10**9),
+    )
+    huge = Planner([Workload("none", *large)], plan.stages, 64, GPUS["h100"], network=45.0)
+    assert {choice.deepspeed for choice in huge.choices(1)} == {"offloaded"}
+
+
+def test_ranks_that_share_samples_take_as_many_as_one() -> None:
+    """Four GPUs of which two share a sample: as many samples a pass as two, and more sent."""
+    sending = replace(WORKLOAD.low, kernels=(*WORKLOAD.low.kernels, Kernel(0, 0, False, 10**9)))
+    shared = Workload("none", sending, WORKLOAD.high)
+    plan = Planner([shared], ZERO, 64, GPUS["h100"], network=45.0, sequence=2)
+    (choice,) = (c for c in plan.choices(4) if c.deepspeed == "zero1")
+    assert choice.micro_batch * choice.accumulation == 32
+    sent = choice.accumulation * shared.sent(choice.micro_batch)
+    assert choice.traffic == traffic(WORKLOAD.parameters, 1, 4, choice.accumulation) + sent
+    assert not list(plan.choices(3))
 
 
 @pytest.mark.parametrize(
@@ -124,18 +169,20 @@ def test_traffic(stage: int, accumulation: int, turns: int) -> None:
 
 def test_largest_micro_batch_is_the_last_that_fits() -> None:
     plan = planner()
-    for stage in STAGES:
+    for stage in ZERO:
         n = plan.largest(WORKLOAD, stage, 8)
         assert plan.memory(WORKLOAD, stage, 8, n).on_gpu <= 79 * GIB
         assert plan.memory(WORKLOAD, stage, 8, n + 1).on_gpu > 79 * GIB
     huge = Workload("none", passing(2, 10**13), passing(4, 10**13))
-    assert plan.largest(huge, 3, 8) == 0
+    assert plan.largest(huge, "zero3", 8) == 0
 
 
 def test_batch_is_dealt_in_the_fewest_passes_that_fit() -> None:
-    choices = {(c.stage, c.policy): c for c in planner().choices(1)}
-    assert choices[1, "none"].micro_batch == 64
-    (small,) = {c for c in planner("rtx4090").choices(1) if (c.stage, c.policy) == (1, "none")}
+    choices = {(c.deepspeed, c.policy): c for c in planner().choices(1)}
+    assert choices["zero1", "none"].micro_batch == 64
+    (small,) = {
+        c for c in planner("rtx4090").choices(1) if (c.deepspeed, c.policy) == ("zero1", "none")
+    }
     assert (small.micro_batch, small.accumulation) == (8, 8)
     assert not list(planner(batch_size=60).choices(8))
 
@@ -145,7 +192,7 @@ def test_recomputing_is_chosen_only_when_it_is_needed() -> None:
     assert best is not None
     assert best.policy == "none"
     tight = Workload("none", passing(2, 2**37), passing(4, 2**37))
-    assert planner().largest(tight, 1, 8) == 0
+    assert planner().largest(tight, "zero1", 8) == 0
     needy = Planner([tight, FRUGAL], ZERO, 64, GPUS["h100"], network=45.0).best(8)
     assert needy is not None
     assert needy.policy == "full"
