@@ -240,16 +240,19 @@ def check_weights(source: str, state: Mapping[str, Tensor], model: nn.Module) ->
     explain_mismatch(source, {n: tuple(t.shape) for n, t in state.items()}, expected)
 
 
-def load_emulator(path: str | Path, device: str | torch.device = "cpu") -> Emulator:
+def load_emulator(
+    path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32"
+) -> Emulator:
     """Loads an emulator with its autoencoder and field statistics: physical units in and out.
 
     Arguments:
         path: a converted folder; emulators of latents hold their autoencoder in `autoencoder/`.
         device: where to put it.
+        precision: `bf16` for speed; see `Emulator`.
 
     Raises:
         FileNotFoundError: a part is missing.
-        ValueError: the folder holds an autoencoder only.
+        ValueError: the folder holds an autoencoder only, or there is no such precision.
     """
     path = Path(path)
     config = load_config(path / "config.yaml")
@@ -268,6 +271,7 @@ def load_emulator(path: str | Path, device: str | torch.device = "cpu") -> Emula
         spatial=len(config["dataset"]["dimensions"]),
         fields=config["dataset"]["fields"],
         axes=config["dataset"]["dimensions"],
+        precision=precision,
     )
 
 

@@ -52,12 +52,13 @@ def make_window(device: str) -> tuple[Denoiser, list[Tensor]]:
 
 def test_sampling_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors that only say they are on a GPU, whose values nobody can ask for."""
-    plan = ABSampler(make_window("cpu")[0], order=3, steps=4, silent=True).plan()
+    simple: Any = make_window("cpu")[0]
+    plan = ABSampler(simple, order=3, steps=4, silent=True).plan()
     monkeypatch.setattr(ABSampler, "plan", lambda self: plan)
     with FakeTensorMode(), Devices() as devices:
         denoiser, (mask, *inputs) = make_window("cuda")
         x, label, noise = inputs
-        conditioned = ConditionedDenoiser(denoiser, mask, torch.where(mask, x, 0.0), label)
+        conditioned: Any = ConditionedDenoiser(denoiser, mask, torch.where(mask, x, 0.0), label)
         solve = ABSampler(conditioned, order=3, steps=4, silent=True)
         assert solve(noise).device.type == "cuda"
         assert devices.copies == []

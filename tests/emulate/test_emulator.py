@@ -236,3 +236,13 @@ def test_the_identity_follows_the_weights_and_statistics() -> None:
     assert [key for key in before if before[key] != after[key]] == ["model"]
     emulator.codec.standardize.mean += 1
     assert emulator.identity()["statistics"] != before["statistics"]
+
+
+@pytest.mark.parametrize("kind", ["surrogate", "diffusion"])
+def test_lower_precision_stays_close(kind: str) -> None:
+    plain, short = (make_emulator(kind, precision=p) for p in ("fp32", "bf16"))
+    expected, x = (e.rollout(known_states(), LABEL, 3, sampling_steps=4) for e in (plain, short))
+    assert x.dtype == torch.float32
+    assert 0 < (x - expected).norm() / expected.norm() < 3e-2
+    with pytest.raises(ValueError, match="precision=fp16 is unknown; choose fp32 or bf16"):
+        make_emulator(kind, precision="fp16")
