@@ -48,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate(WaveEmulator(noise), dataset, out / name, forecast, **options)
         keep_provenance(out / name, runs / name, {"task": "diffusion", "noise": noise})
     surrogate = WaveEmulator(0.2, generative=False, pixels=True)
-    evaluate(surrogate, dataset, out / "surrogate", forecast, progress=False)
+    evaluate(surrogate, dataset, out / "surrogate", forecast, draw=False, progress=False)
     evaluate_autoencoder(WaveCodec(), dataset, out / "autoencoder", 3, progress=False)
     return out
 
@@ -111,7 +111,7 @@ def column(browser: Any, table: int, index: int) -> list[str]:
 
 
 def test_the_page_in_chromium(browser: Any, page: Path) -> None:
-    check_page(browser, page)
+    check_page(browser, page, pictures=14)
     assert browser.title == TITLE
 
 
@@ -140,13 +140,13 @@ def test_the_page_of_three_dimensions_in_chromium(
 
 @pytest.mark.skipif(not DEMO.is_file(), reason=f"{DEMO} is missing: `make demo` writes it")
 def test_the_report_of_the_demo_in_chromium(browser: Any) -> None:
-    check_page(browser, DEMO)
+    check_page(browser, DEMO, pictures=21)
     names = [name.split()[0] for name in column(browser, 0, 0)]
     assert sorted(names) == ["autoencoder", "diffusion", "surrogate"]
     assert len(browser.find_elements("css selector", "#training svg[role=img]")) > 2
 
 
-def check_page(browser: Any, page: Path, pictures: int = 20) -> None:
+def check_page(browser: Any, page: Path, pictures: int) -> None:
     """Everything loads, nothing is logged, and nothing sticks out."""
     browser.get(page.as_uri())
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
