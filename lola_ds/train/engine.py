@@ -87,6 +87,7 @@ def set_numerics(*, tf32: bool, deterministic: bool) -> None:
     if deterministic:  # cuBLAS reads the variable when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # ZeRO's buckets, at every step
 
 
 def make_engine(
