@@ -171,6 +171,8 @@ def check_page(browser: Any, page: Path, pictures: int) -> None:
     assert browser.get_log("browser") == []
     wide = "return document.documentElement.scrollWidth <= window.innerWidth"
     assert browser.execute_script(wide)
+    fits = "w => w.scrollWidth <= w.clientWidth"
+    assert browser.execute_script(f"return [...document.querySelectorAll('.wide')].every({fits})")
     browser.set_window_size(500, 900)
     assert browser.execute_script(wide)
     browser.set_window_size(1200, 900)
