@@ -275,12 +275,13 @@ class Case:
         sampler, seconds = ElasticSampler(self.count, self.batch, order=order), []
         steps, size = len(sampler), 0
         with build_loader(windows, sampler, workers=workers, augment=augment) as loader:
+            batches = iter(loader)
             for _ in range(1 + EPOCHS):
                 if afresh:
                     for path in self.path.glob("*.tar"):
                         path.touch()
                 begin = time.perf_counter()
-                size = sum(batch.x.nbytes for batch in islice(loader, steps))
+                size = sum(batch.x.nbytes for batch in islice(batches, steps))
                 seconds.append(time.perf_counter() - begin)
         self.seconds = min(seconds[1:])
         return size * self.count // (steps * self.batch)  # without padding

@@ -16,6 +16,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from operator import eq
 from pathlib import Path
 from threading import Lock
 
@@ -25,7 +27,7 @@ from .format import ShardError, checksum
 from .index import Index
 
 OPEN_FILES = 128  # shards kept open at once
-READ_BYTES = 1 << 19  # of frames that share a read; stays in a core's cache until it is hashed
+READ_BYTES = 1 << 19  # read at a time; stays in a core's cache until it is hashed
 
 
 class OpenFile:
@@ -101,6 +103,8 @@ class FrameReader:
             ShardError: a shard is missing or truncated, or a frame's checksum is wrong; names
                 shard, key, frame and byte offset.
         """
+        if not len(frames):
+            return
         index, size = self.index, self._frame_bytes
         shards, offsets = index.places(frames)
         rows = out.reshape(-1).view(np.uint8).reshape(len(frames), size)
@@ -109,53 +113,56 @@ class FrameReader:
         files = {shard: self._open(shard) for shard in set(places)}
         stamps = {shard: file.stamp() for shard, file in files.items()}
         before = np.array([stamps[shard] for shard in places])
-        trusted = (self._verified[frames] == before) & (not self.recheck)
-        digests = index.checksums[frames].tolist()
-        fresh = (~trusted).tolist()
+        digests, back = index.checksums[frames].tolist(), _repeats(frames)
+        fresh = ((self._verified[frames] != before) | self.recheck) & (back == 0)
+        unsure, copied = fresh.tolist(), back.tolist()
 
         def check(i: int) -> None:
             if checksum(memory[i * size : (i + 1) * size]) != digests[i]:
                 raise self._error(int(frames[i]), "checksum mismatch")
 
-        for first, stop, source in self._runs(shards, offsets, _repeats(frames)):
-            if source is not None:
-                rows[first] = rows[source]
-                continue
-            target = memory[first * size : stop * size]
-            count = files[places[first]].read_into(target, starts[first])
-            if count < len(target):
-                row = first + count // size
-                raise self._error(int(frames[row]), f"file ends after {count % size} bytes")
-            for i in range(first, stop):
-                if fresh[i]:
-                    check(i)
+        together = self._at_once if fresh.any() else len(frames)
+        for piece in self._pieces(shards, offsets, back, together):
+            reads = [run for run in piece if not copied[run[0]]]
+            targets = [memory[first * size : stop * size] for first, stop in reads]
+            sources = [files[places[first]] for first, _ in reads]
+            counts = _read_all(sources, targets, [starts[first] for first, _ in reads])
+            for (first, _), target, count in zip(reads, targets, counts):
+                if count < len(target):
+                    frame = int(frames[first + count // size])
+                    raise self._error(frame, f"file ends after {count % size} bytes")
+            for first, stop in (run for run in piece if copied[run[0]]):
+                step = copied[first]
+                for i in range(first, stop, step):  # what a copy takes must be there
+                    last = min(i + step, stop)
+                    rows[i:last] = rows[i - step : last - step]
+            begin, end = piece[0][0], piece[-1][1]
+            for i in itertools.compress(range(begin, end), unsure[begin:end]):
+                check(i)
         if any(file.stamp() != stamps[shard] for shard, file in files.items()):
             for i in range(len(frames)):  # what was trusted may have changed meanwhile
                 check(i)
         self._verified[frames] = before
 
-    def _runs(
-        self, shards: np.ndarray, offsets: np.ndarray, repeats: dict[int, int]
-    ) -> list[tuple[int, int, int | None]]:
-        """What to do for rows [first, stop), in order: copy a row, or (None) read them at once.
+    def _pieces(
+        self, shards: np.ndarray, offsets: np.ndarray, back: np.ndarray, size: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Pieces of at most `size` rows, each as a list of its runs [first, stop).
+
+        A run is frames that follow each other in a shard, or copies of rows that follow each other.
+        What is to be hashed comes in pieces that stay in a core's cache.
 
         Arguments:
             shards, offsets: where the frames lie, (n,).
-            repeats: rows that are the same frame as an earlier one.
+            back: how many rows before the same frame was, (n,); 0 where it was not.
         """
-        follows = (offsets[1:] - offsets[:-1] == self._frame_bytes) & (shards[1:] == shards[:-1])
-        copied = np.array(list(repeats), np.int64)
-        follows[copied - 1] = False
-        follows[copied[copied < len(follows)]] = False
-        step = self._at_once
-        if step == 1 or not follows.any():
-            return [(i, i + 1, repeats.get(i)) for i in range(len(shards))]
+        near = (offsets[1:] - offsets[:-1] == self._frame_bytes) & (shards[1:] == shards[:-1])
+        follows = (back[1:] == back[:-1]) & (near | (back[1:] > 0))
+        follows[size - 1 :: size] = False
         bounds = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(shards)]
-        return [
-            (i, min(i + step, stop), repeats.get(i))
-            for first, stop in itertools.pairwise(bounds)
-            for i in range(first, stop, step)
-        ]
+        runs = itertools.pairwise(bounds)
+        for _, piece in itertools.groupby(runs, lambda run: run[0] // size):
+            yield list(piece)
 
     def _error(self, frame: int, problem: str) -> ShardError:
         index = self.index
@@ -180,12 +187,26 @@ class FrameReader:
             return file
 
 
-def _repeats(frames: np.ndarray) -> dict[int, int]:
-    """Positions at which a value of `frames` (n,) occurs again -> the position of its first."""
-    ordered = np.sort(frames)
-    if (ordered[1:] != ordered[:-1]).all():
-        return {}
-    _, first, inverse = np.unique(frames, return_index=True, return_inverse=True)
-    source = first[inverse]
-    again = np.flatnonzero(source < np.arange(len(frames)))
-    return dict(zip(again.tolist(), source[again].tolist()))
+def _read_all(
+    files: Sequence[OpenFile], targets: Sequence[memoryview], offsets: Sequence[int]
+) -> list[int]:
+    """Fills `targets`; returns the bytes read of each, fewer only where its file ends.
+
+    The common case is one loop in C, whose threads hardly ever wait for the interpreter.
+    """
+    descriptors = [file.descriptor for file in files]
+    try:
+        counts = list(map(os.preadv, descriptors, zip(targets), offsets))
+    except OSError:
+        counts = [0] * len(targets)  # to be read again one by one, so that the error has a name
+    if all(map(eq, counts, map(len, targets))):
+        return counts
+    return [file.read_into(target, at) for file, target, at in zip(files, targets, offsets)]
+
+
+def _repeats(frames: np.ndarray) -> np.ndarray:
+    """How many entries before each of `frames` (n,) the same value was last; 0 where it was not."""
+    back, order = np.zeros(len(frames), np.int64), np.argsort(frames, kind="stable")
+    again = np.flatnonzero(frames[order[1:]] == frames[order[:-1]])
+    back[order[again + 1]] = order[again + 1] - order[again]
+    return back
