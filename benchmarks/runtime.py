@@ -1,7 +1,7 @@
 """What the training loop costs beside its forward passes, backward passes and optimizer steps.
 
     python -m benchmarks.runtime [out=benchmarks/runtime.csv] [folder=/tmp/lola_runtime]
-                                 [steps=60] [resolution=64] [threads=0]
+                                 [steps=60] [saves=5] [resolution=64] [threads=0]
 
 A diffusion transformer learns from real shards (solved and written into `folder` if they are not
 there), by the real loop with reader threads, DeepSpeed's engine, the checks of every step, the
@@ -19,6 +19,14 @@ about 100 ms. Every call is timed where the loop makes it, after the device has 
     bare step                      the engine's calls alone, on one batch, after the training
 
 One CSV row each: the median over the steps in ms, and its share of the median step.
+
+Then a larger network is saved in turns, `saves` times each way, in the middle of its training:
+
+    synchronous         `Trainer.save` until the checkpoint is complete
+    asynchronous        all that training waits for: the call, what is left of the copy before the
+                        next update, publishing; its share is of the synchronous save
+    step alone          without a save under way
+    step under a save   with one; its share is of the step without
 """
 
 from __future__ import annotations
@@ -30,6 +38,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +61,10 @@ WARMUP = 10
 NETWORK = {
     "cpu": ["hid_channels=96", "hid_blocks=4", "attention_heads=4", "patch_size=[1,4,4]"],
     "cuda": ["hid_channels=1024", "hid_blocks=12", "attention_heads=16", "patch_size=[1,4,4]"],
+}
+SAVED = {  # more to save, in fewer tokens
+    "cpu": ["hid_channels=512", "hid_blocks=6", "attention_heads=8", "patch_size=[1,16,16]"],
+    "cuda": NETWORK["cuda"],
 }
 
 
@@ -133,11 +146,15 @@ def make_shards(folder: Path, resolution: int) -> Path:
     return data
 
 
-def make_trainer(ranks: Ranks, data: Path, run: Path, steps: int) -> Trainer:
-    """A training of `steps` steps that saves at its end only."""
+def make_trainer(
+    ranks: Ranks, data: Path, run: Path, steps: int, network: dict[str, list[str]] = NETWORK
+) -> Trainer:
+    """A training of `steps` steps that saves at its end only, from the start."""
+    if ranks.rank == 0:
+        shutil.rmtree(run, ignore_errors=True)
     batch = (4 if ranks.device.type == "cuda" else 1) * ranks.world_size
     words = ["task=diffusion", f"data={data}", f"run={run}", "wandb.mode=disabled"]
-    words += [f"denoiser.{word}" for word in NETWORK[ranks.device.type]]
+    words += [f"denoiser.{word}" for word in network[ranks.device.type]]
     words += [f"train.batch_size={batch}", f"train.epoch_size={steps * batch}", "train.epochs=1"]
     words += ["valid.samples=8", "precision=fp32" if ranks.device.type == "cpu" else "kernels=auto"]
     return build_training(to_dict(compose(words)), ranks)
@@ -175,10 +192,7 @@ def repeat_bare(engine: Any, batch: Any, rounds: int, clock: Clock) -> list[floa
 
 def measure_overhead(ranks: Ranks, data: Path, folder: Path, steps: int) -> Iterator[dict]:
     """Rows of the loop's overhead."""
-    run = folder / "overhead"
-    if ranks.rank == 0:
-        shutil.rmtree(run, ignore_errors=True)
-    trainer = make_trainer(ranks, data, run, steps)
+    trainer = make_trainer(ranks, data, folder / "overhead", steps)
     engine, clock = trainer.engine, Clock(ranks.device)
     observe(trainer, clock)
     trainer.fit()
@@ -205,17 +219,65 @@ def measure_overhead(ranks: Ranks, data: Path, folder: Path, steps: int) -> Iter
         }
 
 
+def measure_saves(ranks: Ranks, data: Path, folder: Path, saves: int) -> Iterator[dict]:
+    """Rows of what saving costs the training, one way and the other."""
+    trainer = make_trainer(ranks, data, folder / "saves", 1000, SAVED)
+    batches, store, clock = iter(trainer.loader), trainer.store, Clock(ranks.device)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    settle, waited = store.settle, 0.0
+
+    def timed(function: Callable[[], Any]) -> float:
+        begin = clock.now()
+        function()
+        return clock.now() - begin
+
+    def settle_timed() -> None:
+        nonlocal waited
+        waited += timed(settle)
+
+    store.settle = settle_timed
+    for number in range(-1, saves):  # the first of each way allocates memory
+        for _ in range(3):
+            alone = timed(lambda: trainer.train_step(batches))
+        store.asynchronous = False
+        whole = timed(lambda: trainer.save({}))
+        trainer.train_step(batches)
+        store.asynchronous, waited, under = True, 0.0, []
+        stalled = timed(lambda: trainer.save({}))
+        while store.pending:
+            under.append(timed(lambda: trainer.train_step(batches)))
+            if trainer.written:
+                stalled += timed(store.proceed)
+        stalled += waited
+        if number >= 0:
+            for name, value in (("synchronous", whole), ("asynchronous", stalled)):
+                seconds[name].append(value)
+            seconds["step alone"].append(alone)
+            seconds["step under a save"] += under
+    trainer.close()
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in medians.items():
+        reference = medians["step alone" if name.startswith("step") else "synchronous"]
+        share = f"{value / reference:.4f}"
+        yield {"part": "saves", "what": name, "ms": f"{1e3 * value:.3f}", "share": share}
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     defaults = {"out": "benchmarks/runtime.csv", "folder": "/tmp/lola_runtime"}
-    values = parse_pairs(words, {**defaults, "steps": 60, "resolution": 64, "threads": 0})
+    numbers = {"steps": 60, "saves": 5, "resolution": 64, "threads": 0}
+    values = parse_pairs(words, {**defaults, **numbers})
     if values["threads"]:
         torch.set_num_threads(values["threads"])
     folder = Path(values["folder"])
     data = make_shards(folder, values["resolution"])
     ranks = join("auto")
     rows = []
-    for row in measure_overhead(ranks, data, folder, values["steps"]):
+    measured = chain(
+        measure_overhead(ranks, data, folder, values["steps"]),
+        measure_saves(ranks, data, folder, values["saves"]),
+    )
+    for row in measured:
         rows.append({**row, "ranks": ranks.world_size, **describe_machine(PACKAGES)})
         if ranks.rank == 0:
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,7 +23,7 @@ _CONTEXT.set_forkserver_preload(["deepspeed", "lola_ds.build", "lola_ds.cli.trai
 
 
 class ForkedRanks:
-    """The ranks of one attempt.
+    """The ranks of one attempt; none outlives the `with` block around them.
 
     Arguments:
         module: what they run: its `main(words)`, as `lola-ds` runs commands.
@@ -47,6 +47,12 @@ class ForkedRanks:
             process.start()
             self.processes.append(process)
 
+    def __enter__(self) -> ForkedRanks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait(0)
+
     def signal(self, rank: int, number: signal.Signals) -> None:
         """Sends a signal to one rank, if it is still there."""
         process = self.processes[rank]
@@ -63,7 +69,15 @@ class ForkedRanks:
             process.join()
         return [process.exitcode for process in self.processes]
 
-    def finish(self, seconds: float = 240) -> list[str]:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
+        """Waits until something holds; fails if that takes too long or a rank ends before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.alive, [log.read_text() for log in self.logs]
+            assert time.monotonic() < deadline, f"nothing for {seconds} seconds"
+            time.sleep(0.0005)
+
+    def finish(self, seconds: float = 1500) -> list[str]:
         """Waits for the end of all; returns their output, and fails if one failed."""
         codes = self.wait(seconds)
         outputs = [log.read_text() for log in self.logs]

@@ -126,8 +126,8 @@ class CheckpointReader:
         for run in self._runs.get((kind, name), ()):
             low, high = max(start, run.start), min(start + numel, run.start + run.numel)
             if low < high:
-                part = run.file.read_run(f"{kind}/{name}", low - run.start, high - low)
-                out[low - start : high - start] = part
+                part = out[low - start : high - start]
+                run.file.read_run(f"{kind}/{name}", low - run.start, part)
                 filled += high - low
         if filled != numel:
             raise CheckpointError(

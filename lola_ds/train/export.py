@@ -7,6 +7,7 @@ than the largest of them, or a few where averages are combined.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from .tensor_file import LazyTensors, TensorFile, write_tensors
 
 PREFIX = "model."
 """What the objective puts before the model's parameter names."""
+_PART = 2**20
+"""Values that are combined at a time."""
 POINTERS = ("latest", "best")
 """Files of a run folder that name one of its checkpoints."""
 
@@ -106,10 +109,13 @@ def _reconstruct(reader: CheckpointReader, wanted: PowerLaw) -> Choice:
     weights, distance = combine(list(kept), Snapshot(wanted.gamma, steps))
 
     def read(name: str) -> Tensor:
-        total = torch.zeros(reader.shapes[name], dtype=torch.float64)
-        for weight, (source, kind) in zip(weights, sources):
-            total += float(weight) * source.tensors(kind)[name]
-        return total.float()
+        out = torch.empty(math.prod(reader.shapes[name]))
+        for start, part in zip(range(0, len(out), _PART), out.split(_PART)):
+            total = torch.zeros(len(part), dtype=torch.float64)
+            for weight, (source, kind) in zip(weights, sources):
+                total += float(weight) * source.read(kind, name, start, len(part)).double()
+            part.copy_(total)
+        return out.view(reader.shapes[name])
 
     text = f"average sigma_rel={wanted.sigma_rel} made of {len(kept)} (profile within "
     return Choice(f"{text}{distance:.2%})", LazyTensors(reader.tensors("weight").specs, read))

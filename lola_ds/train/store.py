@@ -110,8 +110,13 @@ class CheckpointStore:
             self.finish()
 
     @property
+    def pending(self) -> bool:
+        """Whether a save is under way; the same on all ranks."""
+        return self._task is not None
+
+    @property
     def busy(self) -> bool:
-        """Whether this rank's thread is at work on a save; if none is, call `proceed`."""
+        """Whether this rank's thread is at work on it; if none is, call `proceed`."""
         return self._task is not None and not self._task.done()
 
     def settle(self) -> None:
@@ -135,7 +140,7 @@ class CheckpointStore:
         Raises:
             OSError: as `save`, of the save under way.
         """
-        while self._task is not None:
+        while self.pending:
             self.proceed()
 
     def newest(self) -> CheckpointReader | None:

@@ -162,12 +162,15 @@ class TensorFile:
     def read(self, name: str) -> Tensor:
         """A tensor in its shape."""
         spec = self.specs[name]
-        return self.read_run(name, 0, spec.numel).view(spec.shape)
+        out = torch.empty(spec.numel, dtype=spec.dtype)
+        self.read_run(name, 0, out)
+        return out.view(spec.shape)
 
-    def read_run(self, name: str, start: int, numel: int) -> Tensor:
-        """The elements `[start, start + numel)` of a flattened tensor, shape (numel,)."""
+    def read_run(self, name: str, start: int, out: Tensor) -> None:
+        """Fills `out` (n,) with the elements `[start, start + n)` of a flattened tensor."""
         spec = self.specs[name]
-        out = torch.empty(numel, dtype=spec.dtype)
+        if out.dtype != spec.dtype:
+            raise ValueError(f"{self.path} holds {name} in {spec.dtype}, not {out.dtype}")
         rest = _bytes(out)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._begins[name] + start * spec.dtype.itemsize)
@@ -176,7 +179,6 @@ class TensorFile:
                 if not count:
                     raise ValueError(f"{self.path} ends within {name}")
                 rest = rest[count:]
-        return out
 
     def tensors(self) -> LazyTensors:
         """All of them."""

@@ -28,6 +28,12 @@ def start(run: Path, data: Path, world_size: int, *more: str) -> ForkedRanks:
     return ForkedRanks(WORKER, words, world_size, run / "logs")
 
 
+def train(run: Path, data: Path, world_size: int, *more: str) -> None:
+    """Trains to the end."""
+    with start(run, data, world_size, *more) as ranks:
+        ranks.finish()
+
+
 def lines(run: Path) -> int:
     path = run / "metrics.jsonl"
     return path.read_text().count("train/loss") if path.is_file() else 0
@@ -63,11 +69,8 @@ def kill_once(run: Path, ranks: ForkedRanks, moment: str, rng: random.Random) ->
         "save": lambda: lines(run) > begin and any("rank" in name for name in staged(run)),
         "publish": lambda: lines(run) > begin and "state.json" in " ".join(staged(run)),
     }
-    deadline = time.monotonic() + 120
-    while not conditions[moment]() and ranks.alive and time.monotonic() < deadline:
-        time.sleep(0.0005)
+    ranks.wait_until(conditions[moment])
     time.sleep({"step": 0.02, "save": 0.003, "publish": 0.001}[moment] * delay)
-    assert ranks.alive, [log.read_text() for log in ranks.logs]
     ranks.signal(rng.randrange(2), signal.SIGKILL)
     codes = ranks.wait(5)
     assert -signal.SIGKILL in codes
@@ -85,12 +88,13 @@ def test_killed_training_ends_with_the_same_bits(
     """SIGKILL of random ranks during steps, saves, and between save and rename."""
     whole, run = tmp_path / "whole", tmp_path / "killed"
     more = ["deepspeed=zero2", f"train.epochs={epochs}", "ema.power_law=[0.1]", "ema.keep_every=2"]
-    start(whole, shards, 2, *more).finish(1500)
+    train(whole, shards, 2, *more)
     rng, found = random.Random(kills), Counter[str]()
     for kill in range(kills):
         moment = ("step", "save", "publish")[kill % 3]
-        found[kill_once(run, start(run, shards, 2, *more), moment, rng)] += 1
-    start(run, shards, 2, *more).finish(1500)
+        with start(run, shards, 2, *more) as ranks:
+            found[kill_once(run, ranks, moment, rng)] += 1
+    train(run, shards, 2, *more)
     print(f"killed: {dict(found)}")
     assert_same_bits(run, whole)
     expected, seen = windows(whole, 2), windows(run, 2)
@@ -118,32 +122,29 @@ def test_training_moves_to_other_ranks_and_stages(
     """Asked to stop in the middle of an epoch, it goes on at another stage and world size."""
     whole, run = tmp_path / "whole", tmp_path / "moved"
     fixed = ["train.batch_size=12", "train.epoch_size=60", "checkpoint.every=2"]
-    start(whole, shards, 1, *fixed).finish()
-    for i, (world_size, stage) in enumerate(chain):
-        ranks = start(run, shards, world_size, *fixed, f"deepspeed=zero{stage}")
-        if i == len(chain) - 1:
-            ranks.finish()
-            break
-        begin = lines(run)
-        while lines(run) < begin + 3:
-            assert ranks.alive
-            time.sleep(0.001)
-        ranks.signal(world_size - 1, (signal.SIGTERM, signal.SIGUSR1)[i % 2])
-        assert ranks.wait(60) == [EXIT_STOPPED] * world_size
+    train(whole, shards, 1, *fixed)
+    *before, (world_size, stage) = chain
+    for i, (ranks_before, stage_before) in enumerate(before):
+        reached = lines(run) + 3
+        with start(run, shards, ranks_before, *fixed, f"deepspeed=zero{stage_before}") as ranks:
+            ranks.wait_until(lambda reached=reached: lines(run) >= reached)
+            ranks.signal(ranks_before - 1, (signal.SIGTERM, signal.SIGUSR1)[i % 2])
+            assert ranks.wait(600) == [EXIT_STOPPED] * ranks_before
         assert find_checkpoint(run).state["step"] == lines(run) < 20
+    train(run, shards, world_size, *fixed, f"deepspeed=zero{stage}")
     assert metrics(run, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-5)
 
 
 def test_full_disk_stops_all_ranks_and_loses_nothing(shards: Path, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "full"
     more = ["deepspeed=zero1", "train.epochs=3"]
-    start(whole, shards, 2, *more).finish()
-    ranks = start(run, shards, 2, *more, "full=1:7")
-    assert ranks.wait(120) == [2, 2]
+    train(whole, shards, 2, *more)
+    with start(run, shards, 2, *more, "full=1:7") as ranks:
+        assert ranks.wait(600) == [2, 2]
     for log in ranks.logs:
         said = log.read_text()
         assert "checkpoints: the checkpoint could not be written (rank 1: [Errno 27]" in said
     assert find_checkpoint(run).state["step"] == 5
     assert not list((run / "checkpoints").glob(".*"))
-    start(run, shards, 2, *more).finish()
+    train(run, shards, 2, *more)
     assert_same_bits(run, whole)

@@ -5,6 +5,8 @@ usage: stages_worker.py FOLDER:WORDS:STEPS:SAVE_AT …   each resumes from FOLDE
 WORDS are Hydra overrides, separated by commas. At its end a training leaves `losses.json`,
 `evaluated.json` (the loss at the weights to evaluate), `apart.json` (the first parameter in which
 the ranks differ) and `moved.json` (the same, after one rank's `model.2.bias` moved by one bit).
+One that began at its first step leaves `whole.pt`: the float32 weights and their averages as one
+process that holds all of them sees them, and how many values each rank averages.
 """
 
 from __future__ import annotations
@@ -12,15 +14,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, fill_deepspeed, to_dict, uses_cpu_adam
+from lola_ds.config import compose, fill_deepspeed, save_config, to_dict, uses_cpu_adam
 from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
-from lola_ds.train.ema import Ema, Exponential
-from lola_ds.train.engine import Ranks, first_difference, join, leave, make_engine
+from lola_ds.train.ema import Ema, Exponential, PowerLaw
+from lola_ds.train.engine import (
+    Ranks,
+    first_difference,
+    gather_over_ranks,
+    join,
+    leave,
+    make_engine,
+)
 from lola_ds.train.fragments import (
     evaluated,
     local_fragments,
@@ -31,6 +42,7 @@ from lola_ds.train.optim import make_optimizer
 from lola_ds.train.store import CheckpointStore
 
 BATCH = 12
+PROFILES = [Exponential(0.9), PowerLaw(0.1)]
 
 
 class Objective(nn.Module):
@@ -80,14 +92,17 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
     )
     engine = make_engine(objective, optimizer, ds_config)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, [Exponential(0.9)])
+    ema = Ema(fragments, PROFILES)
     start = 0
     if reader:
         start = reader.state["step"]
         resident = resident_fragments(engine, ranks.rank, ranks.world_size)
         restore_optimizer(torch_optimizer(engine), resident, reader, start)
         restore_ema(ema, reader)
-    losses = []
+    if ranks.rank == 0:
+        save_config(config, folder / "config.yaml")
+    losses, whole = [], whole_weights(engine)
+    averages = [{name: weight.clone() for name, weight in whole.items()} for _ in PROFILES]
     for step in range(start, steps):
         engine.optimizer.param_groups[0]["lr"] = 1e-2
         loss, _ = engine(batch(step, ranks.rank, ranks.world_size))
@@ -95,6 +110,10 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         store.settle()
         engine.step()
         ema.update(step + 1)
+        whole = whole_weights(engine)
+        for profile, average_of in zip(PROFILES, averages):
+            for name, weight in whole.items():
+                average_of[name].lerp_(weight, 1 - profile.decay(step + 1))
         losses.append(average(loss, ranks))
         if step + 1 in (save_at, steps):
             store.save(
@@ -118,9 +137,21 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         if ranks.rank == ranks.world_size - 1:
             bias[0] = bias[0].nextafter(bias[0] + 1)
         results["moved"] = first_difference(engine.module)
+    owned = gather_over_ranks(sum(value.numel() for value in ema.values[0]))
     if ranks.rank == 0:
+        if start == 0:
+            kinds = {profile.kind: a for profile, a in zip(PROFILES, averages)}
+            torch.save({"weight": whole, **kinds, "owned": owned}, folder / "whole.pt")
         for name, value in results.items():
             (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+def whole_weights(engine: Any) -> dict[str, Tensor]:
+    """The float32 master weights, gathered by DeepSpeed. Collective."""
+    named = list(engine.module.named_parameters())
+    if engine.zero_optimization_stage() == 0:
+        return {name: p.detach().clone() for name, p in named}
+    return {name: safe_get_full_fp32_param(p).clone() for name, p in named}
 
 
 def average(loss: Tensor, ranks: Ranks) -> float:

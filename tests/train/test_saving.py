@@ -17,14 +17,6 @@ WORKER = "saving_worker"
 pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("forked")]
 
 
-def wait_for(path: Path, ranks: ForkedRanks) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert ranks.alive, [log.read_text() for log in ranks.logs]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def found(folder: Path) -> set[int]:
     """The steps that the ranks found; forgets them."""
     paths = [folder / f"found_{rank}" for rank in range(2)]
@@ -61,22 +53,22 @@ def complete(folder: Path) -> list[int]:
 )
 def test_ranks_agree_after_every_kill_during_a_save(stage: int, kills: int, tmp_path: Path) -> None:
     rng, last, moments = random.Random(stage), 0, Counter[str]()
+    words = [str(tmp_path), str(stage)]
     while moments["in a save"] < kills:
-        ranks = ForkedRanks(WORKER, [str(tmp_path), str(stage)], 2, tmp_path)
-        wait_for(tmp_path / "saving", ranks)
-        time.sleep(rng.uniform(0, 0.1))
-        deadline = time.monotonic() + 10
-        while not unfinished(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.01))
-        ranks.signal(rng.randrange(2), signal.SIGKILL)
-        assert -signal.SIGKILL in ranks.wait(5)
+        with ForkedRanks(WORKER, words, 2, tmp_path) as ranks:
+            ranks.wait_until((tmp_path / "saving").exists)
+            time.sleep(rng.uniform(0, 0.1))
+            ranks.wait_until(lambda: bool(unfinished(tmp_path)))
+            time.sleep(rng.uniform(0, 0.01))
+            ranks.signal(rng.randrange(2), signal.SIGKILL)
+            assert -signal.SIGKILL in ranks.wait(5)
         moments["in a save" if unfinished(tmp_path) else "between saves"] += 1
         (step,) = found(tmp_path)  # all ranks found the same,
         assert step == last  # the newest that was there
         last = max(complete(tmp_path), default=0)
     (tmp_path / "enough").touch()
-    ForkedRanks(WORKER, [str(tmp_path), str(stage)], 2, tmp_path).finish()
+    with ForkedRanks(WORKER, words, 2, tmp_path) as ranks:
+        ranks.finish()
     assert found(tmp_path) == {last}
     assert not unfinished(tmp_path)
     print(f"stage {stage}: {dict(moments)}, {last} steps saved")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import run_ranks
+from safetensors.torch import load_file
 
 from lola_ds.train.checkpoint import CheckpointError, CheckpointReader, list_checkpoints
 from lola_ds.train.export import choose, find_checkpoint, model_weights
@@ -43,7 +46,7 @@ def assert_same(found: Path, expected: Path) -> None:
     states, references = final(found), final(expected)
     assert states.keys() == references.keys()
     for key, value in references.items():
-        torch.testing.assert_close(states[key], value, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(states[key], value, rtol=1e-5, atol=3e-7)
 
 
 def rewind(source: Path, target: Path) -> Path:
@@ -102,6 +105,52 @@ def test_damaged_newest_falls_back_to_the_one_before(runs: Path, tmp_path: Path)
     assert "is damaged" in output
     assert "falling back to the checkpoint before" in output
     assert_same(run, runs / "alone")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_averages_are_those_of_one_process(stage: int, runs: Path) -> None:
+    """And each rank holds its share of each, and no more."""
+    run = runs / f"two_{stage}"
+    whole = torch.load(run / "whole.pt")
+    reader = find_checkpoint(run)
+    assert reader.averages == ["ema_0.9", "power_0.1"]
+    for kind in reader.averages:
+        for name, value in reader.tensors(kind).items():
+            torch.testing.assert_close(value, whole[kind][name], rtol=0, atol=1e-7)
+    parameters = sum(value.numel() for value in whole["weight"].values())
+    assert sum(whole["owned"]) == parameters
+    assert max(whole["owned"]) <= parameters / 2 + len(whole["weight"])  # one of padding each
+
+
+CONVERT = """
+import sys
+sys.modules["deepspeed"] = None  # importing it fails
+from lola_ds.cli.convert import main
+for words in sys.argv[1:]:
+    main(words.split(":"))
+"""
+
+
+def test_export_is_what_deepspeed_gathers(runs: Path, tmp_path: Path) -> None:
+    """Weights and averages of every stage, bit for bit, where there is no DeepSpeed."""
+    kinds = {"none": "weight", "0.9": "ema_0.9", "0.1": "power_0.1"}
+    jobs = [(stage, which) for stage in STAGES for which in kinds]
+    words = [
+        f"{runs / f'two_{stage}'}:{tmp_path / f'{stage}_{which}'}:--ema:{which}:--verify"
+        for stage, which in jobs
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERT, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 tensors read back, equal bit for bit") == len(jobs)
+    for stage, which in jobs:
+        found = load_file(tmp_path / f"{stage}_{which}" / "model.safetensors")
+        whole = torch.load(runs / f"two_{stage}" / "whole.pt")[kinds[which]]
+        assert {f"model.{name}" for name in found} == whole.keys() - {"gain"}
+        for name, value in found.items():
+            torch.testing.assert_close(value, whole[f"model.{name}"], rtol=0, atol=1e-7)
+            assert which != "none" or torch.equal(value, whole[f"model.{name}"])
 
 
 def test_export_strips_the_objective(runs: Path) -> None:

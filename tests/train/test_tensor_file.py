@@ -47,8 +47,11 @@ def test_what_the_library_wrote_is_read(tensors: dict[str, Tensor], tmp_path: Pa
     assert file.metadata == {"key": "text"}
     assert file.tensors().keys() == tensors.keys()
     assert all(same_bits(file.read(name), tensor) for name, tensor in tensors.items())
-    run = file.read_run("matrix", 3, 20)
+    run = torch.empty(20)
+    file.read_run("matrix", 3, run)
     assert torch.equal(run, tensors["matrix"].view(-1)[3:23])
+    with pytest.raises(ValueError, match=r"holds half in torch\.bfloat16, not torch\.float32"):
+        file.read_run("half", 0, run)
 
 
 def test_tensors_are_made_one_at_a_time(tmp_path: Path) -> None:
