@@ -109,7 +109,7 @@ def divide_tokens(network: nn.Module, group: SequenceGroup) -> None:
                 f"sequence_parallel={group.size} does not divide attention_heads={heads}; "
                 "choose a divisor"
             )
-        module.sequence = group
+        module.sequence = group  # pyright: ignore[reportArgumentType]
 
 
 def _all_gather(x: Tensor, group: SequenceGroup) -> Tensor:
@@ -179,4 +179,5 @@ def join_sequence_group(size: int) -> SequenceGroup:
     if size == 1:
         return SequenceGroup()
     group, _ = dist.new_subgroups(size)
+    assert isinstance(group, dist.ProcessGroup)
     return SequenceGroup(size, dist.get_rank() % size, group.group_name)

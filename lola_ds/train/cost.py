@@ -91,7 +91,7 @@ def trace_pass(objective: nn.Module, batch: Any) -> PassCost:
             seeds, is real.
     """
     objective.train()
-    trace = _Trace([*objective.parameters(), *objective.buffers()])
+    trace = Trace([*objective.parameters(), *objective.buffers()])
     weights = [p for p in objective.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(trace.take_gradient) for p in weights]
     with trace:
@@ -108,11 +108,18 @@ def trace_pass(objective: nn.Module, batch: Any) -> PassCost:
     )
 
 
-class _Trace(TorchDispatchMode):
-    """Counts what every operation does and what is alive after it.
+class Trace(TorchDispatchMode):
+    """Counts what every operation does and what is alive after it, on fake tensors or real ones.
 
     Arguments:
         resident: tensors that were there before and are nobody's activations.
+
+    Attributes:
+        kernels: the operations so far, views left out.
+        live: bytes of tensors made since and not freed.
+        peak: the most there were.
+        gradients: bytes taken away by `take_gradient`.
+        peak_with_gradients: the most there were with these.
     """
 
     def __init__(self, resident: Iterable[Tensor]) -> None:

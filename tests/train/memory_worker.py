@@ -1,4 +1,4 @@
-"""One rank: a few steps at every ZeRO stage, and the most that torch's allocator held.
+"""One rank: a few steps at every ZeRO stage, and the most bytes that tensors held.
 
 usage: memory_worker.py OUT TASK:STAGE …   writes {"TASK:STAGE": bytes} of the first rank to OUT
 """
@@ -18,6 +18,7 @@ from lola_ds.build import build_model, build_objective, complete_network
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, to_dict
 from lola_ds.data import Batch
+from lola_ds.train.cost import Trace
 from lola_ds.train.ema import Ema, Exponential
 from lola_ds.train.engine import Ranks, join, leave, make_engine
 from lola_ds.train.fragments import local_fragments
@@ -55,7 +56,10 @@ def measure(task: str, stage: str, ranks: Ranks) -> int:
     ds_config = fill_deepspeed(config, ranks.world_size)
     ds_config["zero_optimization"] |= small_buckets(int(stage))
     config = complete_network(config, FRAME, LABELS)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record,
+        Trace([]) as trace,
+    ):
         objective = build_objective(config, build_model(config))
         optimizer = make_optimizer(objective.parameters(), config["optim"])
         engine = make_engine(objective, optimizer, ds_config)
@@ -67,11 +71,13 @@ def measure(task: str, stage: str, ranks: Ranks) -> int:
             engine.step()
             ema.update(step + 1)
             del loss, _
-    return peak_bytes(record)
+    # Both see all that is allocated. The one misses what the threads of collectives free, the
+    # other what is freed from under a tensor.
+    return min(peak_bytes(record), trace.peak)
 
 
 def peak_bytes(record: profile) -> int:
-    """The most bytes that torch's allocator held at once while it was recorded, beyond before."""
+    """The most bytes that torch's allocator held at once, beyond those before."""
     pending, events = record.profiler.kineto_results.experimental_event_tree(), []
     while pending:
         node = pending.pop()
