@@ -12,7 +12,7 @@ block computes for itself, convolutions padded by torch in its default memory fo
 makes it, azula's Adams–Bashforth sampler.
 `ours` is what this project runs: bfloat16 matrix products and attention around float32 streams,
 compiled blocks, fused operations (Triton on a GPU), channels-last convolutions, fused AdamW, a
-sampler whose coefficients are computed once.
+sampler whose coefficients are computed once and whose steps are one CUDA graph on a GPU.
 
 Cases: `demo` (the demo's diffusion model, for a CPU); for a GPU `euler`, `rayleigh_benard`
 (vit_large on latents), `pixel` (vit_pixel) and `autoencoder` (dcae_f32c64_large). Columns: samples
@@ -47,11 +47,12 @@ from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose, to_dict
 from lola_ds.data import Batch
+from lola_ds.emulate.capture import Captured
 from lola_ds.emulate.sampling import ConditionedDenoiser, sample
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 from lola_ds.nn import dcae
 from lola_ds.nn.attention import MultiheadSelfAttention
-from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.compiling import compile_blocks, round_weights
 from lola_ds.nn.layers import ChannelNorm, Conv2d
 from lola_ds.nn.modulation import modulation
 from lola_ds.nn.vit import ViTBlock
@@ -214,6 +215,7 @@ class Side:
         make = OBJECTIVES[case.task]
         self.objective = make(model, precision="bf16" if ours else "fp32")
         self.model = model
+        self.captured = Captured(self._draw)
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=ours or None)
         self.average = [p.detach().clone() for p in self.parameters]
@@ -239,12 +241,15 @@ class Side:
                 kernels.ema([self.average], self.parameters, [0.999])
         return loss.detach()
 
+    def _draw(self, mask: Tensor, x_obs: Tensor, label: Tensor, start: Tensor) -> Tensor:
+        with torch.autocast(start.device.type, dtype=torch.bfloat16):
+            return sample(self.model, mask, x_obs, label, "ab", SAMPLER_STEPS, start)
+
     def sample(self, start: Tensor, mask: Tensor, x_obs: Tensor, label: Tensor) -> Tensor:
         """Windows given their known frames, by 16 steps of Adams–Bashforth."""
         with self.recipe():
             if self.ours:
-                with torch.autocast(start.device.type, dtype=torch.bfloat16):
-                    return sample(self.model, mask, x_obs, label, "ab", SAMPLER_STEPS, start)
+                return self.captured(mask, x_obs, label, start)
             conditioned: Any = ConditionedDenoiser(self.model, mask, x_obs, label)
             solver = zABSampler(conditioned, order=3, steps=SAMPLER_STEPS, silent=True)
             return solver(start)
@@ -341,6 +346,8 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
     start = sigma * torch.randn_like(x)
     for side in sides:
         side.objective.eval().requires_grad_(False)
+        if side.ours:
+            round_weights(side.model, torch.bfloat16)
     samples = [side.sample(start, mask, x_obs, label).float() for side in sides]
     timings = alternate(
         [lambda s=s: s.sample(start, mask, x_obs, label) for s in sides], rounds, device

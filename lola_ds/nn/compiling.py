@@ -1,4 +1,4 @@
-"""Compiling networks block by block.
+"""Compiling networks block by block, and rounding the weights of blocks.
 
 All blocks of one shape share one compiled graph, forward and backward: the compiler sees a block
 once, not sixteen times. What is compiled is a block's arithmetic and not the call around it, so
@@ -25,6 +25,8 @@ BLOCKS: dict[type[nn.Module], str] = {
     unet.ModulatedBlock: "_forward",
 }
 """The kinds of blocks, and the method of each that recomputation calls."""
+
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 SHAPES = 64
 """The number of graphs of a kind of block, above which something is wrong: one for each level of a
@@ -57,3 +59,16 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
             bound = MethodType(compiled[type(module)], module)
             setattr(module, BLOCKS[type(module)], bound)
     return kinds
+
+
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Stores the weights of matrix products and convolutions in blocks as they are multiplied.
+
+    For inference under autocast of that dtype: values are those of casting at every call, which no
+    longer happens. Modulation, embeddings and projections at the ends keep their float32 weights.
+    """
+    for block in network.modules():
+        if type(block) in BLOCKS:
+            for name, module in block.named_modules():
+                if isinstance(module, ROUNDED) and not name.startswith("ada_zero"):
+                    module.to(dtype)
