@@ -151,7 +151,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = No
     if wants_second_derivatives():
         order = sdpa_kernel(SDPBackend.MATH)
     dtype = q.dtype
-    if q.device.type == "cpu" and q.requires_grad and q.shape[2] <= SHORT:
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[2] <= SHORT:
         q, k, v = widen(q), widen(k), widen(v)
     with order:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
