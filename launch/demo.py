@@ -119,6 +119,9 @@ def summarize(seconds: float) -> None:
     print(f"{'':<50}{'mean':>8}{'worst lead':>12}")
     error = read["autoencoder"]["vrmse"]["autoencoder"]["mean"]
     print(f"{'autoencoder: VRMSE of the reconstruction':<50}{error:>8.3f}")
+    ratio = read["surrogate"]["ratio_to_persistence"]["climatology"]
+    name = "climatology: VRMSE / persistence's"
+    print(f"{name:<50}{ratio['mean']:>8.3f}{ratio['worst']:>12.3f}")
     for task in EMULATORS:
         ratios = read[task]["ratio_to_persistence"]
         for method in [m for m in METHODS if m in ratios]:
