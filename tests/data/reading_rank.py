@@ -1,13 +1,14 @@
 """One rank that reads batches, notes what it got, and saves its state; made to be killed.
 
-Arguments: folder of shards, output folder, first step, last step, workers, quarantine (0 or 1).
+Arguments: folder of shards, output folder, first step, last step, workers, quarantine (0 or 1),
+stay (0, or 1 to wait for a signal at the end).
 """
 
 import hashlib
 import json
 import os
-import sys
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from lola_ds.data import ElasticSampler, ShardDataset, build_loader
 BATCH, AUGMENT = 24, ("random_axis_flip", "random_axis_permute", "random_axis_roll")
 
 
-def main(folder: str, out: str, first: int, last: int, workers: int, quarantine: int) -> None:
+def main(words: Sequence[str]) -> None:
+    """Reads; see the module's docstring."""
+    folder, out = words[:2]
+    first, last, workers, quarantine, stay = map(int, words[2:])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if quarantine and world > 1:
         torch.distributed.init_process_group("gloo")
@@ -39,11 +43,7 @@ def main(folder: str, out: str, first: int, last: int, workers: int, quarantine:
             target.with_suffix(".tmp").write_text(json.dumps(rows))
             target.with_suffix(".tmp").rename(target)
         (Path(out) / f"end-{rank}").write_text(json.dumps(loader.state_dict()))
-    while os.environ.get("WAIT_TO_BE_KILLED"):
+    while stay:
         time.sleep(1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -1,15 +1,13 @@
 """Exactness with real processes: killed without warning, resumed at other world sizes."""
 
 import json
-import time
-from pathlib import Path
+import signal
 
 import numpy as np
 import pytest
+from forked import ForkedRanks
 from helpers import make_shards
-from ranks import run_ranks, start_ranks
 
-SCRIPT = str(Path(__file__).with_name("reading_rank.py"))
 pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("ranks")]
 
 
@@ -31,25 +29,22 @@ def rows(out, steps, world):
     return found
 
 
-def read(folder, out, first, last, world, workers, quarantine=0):
+def start(folder, out, world, *numbers):
     out.mkdir(exist_ok=True)
-    words = [SCRIPT, folder, str(out), *map(str, (first, last, workers, quarantine))]
-    run_ranks(words, world)
+    return ForkedRanks("reading_rank", [folder, str(out), *map(str, numbers)], world, out / "logs")
+
+
+def read(folder, out, first, last, world, workers, quarantine=0):
+    with start(folder, out, world, first, last, workers, quarantine, 0) as ranks:
+        ranks.finish()
     return rows(out, range(first, last), world)
 
 
 def kill(folder, out, step, world, workers):
     """SIGKILLs all ranks once `step` is noted by all."""
-    out.mkdir()
-    words = [SCRIPT, folder, str(out), "0", str(step + 1), str(workers), "0"]
-    processes = start_ranks(words, world, {"WAIT_TO_BE_KILLED": "1"})
-    deadline = time.monotonic() + 120
-    while not all((out / f"{step}-{rank}").exists() for rank in range(world)):
-        assert time.monotonic() < deadline, [process.poll() for process in processes]
-        time.sleep(0.01)
-    for process in processes:
-        process.kill()
-        process.communicate()
+    with start(folder, out, world, 0, step + 1, workers, 0, 1) as ranks:
+        ranks.wait_until(lambda: all((out / f"{step}-{rank}").exists() for rank in range(world)))
+        assert ranks.wait(0) == [-signal.SIGKILL] * world
     return rows(out, range(step), world)
 
 
