@@ -361,6 +361,7 @@ class Case:
         """Windows of a dataset of whole trajectories: all in order, or some `shuffled`."""
         if shuffled is None:
             return self.sequential(x for sample in dataset for x in cut(np.asarray(sample["x"])))
+        dataset[0]  # opens what there is
         places = map(self.windows.locate, shuffled.tolist())
         span = (LENGTH - 1) * STRIDE + 1
         return self.sequential(
