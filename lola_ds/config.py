@@ -616,7 +616,9 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
         FileNotFoundError: no such file.
     """
     name = config["deepspeed"]["config"]
-    filled = complete_deepspeed(read_deepspeed(name), name)
+    given, shards = read_deepspeed(name), config["sequence_parallel"]
+    sequence = {"sequence_parallel_size": given.pop("sequence_parallel_size", shards)}
+    filled = complete_deepspeed(given, name) | sequence
     stage = filled["zero_optimization"]["stage"]
     optimizer = config["optim"]["optimizer"]
     if stage and optimizer != "adamw":
@@ -625,14 +627,13 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
             "use deepspeed=zero0, where each rank still holds the optimizer states of its own "
             "tensors only, or optim=adamw"
         )
-    shards = config["sequence_parallel"]
     if world_size % shards:
         raise ValueError(
             f"sequence_parallel={shards} ranks share a sample, but {world_size} ranks were "
             f"started; start a multiple of {shards}"
         )
-    filled["sequence_parallel_size"] = shards
     values = {
+        "sequence_parallel_size": shards,
         "train_batch_size": config["train"]["batch_size"],
         "train_micro_batch_size_per_gpu": split_batch(config, world_size // shards),
         "gradient_accumulation_steps": config["train"]["accumulation"],

@@ -89,7 +89,6 @@ _INSTEAD = {
     "checkpoint": "checkpoints are this runtime's own: any stage and world size resumes them",
     "tensorboard": "use tensorboard=true of the Hydra configuration",
     "wandb": "use wandb.mode=… of the Hydra configuration",
-    "sequence_parallel_size": "use sequence_parallel=… of the Hydra configuration",
     "csv_monitor": "metrics.jsonl holds all numbers",
     "elasticity": "every checkpoint resumes at any world size already",
     "ratio": "the optimizer's states lie on the CPU or on the GPU, all of them",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +104,14 @@ def test_ranks_that_share_samples_do_not_share_the_batch() -> None:
     assert filled["sequence_parallel_size"] == 2
     with pytest.raises(ValueError, match="3 ranks were started; start a multiple of 2"):
         fill_deepspeed(to_dict(compose(words)), world_size=3)
+
+
+def test_filled_file_can_be_given_again(tmp_path: Path) -> None:
+    words = "task=surrogate run=r data=d train.batch_size=32 sequence_parallel=2".split()
+    filled = fill_deepspeed(to_dict(compose(words)), world_size=4)
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps(filled))
+    again = [*words, f"deepspeed.config={file}"]
+    assert fill_deepspeed(to_dict(compose(again)), world_size=4) == filled
+    with pytest.raises(ValueError, match="sequence_parallel_size=2 contradicts 4 of the Hydra"):
+        fill_deepspeed(to_dict(compose([*again, "sequence_parallel=4"])), world_size=4)
