@@ -37,9 +37,11 @@ def main(argv: Sequence[str]) -> None:
     keys = parse_pairs(pairs, _DEFAULTS)
     if not folders:
         raise ValueError("no results given; name the out= folders of `lola-ds eval`")
+    out = Path(keys["out"])
+    if out.is_dir():
+        raise ValueError(f"out={out} is a folder; name a page, such as out={out / 'report.html'}")
 
     from ..evaluate.report import write_report
 
-    out = Path(keys["out"])
     names = write_report(folders, out, keys["title"])
     print(f"{out}: {', '.join(names)} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -253,6 +253,7 @@ class _Case:
             clock.lap()
             v = work.emulator.decode(piece, work.plan.states, work.emulator.device)
             self.decoding += clock.lap()
+            release_memory()
             self.pieces.append(work.scores(self.known, u, v))
             if self.pictures is not None:
                 self.pictures.add(start, u, v)

@@ -291,6 +291,11 @@ def test_mistakes_end_in_one_line(
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_folder_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; name a page"):
+        main([str(tmp_path), f"out={tmp_path}"])
+
+
 def test_the_best_is_bold_and_ties_share() -> None:
     rows = [
         Row("a", [0.123456, 1.2, None]),
