@@ -293,8 +293,8 @@ def test_the_numbers_do_not_depend_on_the_memory(dataset: ShardDataset, tmp_path
     emulators = WaveEmulator(0.3), WaveEmulator(0.3)
     together = quick(dataset, tmp_path / "a", emulators[0], forecast)
     assert emulators[0].together[1:] == [3]  # after the warm-up
-    small, state = Resources(batch=2, memory=0.001), 4 * 3 * 16 * 16
-    assert small.plan(3, state, 1, 4 * state, 1, 1 / 2).leads == 2
+    small, state = Resources(batch=2, memory=0.00125), 4 * 3 * 16 * 16
+    assert small.plan(3, state, 1, 4 * state, 1, 0.4).leads == 2
     apart = quick(dataset, tmp_path / "b", emulators[1], forecast, resources=small)
     assert emulators[1].together[1:] == [1, 1, 1]
     pd.testing.assert_frame_equal(apart, together)
