@@ -87,7 +87,8 @@ def set_numerics(*, tf32: bool, deterministic: bool) -> None:
     if deterministic:  # cuBLAS reads the variable when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # ZeRO's buckets, at every step
+    # It would fill ZeRO's buckets at every step. (torch defines it where types do not show.)
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
 
 
 def make_engine(
