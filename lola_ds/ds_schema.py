@@ -91,6 +91,8 @@ _INSTEAD = {
     "wandb": "use wandb.mode=… of the Hydra configuration",
     "csv_monitor": "metrics.jsonl holds all numbers",
     "elasticity": "every checkpoint resumes at any world size already",
+    "nvme_path": 'offloading is to host memory only ("device": "cpu")',
+    "aio": "offloading is to host memory only",
     "ratio": "the optimizer's states lie on the CPU or on the GPU, all of them",
     "super_offload": "use device=cpu",
     "zenflow": "its updates come late, by part of the gradient",
@@ -152,7 +154,7 @@ def _value(value: Any, default: Any, source: str, key: str) -> Any:
     if isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
-        fits, kind = number and value == int(value), "an integer"
+        fits, kind = number and float(value).is_integer(), "an integer"
         value = int(value) if fits else value
     elif isinstance(default, float):
         fits, kind = number, "a number"

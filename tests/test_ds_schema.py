@@ -78,6 +78,10 @@ def test_what_is_written_stays() -> None:
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "tape"}}},
             "zero_optimization.offload_optimizer.device='tape' should be one of none, cpu",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"nvme_path": "/nvme"}}},
+            "zero_optimization.offload_param.nvme_path is not used by this runtime: offloading is",
+        ),
         ({"communication_data_type": "fp8"}, "communication_data_type='fp8' should be one of fp32"),
     ],
 )

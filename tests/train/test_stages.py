@@ -13,11 +13,13 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
 
+from lola_ds.config import read_deepspeed
 from lola_ds.train.checkpoint import CheckpointError, CheckpointReader, list_checkpoints
 from lola_ds.train.export import choose, find_checkpoint, model_weights
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
 STAGES = ("0", "1", "2", "3", "1_offload", "2_offload", "3_offload")
+TORCH_ADAM = {"zero_force_ds_cpu_optimizer": False}
 pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("stages")]
 
 
@@ -77,6 +79,9 @@ def test_resumes_at_any_stage_and_world_size(runs: Path, tmp_path: Path) -> None
     start(*up, world_size=4)
     down = [(rewind(runs / "two_2", tmp_path / "2_to_0"), "0")]
     down += [(rewind(runs / "two_3_offload", tmp_path / "3_to_1"), "1")]
+    mine = tmp_path / "mine.json"  # torch's AdamW goes on for DeepSpeed's
+    mine.write_text(json.dumps(read_deepspeed("zero2_offload.json") | TORCH_ADAM))
+    down += [(rewind(runs / "two_1_offload", tmp_path / "1_to_2"), f"2,deepspeed.config={mine}")]
     start(*down, world_size=1)
     for folder, _ in up + down:
         assert losses(folder) == pytest.approx(losses(runs / "alone")[10:], rel=1e-5)
