@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from lola_ds.config import load_config
 from lola_ds.emulate import rollout, sample
 from lola_ds.models.lola import export_config, import_config, read_state
 from lola_ds.objectives import AutoencoderObjective
+from lola_ds.train.tensor_file import write_tensors
 
 # What a run of the published code holds, by hand: the names and shapes of a small autoencoder with
 # attention in its deepest level, and of a small transformer.
@@ -174,6 +175,40 @@ def test_an_autoencoder_goes_in_and_out(autoencoder: Path, tmp_path: Path) -> No
     main(["--to", "lola", str(tmp_path / "ours"), str(tmp_path / "back")])
     assert same_state(autoencoder, tmp_path / "back")
     assert resolved(tmp_path / "back") == resolved(autoencoder)
+
+
+def test_what_was_written_is_read_back(
+    autoencoder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In both directions; one bit that changed on the way is found, and nothing is left."""
+    main(["--from", "lola", str(autoencoder), str(tmp_path / "ours"), "--verify"])
+    main(["--to", "lola", str(tmp_path / "ours"), str(tmp_path / "back"), "--verify"])
+    assert capsys.readouterr().out.count("tensors read back, equal bit for bit") == 2
+
+    def write_wrong(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        wrong = dict(tensors)
+        name = "decoder.ascent.1.0.norm.eps"
+        wrong[name] = wrong[name].nextafter(torch.tensor(1.0))
+        write_tensors(path, wrong, metadata)
+
+    monkeypatch.setattr("lola_ds.train.export.write_tensors", write_wrong)
+    with pytest.raises(ValueError, match=r"1\.0\.norm\.eps differs from what it was written from"):
+        main(["--from", "lola", str(autoencoder), str(tmp_path / "wrong"), "--verify"])
+    assert not list(tmp_path.glob("*wrong*"))
+
+
+def test_a_choice_where_there_is_none_is_refused(
+    autoencoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--from", "lola", "--ema", "none", str(autoencoder), str(tmp_path / "ours")])
+    assert "--ema none with --from lola" in capsys.readouterr().err
+    main(["--from", "lola", str(autoencoder), str(tmp_path / "ours")])
+    with pytest.raises(ValueError, match=r"--ema 0\.1: .*ours holds one set of weights"):
+        main(["--ema", "0.1", str(tmp_path / "ours"), str(tmp_path / "again")])
 
 
 @pytest.mark.parametrize("task", ["surrogate", "diffusion"])
