@@ -35,7 +35,7 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
