@@ -2,6 +2,7 @@
 
     python -m benchmarks.inference [out=benchmarks/inference.csv] [cases=demo] [members=0] [steps=8]
                                    [batch=16] [sampling_steps=16] [rounds=3] [threads=0]
+                                   [precision=fp32] [compiled=false]
 
 One physical state is encoded, `members` members are rolled out for `steps` states, window by
 window, and every state is decoded to physical units, as `lola-ds eval` does it. Generation
@@ -12,6 +13,7 @@ the median of the totals stands beside it.
 Cases: `demo` and `demo_surrogate` (the demo's models, for a CPU); for a GPU `euler` and
 `euler_surrogate` (vit_large on the latents of dcae_f32c64_large, 512² cells) and `pixel`
 (vit_pixel, a surrogate without an autoencoder). Weights are random, which costs the same.
+By default a GPU runs compiled blocks in bfloat16, and a CPU what `lola-ds eval` runs, float32.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from lola_ds.emulate.emulator import Emulator
 from lola_ds.evaluate.timing import Clock
 from lola_ds.fields import Standardize
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
+from lola_ds.nn.compiling import compile_blocks, round_weights
 
 FIELDS, LABELS = 5, 5  # of the Euler datasets
 
@@ -60,7 +63,7 @@ CASES = {
 }
 
 
-def make_emulator(case: Case, device: torch.device) -> Emulator:
+def make_emulator(case: Case, device: torch.device, precision: str, compiled: bool) -> Emulator:
     """The emulator of a case, with random weights."""
     config = to_dict(compose([*case.words, "run=-", "data=-"]))
     group, make = {
@@ -75,7 +78,13 @@ def make_emulator(case: Case, device: torch.device) -> Emulator:
     sizes = {"channels": channels, "spatial": 3, "label_features": LABELS, "periodic": False}
     model = make(**{**config[group], **sizes})
     standardize = Standardize([0.0] * FIELDS, [1.0] * FIELDS)
-    return Emulator(model, autoencoder, standardize, config["trajectory"], device=device)
+    for network in (model, autoencoder):
+        if network is not None and compiled:
+            compile_blocks(network)
+    if precision == "bf16":
+        round_weights(model, torch.bfloat16)
+    trajectory = config["trajectory"]
+    return Emulator(model, autoencoder, standardize, trajectory, device=device, precision=precision)
 
 
 @torch.no_grad()
@@ -123,7 +132,8 @@ def main(words: Sequence[str]) -> None:
         "sampling_steps": 16,
         "rounds": 3,
         "threads": 0,
-        "weights": "",
+        "precision": "bf16" if gpu else "fp32",
+        "compiled": gpu,
     }
     values = parse_pairs(words, defaults)
     if values["threads"]:
@@ -134,10 +144,11 @@ def main(words: Sequence[str]) -> None:
     for name in values["cases"].split(","):
         if name not in CASES:
             raise ValueError(f"cases: '{name}' is unknown; known: {', '.join(CASES)}")
-        case, emulator = CASES[name], make_emulator(CASES[name], device)
+        how = {key: values[key] for key in ("precision", "compiled")}
+        case, emulator = CASES[name], make_emulator(CASES[name], device, **how)
         options = {key: values[key] for key in ("steps", "batch", "sampling_steps")}
         options["members"] = values["members"] or case.members if emulator.generative else 1
-        shown = {"case": name, "side": case.side, **options}
+        shown = {"case": name, "side": case.side, **options, **how}
         shown |= measure(emulator, case.side, values["rounds"], **options)
         rows.append({**shown, **describe_machine(("torch", "azula"))})
         print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)

@@ -100,3 +100,12 @@ def test_step(tmp_path: Path, compiled: bool) -> None:
         assert float(ours["difference"]) < 2e-2
         assert published["attention"] == ours["attention"]
         assert "attention" in ours["attention"]
+
+
+def test_inference(tmp_path: Path) -> None:
+    words = ["cases=demo_surrogate", "steps=1", "rounds=1", "precision=bf16"]
+    (row,) = run("inference", f"out={tmp_path / 'i.csv'}", *words)
+    assert (row["precision"], row["compiled"], row["members"]) == ("bf16", "False", "1")
+    total = float(row["generation_ms"]) + float(row["decoding_ms"])
+    assert float(row["ms_per_state"]) == pytest.approx(total, rel=1e-2)
+    assert row["commit"]
