@@ -74,6 +74,11 @@ class CheckpointReader:
         for name in sorted(self.manifest["files"]):
             if name.endswith(".safetensors"):
                 self._index(folder / name)
+        if not self.averages:
+            raise CheckpointError(
+                f"{folder} names no moving averages: an earlier version of lola_ds wrote it; "
+                "convert it with that version"
+            )
 
     def _index(self, path: Path) -> None:
         try:

@@ -158,9 +158,16 @@ def first_difference(module: nn.Module) -> str | None:
 
 
 def build_extensions() -> None:
-    """Builds what DeepSpeed would otherwise build on its first start."""
+    """Builds what DeepSpeed would otherwise build on its first start.
+
+    A build that was killed leaves torch's lock file behind, for which every later start would wait
+    for ever; whoever builds here is alone, and removes it.
+    """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     _deepspeed()
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        for lock in Path(folder).glob("*/lock"):
+            lock.unlink()
     if os.environ["DS_ACCELERATOR"] == "cpu":
         from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
 

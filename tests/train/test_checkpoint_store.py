@@ -220,3 +220,6 @@ def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"holds only 0 of 6 values of weight/model\.weight"):
         CheckpointReader(folder).read("weight", "model.weight")
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}))
+    with pytest.raises(CheckpointError, match="names no moving averages"):
+        CheckpointReader(folder)
