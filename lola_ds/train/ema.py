@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -103,12 +103,29 @@ class Ema:
     def __init__(self, fragments: Sequence[Fragment], profiles: Sequence[Profile]) -> None:
         self.fragments = list(fragments)
         self.profiles = list(profiles)
+        self._runs, sizes = _merge(self.fragments)
+        self._averages = [[r.master.float().clone() for r in self._runs] for _ in self.profiles]
         self.values: list[list[Tensor]] = [
-            [f.master.float().clone() for f in self.fragments] for _ in self.profiles
+            [value for run, parts in zip(averages, sizes) for value in run.split(parts)]
+            for averages in self._averages
         ]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after optimizer step number `step`, counted from 1."""
         decays = [profile.decay(step) for profile in self.profiles]
-        kernels.ema(self.values, [f.master for f in self.fragments], decays)
+        kernels.ema(self._averages, [run.master for run in self._runs], decays)
+
+
+def _merge(fragments: Sequence[Fragment]) -> tuple[list[Fragment], list[list[int]]]:
+    """Fragments that follow each other in memory as one, with their sizes: fewer, larger calls."""
+    runs: list[Fragment] = []
+    sizes: list[list[int]] = []
+    for f in fragments:
+        if runs and runs[-1].flat is f.flat and runs[-1].offset + runs[-1].numel == f.offset:
+            runs[-1] = replace(runs[-1], numel=runs[-1].numel + f.numel)
+            sizes[-1].append(f.numel)
+        else:
+            runs.append(f)
+            sizes.append([f.numel])
+    return runs, sizes
