@@ -81,7 +81,7 @@ _INSTEAD = {
     "scheduler": "optim.scheduler=… of the Hydra configuration sets the learning rate",
     "activation_checkpointing": (
         "DeepSpeed's checkpointing compiles to nothing; set ae.checkpointing=…, "
-        "surrogate.checkpointing=… or denoiser.checkpointing=… (none, selective, n, full)"
+        "surrogate.checkpointing=… or denoiser.checkpointing=… (none, selective, n, full, offload)"
     ),
     "amp": "use precision=bf16 or precision=fp16",
     "data_types": "gradients are accumulated in float32 already",

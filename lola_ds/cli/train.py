@@ -28,7 +28,7 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   optim.learning_rate=1e-4 precision=bf16|fp16|fp32 tf32=true deterministic=false seed=0
   train.epochs train.epoch_size train.batch_size train.accumulation
   trajectory.length trajectory.stride trajectory.context.law
-  ae.checkpointing=none|selective|n|full   recompute activations (also surrogate., denoiser.)
+  ae.checkpointing=none|selective|n|full|offload   recompute (also surrogate., denoiser.)
   sequence_parallel=2                      ranks that share a sample's tokens (transformers)
   watch.patience watch.spike watch.timeout bad steps and hangs; profile.steps=10-15: a trace
   fork.run=FOLDER                          start from these weights

@@ -6,6 +6,7 @@
 | `selective` | outputs of matrix products, convolutions and attention | normalisations, gates, … |
 | n (an integer ≥ 2) | every n-th block keeps its input only | 1/n of a forward pass |
 | `full` (or true) | every block keeps its input only | a forward pass |
+| `offload` | every block keeps its input only, in memory of the host | the same, and copies |
 
 torch's non-reentrant checkpointing is used, which is right under every ZeRO stage and compiles.
 
@@ -21,11 +22,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 T = TypeVar("T")
 Policy = bool | int | str
-"""`none`, `selective`, `full`, every n-th block; false and true mean none and full."""
+"""`none`, `selective`, `full`, `offload`, every n-th block; false and true mean none and full."""
 
 _aten = torch.ops.aten
 _KEPT = [
@@ -42,7 +44,7 @@ _KEPT = [
 
 
 def block_policy(policy: Policy, index: int) -> str:
-    """The policy of block `index`, counted from 0: `none`, `selective` or `full`.
+    """The policy of block `index`, counted from 0: `none`, `selective`, `full` or `offload`.
 
     Raises:
         ValueError: there is no such policy.
@@ -51,11 +53,11 @@ def block_policy(policy: Policy, index: int) -> str:
         return "full" if policy else "none"
     if isinstance(policy, int) and policy >= 2:
         return "none" if index % policy else "full"
-    if policy in ("none", "selective", "full"):
+    if policy in ("none", "selective", "full", "offload"):
         return str(policy)
     raise ValueError(
-        f"checkpointing={policy} is unknown; choose none, selective, full, or an integer n of at "
-        "least 2 for every n-th block"
+        f"checkpointing={policy} is unknown; choose none, selective, full, offload, or an integer "
+        "n of at least 2 for every n-th block"
     )
 
 
@@ -65,5 +67,8 @@ def recompute(policy: str, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     if policy == "full":
         return checkpoint(function, *args, use_reentrant=False)
+    if policy == "offload":  # reaches what the checkpoint keeps, not what is within
+        with save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return checkpoint(function, *args, use_reentrant=False)
     context = functools.partial(create_selective_checkpoint_contexts, _KEPT)
     return checkpoint(function, *args, use_reentrant=False, context_fn=context)

@@ -71,7 +71,7 @@ def _savings(config: dict[str, Any], ds_config: dict[str, Any]) -> list[str]:
     if ds_config["train_micro_batch_size_per_gpu"] > 1:
         words.append(f"train.accumulation={2 * config['train']['accumulation']}")
     group = TASKS[config["task"]]
-    if config[group].get("checkpointing") not in ("full", True):
+    if config[group].get("checkpointing") not in ("full", "offload", True):
         words.append(f"{group}.checkpointing=full")
     zero = ds_config["zero_optimization"]
     if config["optim"]["optimizer"] == "adamw":

@@ -148,13 +148,22 @@ class CheckpointStore:
 
         A damaged one is skipped with a message that names the file. What earlier attempts left
         unfinished is removed.
+
+        Raises:
+            CheckpointError: there are checkpoints, all of them damaged.
         """
         self._on_first_rank(self._sweep)
-        for folder in reversed(list_checkpoints(self.folder)):
+        folders = list_checkpoints(self.folder)
+        for folder in reversed(folders):
             reader, fault = self._check(folder)
             faults = [fault for fault in self._gather(lambda fault=fault: fault) if fault]
             if reader is not None and not faults:
                 return reader
+            if folder == folders[0]:
+                raise CheckpointError(
+                    f"{faults[0]}, and there is no checkpoint before it; bring one back from a "
+                    f"copy, or remove {self.folder} to start anew"
+                )
             if self.rank == 0:
                 print(f"lola-ds: {faults[0]}; falling back to the checkpoint before", flush=True)
         return None

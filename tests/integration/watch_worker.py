@@ -28,9 +28,11 @@ def plant(trainer: Trainer, fault: str, rank: int, step: int, count: int) -> Non
 
     def prepare(batch: Batch) -> Batch:
         batch = clean(batch)
-        if fault == "scale" and trainer.step == step and trainer.engine.training:
+        if not trainer.engine.module.training:  # the engine itself never leaves training
+            return batch
+        if fault == "scale" and trainer.step == step:
             trainer.scale.value = 2.0**count
-        if trainer.ranks.rank != rank or not trainer.engine.training:
+        if trainer.ranks.rank != rank:
             return batch
         if fault == "stall" and trainer.step == step:
             time.sleep(count)

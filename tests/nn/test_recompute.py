@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from lola_ds.nn.recompute import Policy, block_policy, recompute
@@ -20,6 +21,7 @@ from lola_ds.nn.recompute import Policy, block_policy, recompute
         ("selective", "selective selective selective selective"),
         (2, "full none full none"),
         (3, "full none none full"),
+        ("offload", "offload offload offload offload"),
     ],
 )
 def test_policy_of_each_block(policy: Policy, expected: str) -> None:
@@ -47,6 +49,25 @@ def test_what_is_computed_twice() -> None:
     assert none == 3 * forward
     assert none < work("full") <= none + forward
     assert work("selective") == none
+
+
+@pytest.mark.parametrize("policy", ["full", "offload"])
+def test_what_is_kept_of_a_block(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its input: where it is, which is then overwritten, or a copy of it."""
+    if not torch.cuda.is_available():  # where `save_on_cpu` has nothing to copy
+        copying = saved_tensors_hooks(Tensor.clone, lambda tensor: tensor)
+        monkeypatch.setattr("lola_ds.nn.recompute.save_on_cpu", lambda pin_memory: copying)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    block = nn.Sequential(nn.Linear(8, 8), nn.Tanh()).to(device)
+    x = torch.randn(4, 8, requires_grad=True, device=device)
+    block(x).sum().backward()
+    assert x.grad is not None
+    expected, x.grad = x.grad, None
+    y = recompute(policy, block, x)
+    x.data.zero_()
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, expected) == (policy == "offload")
 
 
 def test_nothing_is_recomputed_without_gradients() -> None:

@@ -142,6 +142,22 @@ def test_a_damaged_newest_is_passed_over_and_replaced(
     assert training.kept() == [25]  # not the damaged one, though its name is later
 
 
+def test_nothing_starts_anew_beside_damaged_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = Training(tmp_path)
+    for _ in range(2):
+        training.advance(10)
+        training.save()
+    training.store.finish()
+    for path in (tmp_path / "checkpoints").glob("*/manifest.json"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"step_00000010.*no checkpoint before it; bring"):
+        training.store.newest()
+    assert "falling back" in capsys.readouterr().out
+    assert training.kept() == [10, 20]
+
+
 def test_averages_outlive_their_checkpoints(tmp_path: Path) -> None:
     """Made into an average of another width, which nobody tracked."""
     training = Training(tmp_path, keep=1, thin=20)
