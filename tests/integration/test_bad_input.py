@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -25,17 +25,21 @@ from lola_ds.cli.main import COMMANDS
 PHYSICS = "euler_multi_quadrants_periodicBC"
 
 
+SMALL_DISK = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+"""Runs a script that may mount file systems, which nobody else sees and which end with it."""
+
+
 def command(
-    *words: object, limits: Mapping[int, int] | None = None
+    *words: object, limits: Mapping[int, int] | None = None, within: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `lola-ds …` in its own process, within limits of its resources."""
+    """Runs `lola-ds …` in its own process, within limits of its resources or another command."""
 
     def limit() -> None:
         for kind, most in (limits or {}).items():
             resource.setrlimit(kind, (most, most))
 
     return subprocess.run(
-        [sys.executable, "-m", "lola_ds.cli.main", *map(str, words)],
+        [*within, sys.executable, "-m", "lola_ds.cli.main", *map(str, words)],
         cwd=ROOT,
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
         preexec_fn=limit,
@@ -190,6 +194,20 @@ def test_full_disk(shards: Path, tmp_path: Path) -> None:
     done = command("train", *words, limits={resource.RLIMIT_FSIZE: 20_000})
     refused(done, "could not be written", f"run={run} is full", "start the same command again")
     assert not list((run / "checkpoints").iterdir())
+
+
+def test_full_disk_of_its_own(shards: Path, tmp_path: Path) -> None:
+    """A file system of 256 KiB, until it is full; what lies there afterwards is listed."""
+    run = tmp_path / "run"
+    run.mkdir()
+    script = f'mount -t tmpfs -o size=256k tmpfs {run} && "$@"; code=$?; find {run}; exit $code'
+    if subprocess.run([*SMALL_DISK, f"mount -t tmpfs tmpfs {run}"], check=False).returncode:
+        pytest.skip("this machine lets no process mount a file system of its own")
+    words = overrides("autoencoder", shards, run, "train.epochs=1")
+    done = command("train", *words, within=[*SMALL_DISK, script, "sh"])
+    refused(done, "No space left on device", f"run={run} is full", "start the same command again")
+    assert "checkpoints" in done.stdout
+    assert "step_" not in done.stdout
 
 
 def test_lost_rank_is_noticed_at_once(shards: Path, tmp_path: Path) -> None:

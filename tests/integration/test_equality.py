@@ -19,7 +19,7 @@ Setting = tuple[str, str, str, int]
 """Task, DeepSpeed file, what is recomputed, micro-batches of a step."""
 SLICE: list[Setting] = [
     ("autoencoder", "zero1", "selective", 1),
-    ("autoencoder", "zero3_offload", "full", 2),
+    ("autoencoder", "zero3_offload", "offload", 2),
     ("surrogate", "zero0", "selective", 4),
     ("surrogate", "zero1_offload", "full", 4),
     ("surrogate", "zero2", "selective", 1),
