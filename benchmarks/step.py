@@ -315,7 +315,8 @@ def attention_that_ran(run: Callable[[], Any]) -> str:
         run()
     names = {event.key.rpartition("::")[2] for event in profile.key_averages()}
     backends = [n for n in names if n.startswith("_scaled_dot_product") or "flex_attention" in n]
-    return " ".join(sorted(n for n in backends if "backward" not in n))
+    fused = " ".join(sorted(n for n in backends if "backward" not in n))
+    return fused or "matrix products"
 
 
 def compare_steps(case: Case, sides: Sequence[Side], rounds: int, flops: int) -> Iterator[dict]:

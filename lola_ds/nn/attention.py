@@ -35,6 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lola_ds.kernels import qk_norm_rope, wants_second_derivatives
 from lola_ds.kernels.reference import widen
+from lola_ds.nn.layers import full_precision
 from lola_ds.nn.sequence import SequenceGroup
 
 if TYPE_CHECKING:
@@ -132,27 +133,31 @@ the dtype and the mask runs."""
 
 
 SHORT = 128
-"""Tokens up to which a CPU's attention is trained in float32: forward and backward of 80 tokens
-take half the time they take in bfloat16, of 320 as much."""
+"""Tokens up to which a CPU trains its attention in float32, whose backward takes half the time of
+bfloat16's, and in compiled blocks by plain matrix products, whose softmax the compiler fuses."""
 
 
+@full_precision
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = None) -> Tensor:
     """Softmax attention of (B, heads, T, d), by the best backend of the device.
 
+    Autocast is off within: it would narrow again what is widened here.
+
     Arguments:
         q: queries.
-        k: keys.
-        v: values.
+        k: keys, of the same dtype.
+        v: values, of the same dtype, which is the result's.
         mask: True where token j is visible to token i, with shape (T, T); or its blocks.
     """
     if not (mask is None or isinstance(mask, Tensor)):
         return _compiled_flex_attention()(q, k, v, block_mask=mask)
     order = sdpa_kernel(BACKENDS, set_priority=True) if q.is_cuda else contextlib.nullcontext()
-    if wants_second_derivatives():
-        order = sdpa_kernel(SDPBackend.MATH)
-    dtype = q.dtype
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[2] <= SHORT:
+    dtype, compiled = q.dtype, torch.compiler.is_compiling()
+    short = q.device.type == "cpu" and q.shape[2] <= SHORT
+    if short and (compiled or torch.is_grad_enabled()):
         q, k, v = widen(q), widen(k), widen(v)
+    if wants_second_derivatives() or (short and compiled):
+        order = sdpa_kernel(SDPBackend.MATH)
     with order:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lola_ds.kernels.reference import rope_angles
 from lola_ds.nn.attention import (
+    SHORT,
     MultiheadSelfAttention,
     attend,
     grid_coordinates,
@@ -154,6 +155,23 @@ def test_angles_stay_exact_under_autocast() -> None:
         angles = rope_angles(coordinates, theta, 2)
     expected = (coordinates.double() @ theta.double()).unflatten(-1, (2, -1))
     torch.testing.assert_close(angles.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [7, SHORT])
+def test_short_attention_is_trained_in_float32(tokens: int) -> None:
+    """Under autocast too, which narrows what attention is given: only the ends are rounded."""
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, tokens, 16).bfloat16().double().requires_grad_() for _ in range(3)]
+    short = [x.detach().bfloat16().requires_grad_() for x in exact]
+    weights = torch.randn(2, 3, tokens, 16).bfloat16()
+    y = torch.nn.functional.scaled_dot_product_attention(*exact)
+    expected = [y, *torch.autograd.grad((y * weights).sum(), exact)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attend(*short)
+    found = [y, *torch.autograd.grad(y, short, weights)]
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.double(), b, rtol=2**-8, atol=1e-6)
 
 
 def test_attention_refuses_uneven_heads() -> None:
