@@ -15,7 +15,7 @@ setup: $(STAMP)  ## make .venv with the locked packages and DeepSpeed's extensio
 
 # azula declares torchvision, which nothing here uses and which has no CPU build; lola_ds and azula
 # are therefore installed without their dependencies, which the lock file holds.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard lola_ds/data/native/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.lock)

@@ -7,7 +7,6 @@ trajectory by trajectory, in the order of the index.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -174,11 +173,11 @@ class ShardDataset:
         trajectories = self.trajectories_of(windows)
         starts = self._first[trajectories] + windows - self._begins[trajectories]
         frames = starts[:, None] + self._steps
+        target, rows = out.reshape(-1, *self.shape), np.arange(frames.size).reshape(frames.shape)
         parts = self._part[trajectories]
-        bounds = [0, *(np.flatnonzero(parts[1:] != parts[:-1]) + 1).tolist(), len(windows)]
-        for first, stop in itertools.pairwise(bounds):  # runs of windows from one folder
-            target = out[first:stop].reshape(-1, *self.shape)
-            self._readers[parts[first]].read(frames[first:stop].ravel(), target)
+        for part in set(parts.tolist()):
+            mine = parts == part
+            self._readers[part].read(frames[mine].ravel(), target, rows[mine].ravel())
 
     def read_trajectory(self, i: int, frames: slice = slice(None)) -> Tensor:
         """Frames of trajectory `i` at once: (C, T, *S) float32."""

@@ -1,0 +1,37 @@
+/* Reading frames: what is asked for, and what went wrong. */
+#ifndef LOLA_DS_FRAMES_H
+#define LOLA_DS_FRAMES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* `count` different frames of `size` bytes each, and where each goes: frame i is read from
+ * `offsets[i]` of `descriptors[i]` into the rows `rows[bounds[i]]` ... `rows[bounds[i + 1] - 1]` of
+ * `out`. Its XXH3-64 must be `digests[i]` if `unsure[i]`. */
+struct frames {
+    int64_t count, size;
+    const int32_t *descriptors;
+    const int64_t *offsets;
+    const uint64_t *digests;
+    const uint8_t *unsure;
+    const int64_t *bounds;
+    const int64_t *rows;
+    char *out;
+};
+
+enum problem { SOUND, FAILED, ENDED, DIFFERS };
+
+/* The first frame that could not be read: the system said `error` (FAILED), or the file ended
+ * (ENDED), after `bytes` of the frame; or its digest is another (DIFFERS). */
+struct outcome {
+    enum problem problem;
+    int64_t frame, bytes;
+    int error;
+};
+
+typedef struct outcome reader(const struct frames *frames);
+
+/* The same code, compiled for different processors. */
+reader read_frames_baseline, read_frames_avx2, read_frames_avx512;
+
+#endif

@@ -1,0 +1,91 @@
+/* The Python module `_lola_ds`: `read_frames`, without the interpreter's lock. */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "frames.h"
+
+/* Raised by one whenever what Python passes or gets changes; `lola_ds.data.reader` compares it. */
+enum { INTERFACE = 1 };
+
+static reader *read_best = read_frames_baseline;
+
+enum { DESCRIPTORS, OFFSETS, DIGESTS, UNSURE, BOUNDS, ROWS, OUT, BUFFERS };
+static const Py_ssize_t ITEM[BUFFERS] = {4, 8, 8, 1, 8, 8, 1};
+
+/* Whether the buffers fit each other, and every row lies in `out`; sets an error if not. */
+static int check(const Py_buffer *buffers, Py_ssize_t size)
+{
+    const Py_ssize_t count = buffers[UNSURE].len, rows = buffers[ROWS].len / 8;
+    const int64_t *bounds = buffers[BOUNDS].buf, *row = buffers[ROWS].buf;
+    int fits = size > 0 && buffers[BOUNDS].len == 8 * (count + 1) && bounds[0] == 0 &&
+               bounds[count] == rows;
+    for (int i = DESCRIPTORS; fits && i <= DIGESTS; i++)
+        fits = buffers[i].len == ITEM[i] * count;
+    for (Py_ssize_t i = 0; fits && i < count; i++)
+        fits = bounds[i] < bounds[i + 1];
+    for (Py_ssize_t i = 0; fits && i < rows; i++)
+        fits = row[i] >= 0 && row[i] < buffers[OUT].len / size;
+    if (!fits)
+        PyErr_SetString(PyExc_ValueError, "read_frames: tables do not fit each other");
+    return fits;
+}
+
+static PyObject *read_frames(PyObject *module, PyObject *args)
+{
+    Py_buffer buffers[BUFFERS];
+    Py_ssize_t size;
+    PyObject *result = NULL;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "ny*y*y*y*y*y*w*:read_frames", &size, &buffers[DESCRIPTORS],
+                          &buffers[OFFSETS], &buffers[DIGESTS], &buffers[UNSURE],
+                          &buffers[BOUNDS], &buffers[ROWS], &buffers[OUT]))
+        return NULL;
+    if (check(buffers, size)) {
+        const struct frames frames = {
+            .count = buffers[UNSURE].len,
+            .size = size,
+            .descriptors = buffers[DESCRIPTORS].buf,
+            .offsets = buffers[OFFSETS].buf,
+            .digests = buffers[DIGESTS].buf,
+            .unsure = buffers[UNSURE].buf,
+            .bounds = buffers[BOUNDS].buf,
+            .rows = buffers[ROWS].buf,
+            .out = buffers[OUT].buf,
+        };
+        struct outcome outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = read_best(&frames);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("iLLi", (int)outcome.problem, (long long)outcome.frame,
+                               (long long)outcome.bytes, outcome.error);
+    }
+    for (int i = 0; i < BUFFERS; i++)
+        PyBuffer_Release(&buffers[i]);
+    return result;
+}
+
+static PyMethodDef METHODS[] = {
+    {"read_frames", read_frames, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef MODULE = {
+    PyModuleDef_HEAD_INIT, .m_name = "_lola_ds", .m_size = 0, .m_methods = METHODS,
+};
+
+PyMODINIT_FUNC PyInit__lola_ds(void)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f"))
+        read_best = read_frames_avx512;
+    else if (__builtin_cpu_supports("avx2"))
+        read_best = read_frames_avx2;
+#endif
+    PyObject *module = PyModule_Create(&MODULE);
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

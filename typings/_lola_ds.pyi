@@ -1,0 +1,17 @@
+"""See `lola_ds/data/native`."""
+
+from typing_extensions import Buffer
+
+INTERFACE: int
+
+def read_frames(
+    size: int,
+    descriptors: Buffer,
+    offsets: Buffer,
+    digests: Buffer,
+    unsure: Buffer,
+    bounds: Buffer,
+    rows: Buffer,
+    out: Buffer,
+    /,
+) -> tuple[int, int, int, int]: ...
