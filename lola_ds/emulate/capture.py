@@ -46,7 +46,8 @@ class Captured:
             return self.function(*inputs)
         key = tuple((x.shape, x.dtype, x.device) for x in inputs)
         if key not in self.replays:
-            self.replays[key] = self._capture(inputs)
+            with torch.cuda.device_of(inputs[0]):
+                self.replays[key] = self._capture(inputs)
         graph, arguments, value = self.replays[key]
         for argument, x in zip(arguments, inputs, strict=True):
             argument.copy_(x)
@@ -55,7 +56,7 @@ class Captured:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> Replay:
         arguments = [x.clone() for x in inputs]
-        side = torch.cuda.Stream(inputs[0].device)
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):

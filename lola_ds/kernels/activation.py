@@ -68,10 +68,11 @@ def _kernel(
 def _launch(x: Tensor, grad: Tensor | None, seed: Tensor, threshold: int) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x = x.contiguous()
-    _kernel[(triton.cdiv(x.numel(), BLOCK),)](
-        x, x if grad is None else grad.contiguous(), seed, out, x.numel(),
-        LEVELS / (LEVELS - threshold), threshold, BACKWARD=grad is not None, BLOCK=BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _kernel[(triton.cdiv(x.numel(), BLOCK),)](
+            x, x if grad is None else grad.contiguous(), seed, out, x.numel(),
+            LEVELS / (LEVELS - threshold), threshold, BACKWARD=grad is not None, BLOCK=BLOCK,
+        )  # fmt: skip
     return out
 
 

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, PROGRAMS = 4096, 64
-"""Elements of a program's step, and the programs of each tensor."""
+BLOCK, PROGRAMS = 4096, 8192
+"""Elements of a program's step, and the programs that tensors share, be they one or hundreds."""
 
 
 @triton.jit
@@ -59,8 +59,16 @@ def ema(
         for i, w in enumerate(weights)
     ]
     device = weights[0].device
-    gains = torch.tensor([1.0 - d for d in decays], dtype=torch.float32, device=device)
-    table = torch.tensor(rows, dtype=torch.int64, device=device)
+    gains = _send([1.0 - d for d in decays], torch.float32, device)
+    table = _send(rows, torch.int64, device)
     longest = max(w.numel() for w in weights)
-    programs = min(PROGRAMS, triton.cdiv(longest, BLOCK))
-    _kernel[len(weights), programs](table, gains, BLOCK=BLOCK, AVERAGES=len(decays))
+    programs = min(max(1, PROGRAMS // len(weights)), triton.cdiv(longest, BLOCK))
+    with torch.cuda.device_of(weights[0]):
+        _kernel[len(weights), programs](table, gains, BLOCK=BLOCK, AVERAGES=len(decays))
+
+
+def _send(numbers: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of numbers on the device, for which the processor does not wait."""
+    pinned = device.type == "cuda"
+    here = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=pinned)
+    return here.to(device, non_blocking=True)

@@ -55,11 +55,12 @@ def _launch(tensors: tuple[Tensor, ...], weight: Tensor | None, result: Tensor) 
     output, x, noise, mask, alpha, sigma = (t.contiguous() for t in tensors)
     B, channels, frames = x.shape[:3]
     elements = x[0].numel() // frames
-    _kernel[triton.cdiv(elements, BLOCK), frames, B](
-        output, x, noise, mask.view(torch.uint8), alpha, sigma,
-        alpha if weight is None else weight.contiguous(), result, elements, elements // channels,
-        BACKWARD=weight is not None, BLOCK=BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _kernel[triton.cdiv(elements, BLOCK), frames, B](
+            output, x, noise, mask.view(torch.uint8), alpha, sigma,
+            alpha if weight is None else weight.contiguous(), result,
+            elements, elements // channels, BACKWARD=weight is not None, BLOCK=BLOCK,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("lola_ds::denoising_errors", mutates_args=())

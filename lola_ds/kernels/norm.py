@@ -119,11 +119,12 @@ def _forward(
     rows = _rows(T, width, TILE)
     out = x.new_empty(B, T, H, dtype=dtype)
     mean, rstd = (x.new_empty(B, T, dtype=torch.float32) for _ in range(2))
-    _forward_kernel[triton.cdiv(T, rows), B](
-        x.contiguous(), a, b, out, mean, rstd, T, _stride(a), _stride(b), eps,
-        H=H, CORRECTION=correction, MODULATED=a.numel() > 0, ROWS=rows, WIDTH=width,
-        num_warps=_warps(width),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _forward_kernel[triton.cdiv(T, rows), B](
+            x.contiguous(), a, b, out, mean, rstd, T, _stride(a), _stride(b), eps,
+            H=H, CORRECTION=correction, MODULATED=a.numel() > 0, ROWS=rows, WIDTH=width,
+            num_warps=_warps(width),
+        )  # fmt: skip
     return out, mean, rstd
 
 
@@ -139,11 +140,12 @@ def _backward(
     grad_a, grad_b = (
         x.new_empty((B, chunks, H) if a.numel() else 0, dtype=torch.float32) for _ in range(2)
     )
-    _backward_kernel[chunks, B](
-        x.contiguous(), a, mean, rstd, grad.contiguous(), grad_x, grad_a, grad_b, T, _stride(a),
-        H=H, CORRECTION=correction, MODULATED=a.numel() > 0, CHUNK=CHUNK, ROWS=rows, WIDTH=width,
-        num_warps=_warps(width),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _backward_kernel[chunks, B](
+            x.contiguous(), a, mean, rstd, grad.contiguous(), grad_x, grad_a, grad_b, T,
+            _stride(a), H=H, CORRECTION=correction, MODULATED=a.numel() > 0,
+            CHUNK=CHUNK, ROWS=rows, WIDTH=width, num_warps=_warps(width),
+        )  # fmt: skip
     return grad_x, grad_a, grad_b
 
 

@@ -112,11 +112,12 @@ def add_gated(x: Tensor, y: Tensor, c: Tensor, skip: Tensor, d: Tensor) -> Tenso
     B, T, H = x.shape
     c, d = _channel_rows(c), _channel_rows(d)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _forward_kernel[triton.cdiv(H, CHANNELS), triton.cdiv(T, TOKENS), B](
-        x.contiguous(), y.contiguous(), c, skip.contiguous(), d, out, T, H,
-        _sample_stride(c), _sample_stride(d),
-        SKIP=skip.numel() > 0, TOKENS=TOKENS, CHANNELS=CHANNELS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _forward_kernel[triton.cdiv(H, CHANNELS), triton.cdiv(T, TOKENS), B](
+            x.contiguous(), y.contiguous(), c, skip.contiguous(), d, out, T, H,
+            _sample_stride(c), _sample_stride(d),
+            SKIP=skip.numel() > 0, TOKENS=TOKENS, CHANNELS=CHANNELS,
+        )  # fmt: skip
     return out
 
 
@@ -137,11 +138,12 @@ def add_gated_backward(
                                  for a in (x, y, skip))  # fmt: skip
     grad_c = x.new_empty(B, chunks, H, dtype=torch.float32)
     grad_d = torch.empty_like(grad_c) if skip.numel() else grad_c
-    _backward_kernel[triton.cdiv(H, CHANNELS), chunks, B](
-        x.contiguous(), y.contiguous(), c, skip.contiguous(), d, grad.contiguous(),
-        grad_x, grad_y, grad_skip, grad_c, grad_d, T, H, _sample_stride(c), _sample_stride(d),
-        SKIP=skip.numel() > 0, CHUNK=CHUNK, TOKENS=TOKENS, CHANNELS=CHANNELS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _backward_kernel[triton.cdiv(H, CHANNELS), chunks, B](
+            x.contiguous(), y.contiguous(), c, skip.contiguous(), d, grad.contiguous(),
+            grad_x, grad_y, grad_skip, grad_c, grad_d, T, H, _sample_stride(c), _sample_stride(d),
+            SKIP=skip.numel() > 0, CHUNK=CHUNK, TOKENS=TOKENS, CHANNELS=CHANNELS,
+        )  # fmt: skip
     total_c = sum_to(grad_c, c)
     return grad_x, grad_y, total_c, grad_skip, sum_to(grad_d, d) if skip.numel() else d.clone()
 

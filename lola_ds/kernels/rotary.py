@@ -187,10 +187,11 @@ def rotate_qk(
     q, k, v = (qkv.new_empty(B, T, heads, d) for _ in range(3))
     rstd = qkv.new_empty((B, T, 2, heads) if norm else 0, dtype=torch.float32)
     grid, sizes = _launch(B, T, heads, d)
-    _forward_kernel[grid](
-        qkv.contiguous(), coordinates.contiguous(), theta.contiguous(), q, k, v, rstd,
-        B, T, eps=eps, N=len(theta), NORM=norm, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(qkv):
+        _forward_kernel[grid](
+            qkv.contiguous(), coordinates.contiguous(), theta.contiguous(), q, k, v, rstd,
+            B, T, eps=eps, N=len(theta), NORM=norm, **sizes,
+        )  # fmt: skip
     return q, k, v, rstd
 
 
@@ -220,11 +221,12 @@ def rotate_qk_backward(
     grid, sizes = _launch(B, T, heads, d)
     grad_qkv = q.new_empty(B, T, 3, heads, d)
     grad_theta = theta.new_empty(grid[1] * grid[2], *theta.shape)
-    _backward_kernel[grid](
-        q, k, rstd, coordinates.contiguous(), theta.contiguous(),
-        grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous(), grad_qkv, grad_theta,
-        B, T, N=len(theta), NORM=norm, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _backward_kernel[grid](
+            q, k, rstd, coordinates.contiguous(), theta.contiguous(),
+            grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous(), grad_qkv, grad_theta,
+            B, T, N=len(theta), NORM=norm, **sizes,
+        )  # fmt: skip
     return grad_qkv, grad_theta.sum(dim=0)
 
 

@@ -52,7 +52,8 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
     kinds = [kind for kind in BLOCKS if any(type(m) is kind for m in network.modules())]
     if not kinds:
         raise ValueError(f"{type(network).__name__} has no block to compile; choose compile=false")
-    options = {"fullgraph": True, "dynamic": False, "recompile_limit": SHAPES}
+    torch._dynamo.config.recompile_limit = SHAPES  # of the process; torch 2.11 has no other
+    options = {"fullgraph": True, "dynamic": False}
     compiled = {kind: torch.compile(getattr(kind, BLOCKS[kind]), **options) for kind in kinds}
     for module in network.modules():
         if type(module) in compiled:

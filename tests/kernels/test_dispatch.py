@@ -15,6 +15,9 @@ from lola_ds.nn.compiling import compile_blocks
 from lola_ds.nn.dcae import DCEncoder
 from lola_ds.nn.vit import ViT, ViTBlock
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where the kernels run: on a GPU, or in the interpreter where there is none."""
+
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
@@ -23,6 +26,7 @@ def restored() -> Iterator[None]:
     kernels.set_kernels(before)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter is off where there is a GPU")
 def test_torch_runs_on_a_cpu_unless_triton_is_forced(caplog: pytest.LogCaptureFixture) -> None:
     x, a = torch.randn(2, 3, 8), torch.randn(2, 1, 8)
     expected = reference.modulate(x, a, a)
@@ -60,7 +64,7 @@ def make_vit(blocks: int = 1, **options: object) -> ViT:
         for name, parameter in vit.named_parameters():
             if "ada_zero.2" in name:
                 parameter.mul_(30)
-    return vit
+    return vit.to(DEVICE)
 
 
 def train(mode: str, steps: int, precision: torch.dtype | None = None, **options: object) -> Tensor:
@@ -71,9 +75,9 @@ def train(mode: str, steps: int, precision: torch.dtype | None = None, **options
     generator = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(steps):
-        x = torch.randn(1, 2, 3, 5, generator=generator)
-        mod = torch.randn(1, 4, generator=generator)
-        with torch.autocast("cpu", precision, enabled=precision is not None):
+        x = torch.randn(1, 2, 3, 5, generator=generator).to(DEVICE)
+        mod = torch.randn(1, 4, generator=generator).to(DEVICE)
+        with torch.autocast(DEVICE, precision, enabled=precision is not None):
             y = vit(x, mod, x[:, :1])
         loss = (y - (x + x.roll(1, -1)) / 2).square().mean()
         optimizer.zero_grad()
@@ -111,7 +115,7 @@ def test_recomputed_blocks_draw_the_same_dropout(policy: str) -> None:
 def test_compiled_blocks_hold_the_kernels() -> None:
     """One graph without a break, which calls the kernels' operators."""
     kernels.set_kernels("triton")
-    x, mod, cond = torch.randn(2, 2, 3, 5), torch.randn(2, 4), torch.randn(2, 1, 3, 5)
+    x, mod, cond = (torch.randn(s, device=DEVICE) for s in ((2, 2, 3, 5), (2, 4), (2, 1, 3, 5)))
     results = []
     for compiled in (False, True):
         vit = make_vit(blocks=2)
@@ -130,8 +134,8 @@ def test_compiled_blocks_hold_the_kernels() -> None:
 
 def test_convolutional_networks_take_the_kernels() -> None:
     torch.manual_seed(0)
-    net = DCEncoder(2, 3, (8, 12), (1, 1))
-    x = torch.randn(2, 2, 8, 8)
+    net = DCEncoder(2, 3, (8, 12), (1, 1)).to(DEVICE)
+    x = torch.randn(2, 2, 8, 8, device=DEVICE)
     results = []
     for mode in ("torch", "triton"):
         kernels.set_kernels(mode)

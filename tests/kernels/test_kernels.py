@@ -7,6 +7,7 @@ place that a kernel misses fails every comparison.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -244,6 +245,31 @@ def test_ema_follows_each_decay() -> None:
             assert_rounded(a, e)
     with pytest.raises(ValueError, match="float32"):
         averages.ema([[weights[0].half()]], [weights[0]], [0.5])
+
+
+def test_kernels_start_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launch, forward and backward, makes that device the current one, whatever it was."""
+    entered = []
+
+    def device_of(x: Tensor) -> contextlib.nullcontext:
+        entered.append(x)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x, gate = draw(1, 2, 8).requires_grad_(), draw(1, 1, 8)
+    field = draw(1, 2, 1, 3).requires_grad_()
+    scale = torch.ones(1)
+    for y in (
+        rotary.qk_norm_rope(draw(1, 2, 3, 1, 8).requires_grad_())[0],
+        residual.gated_residual(x, x, gate),
+        norm.modulate(x, gate, gate),
+        norm.channel_norm(field),
+        activation.silu_dropout(x, 0.5),
+        denoising.denoising_errors(field, field, field, torch.ones(1, 1) > 0, scale, scale),
+    ):
+        y.sum().backward()
+    averages.ema([[gate.clone()]], [gate], [0.5])
+    assert len(entered) == 13
 
 
 def test_strided_inputs_are_taken() -> None:
