@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import make_parser, parse_arguments
 
 if TYPE_CHECKING:
-    from ..train.planning import Choice, Planner
+    from ..train.engine import Ranks
+    from ..train.planning import Choice, Gpu, Planner
 
 HELP = """Says before a training starts whether it fits, how long it takes, and what to choose.
 
@@ -39,7 +40,7 @@ WORLDS = [2**n for n in range(11)]
 
 def main(argv: Sequence[str]) -> None:
     """Traces the network under every checkpointing policy and prints what each setting needs."""
-    from ..train.planning import GPUS, NETWORKS, Planner, Workload
+    from ..train.planning import GPUS, NETWORKS
 
     parser = make_parser("plan", HELP)
     parser.add_argument("--grid", help="points of the physical grid, such as 512x512")
@@ -49,9 +50,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     args, words = parse_arguments(parser, argv)
 
-    from ..build import trace_training
-    from ..config import TASKS, compose, read_deepspeed, to_dict
-    from ..train.ema import make_profiles
+    from ..config import TASKS, compose, to_dict
 
     config = to_dict(compose(["run=unused", "data=unused", *words]))
     sequence, per_node = config["sequence_parallel"], GPUS[args.gpu].per_node
@@ -62,26 +61,97 @@ def main(argv: Sequence[str]) -> None:
         )
     shape, labels = _frames(config, args.grid)
     group = TASKS[config["task"]]
-    workloads = []
-    for policy in POLICIES:
-        network = {**config, group: {**config[group], "checkpointing": policy}}
-        low, high = (trace_training(network, shape, labels, samples) for samples in (2, 4))
-        workloads.append(Workload(str(policy), low, high))
-    planner = Planner(
-        workloads,
-        {name: read_deepspeed(f"{name}.json")["zero_optimization"] for name in STAGES},
-        config["train"]["batch_size"],
-        GPUS[args.gpu],
-        NETWORKS[args.network],
-        sequence,
-        len(make_profiles(config["ema"])),
-    )
+    planner = make_planner(config, shape, labels, GPUS[args.gpu], NETWORKS[args.network])
     steps = config["train"]["epochs"] * (config["train"]["epoch_size"] // planner.batch_size)
-    report = _report(planner, steps, args.gpus)
+    report = _report(planner, steps, args.gpus, group)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         print("\n".join(_lines(report, planner, shape, group, args)))
+
+
+def make_planner(
+    config: dict[str, Any], shape: Sequence[int], labels: int, gpu: Gpu, network: float
+) -> Planner:
+    """Weighs every stage and checkpointing policy for a training.
+
+    Arguments:
+        config: the composed configuration.
+        shape: the shape of a frame, (C, *S).
+        labels: the number of label features.
+        gpu: the GPU.
+        network: GB/s per GPU between nodes.
+    """
+    from ..build import trace_training
+    from ..config import TASKS, read_deepspeed
+    from ..train.ema import make_profiles
+    from ..train.planning import Planner, Workload
+
+    group, workloads = TASKS[config["task"]], []
+    for policy in POLICIES:
+        if config["compile"] and policy == "selective":
+            continue  # refused: it could choose nothing within a graph
+        traced = {**config, group: {**config[group], "checkpointing": policy}}
+        low, high = (trace_training(traced, shape, labels, samples) for samples in (2, 4))
+        workloads.append(Workload(str(policy), low, high))
+    stages = STAGES if config["optim"]["optimizer"] == "adamw" else STAGES[:1]
+    return Planner(
+        workloads,
+        {name: read_deepspeed(f"{name}.json")["zero_optimization"] for name in stages},
+        config["train"]["batch_size"],
+        gpu,
+        network,
+        config["sequence_parallel"],
+        len(make_profiles(config["ema"])),
+    )
+
+
+def advise(config: dict[str, Any], ranks: Ranks) -> str:
+    """What a training that ran out of memory could do, by its plan for the memory there is.
+
+    Arguments:
+        config: the composed configuration.
+        ranks: this process among its peers.
+    """
+    from ..config import TASKS
+    from ..train.planning import GPUS, NETWORKS
+
+    group, memory = TASKS[config["task"]], _memory_per_rank(ranks)
+    gpu = replace(GPUS["h100"], memory=memory)
+    planner = make_planner(config, *_frames(config, None), gpu, NETWORKS["ndr400"])
+    choice = planner.best(ranks.world_size)
+    if choice is None:
+        need = "a smaller network, or more or larger GPUs"
+    elif choice.words(group) == _present_words(config, group):
+        need = "nothing less: is another process using the memory? If not, more train.accumulation"
+    else:
+        need = choice.words(group)
+    return (
+        f"by the plan, {ranks.world_size} × {memory:.1f} GiB need {need}; "
+        "`lola-ds plan` with the same words shows every setting"
+    )
+
+
+def _memory_per_rank(ranks: Ranks) -> float:
+    """GiB that a rank can allocate: of its GPU, or its share of the host."""
+    import resource
+
+    import psutil
+    import torch
+
+    if ranks.device.type == "cuda":
+        return torch.cuda.mem_get_info(ranks.device)[1] / 2**30 - 1
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    share = psutil.virtual_memory().total / ranks.world_size
+    return (share if limit == resource.RLIM_INFINITY else min(limit, share)) / 2**30
+
+
+def _present_words(config: dict[str, Any], group: str) -> str:
+    policy = {False: "none", True: "full"}.get(*2 * [config[group]["checkpointing"]])
+    return (
+        f"deepspeed={Path(config['deepspeed']['config']).stem} "
+        f"train.accumulation={config['train']['accumulation']} {group}.checkpointing={policy}"
+    )
 
 
 def _frames(config: dict[str, Any], grid: str | None) -> tuple[tuple[int, ...], int]:
@@ -98,10 +168,10 @@ def _frames(config: dict[str, Any], grid: str | None) -> tuple[tuple[int, ...], 
     return windows.shape, windows.labels.shape[1]
 
 
-def _report(planner: Planner, steps: int, gpus: int) -> dict[str, Any]:
+def _report(planner: Planner, steps: int, gpus: int, group: str) -> dict[str, Any]:
     """Everything that is printed, as plain numbers."""
     none = planner.workloads[0]
-    best = {world: planner.best(world) for world in sorted({*WORLDS, gpus})}
+    best = [planner.best(world) for world in sorted({*WORLDS, gpus})]
     return {
         "parameters": none.parameters,
         "flops_per_sample": planner.sequence * none.flops,
@@ -120,13 +190,14 @@ def _report(planner: Planner, steps: int, gpus: int) -> dict[str, Any]:
             for stage in planner.stages
         ],
         "steps": steps,
-        "scaling": [_scaled(choice, steps) for choice in best.values() if choice is not None],
+        "scaling": [_scaled(choice, steps, group) for choice in best if choice is not None],
     }
 
 
-def _scaled(choice: Choice, steps: int) -> dict[str, Any]:
+def _scaled(choice: Choice, steps: int, group: str) -> dict[str, Any]:
     days = steps * choice.seconds * choice.world_size / 86400
-    return {**asdict(choice), "peak": choice.memory.on_gpu, "gpu_days": days}
+    further = {"peak": choice.memory.on_gpu, "gpu_days": days, "words": choice.words(group)}
+    return {**asdict(choice), **further}
 
 
 def _lines(
@@ -164,10 +235,10 @@ def _lines(
             f"{row['gpu_days'] / row['world_size']:>8.2f}{row['gpu_days']:>10.2f}"
         )
     yield ""
-    yield _advice(report, planner, group)
+    yield _advice(report, planner)
 
 
-def _advice(report: dict[str, Any], planner: Planner, group: str) -> str:
+def _advice(report: dict[str, Any], planner: Planner) -> str:
     gpus = report["gpus"]
     groups = gpus // planner.sequence
     if planner.batch_size % groups:
@@ -177,10 +248,7 @@ def _advice(report: dict[str, Any], planner: Planner, group: str) -> str:
         )
     for row in report["scaling"]:
         if row["world_size"] == gpus:
-            return (
-                f"for {gpus} GPUs: deepspeed={row['deepspeed']} "
-                f"train.accumulation={row['accumulation']} {group}.checkpointing={row['policy']}"
-            )
+            return f"for {gpus} GPUs: {row['words']}"
     return (
         f"no setting fits: one sample needs more memory than {gpus} GPUs have; choose larger ones"
     )

@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
     from ..train.engine import join, leave
     from ..train.failures import LostRankError, explained
+    from .plan import advise
 
     ranks = join(config["device"])
     try:
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
             trainer.tracker.say(f"stopped at step {trainer.step}, saved; the same command resumes")
         trainer.close()
     except Exception as error:
-        told = explained(error, config, ds_config)
+        told = explained(error, config["run"], lambda: advise(config, ranks))
         if told is error or os.environ.get("LOLA_DEBUG"):
             raise
         if isinstance(told, LostRankError):

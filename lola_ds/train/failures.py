@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-
-from ..config import TASKS
 
 _NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 _NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,13 +26,13 @@ class LostRankError(RuntimeError):
     """Another rank is gone, so this one cannot go on."""
 
 
-def explained(error: Exception, config: dict[str, Any], ds_config: dict[str, Any]) -> Exception:
+def explained(error: Exception, run: str, advise: Callable[[], str]) -> Exception:
     """The error to raise in place of one that says what happened but not what to do.
 
     Arguments:
         error: raised while a training was built or ran.
-        config: the composed configuration.
-        ds_config: the complete DeepSpeed configuration.
+        run: the run's folder.
+        advise: says what would need less memory.
 
     Returns:
         A `ValueError` (no memory), an `OSError` (no disk), a `LostRankError`, or `error` itself.
@@ -44,15 +42,13 @@ def explained(error: Exception, config: dict[str, Any], ds_config: dict[str, Any
         isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)
     ):
         return ValueError(
-            f"out of memory ({text.splitlines()[0][:200] if text else 'host'}); "
-            f"{' or '.join(_savings(config, ds_config))}; `lola-ds plan` with the same words says "
-            "what fits before it starts"
+            f"out of memory ({text.splitlines()[0][:200] if text else 'host'}); {advise()}"
         )
     if isinstance(error, OSError) and (
         error.errno in _NO_DISK or any(f"[Errno {number}]" in text for number in _NO_DISK)
     ):
         return OSError(
-            f"{text}: the disk of run={config['run']} is full or its quota is spent; make room and "
+            f"{text}: the disk of run={run} is full or its quota is spent; make room and "
             "start the same command again, which resumes from the last complete checkpoint"
         )
     if isinstance(error, dist.DistError) or (
@@ -63,20 +59,3 @@ def explained(error: Exception, config: dict[str, Any], ds_config: dict[str, Any
             "command resumes from the last complete checkpoint"
         )
     return error
-
-
-def _savings(config: dict[str, Any], ds_config: dict[str, Any]) -> list[str]:
-    """The words that would save most memory, those in use left out."""
-    words = []
-    if ds_config["train_micro_batch_size_per_gpu"] > 1:
-        words.append(f"train.accumulation={2 * config['train']['accumulation']}")
-    group = TASKS[config["task"]]
-    if config[group].get("checkpointing") not in ("full", "offload", True):
-        words.append(f"{group}.checkpointing=full")
-    zero = ds_config["zero_optimization"]
-    if config["optim"]["optimizer"] == "adamw":
-        if zero["stage"] < 3:
-            words.append("deepspeed=zero3 on more GPUs")
-        if zero.get("offload_param", {"device": "none"})["device"] == "none":
-            words.append("deepspeed=zero3_offload")
-    return [f"try {word}" for word in words] or ["choose a smaller network or larger GPUs"]

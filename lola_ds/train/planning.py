@@ -282,6 +282,13 @@ class Choice:
     traffic: float
     seconds: float
 
+    def words(self, group: str) -> str:
+        """The words of `lola-ds train` that choose it; `group` is the network's."""
+        return (
+            f"deepspeed={self.deepspeed} train.accumulation={self.accumulation} "
+            f"{group}.checkpointing={self.policy}"
+        )
+
 
 @dataclass(frozen=True)
 class Planner:

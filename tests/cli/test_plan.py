@@ -68,3 +68,9 @@ def test_report_for_people_ends_with_the_words_to_add(capsys: pytest.CaptureFixt
 def test_mistakes_are_explained(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main(["task=surrogate", *words])
+
+
+def test_only_what_training_accepts_is_weighed(capsys: pytest.CaptureFixture[str]) -> None:
+    report = plan(capsys, "--grid", "64x64", "compile=true", "optim=soap")
+    assert {row["policy"] for row in report["memory"]} == {"none", "2", "full"}
+    assert {row["deepspeed"] for row in report["memory"]} == {"zero0"}
