@@ -36,10 +36,12 @@ test-full: setup lint  ## every test
 
 bench-gpu: setup  ## kernels, training steps and sampling on a GPU: benchmarks/*_gpu.csv, about 20 minutes
 	@command -v nvidia-smi >/dev/null || { echo "bench-gpu needs a GPU: nvidia-smi is missing"; exit 1; }
-	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/emulate/test_capture.py
-	$(BIN)/python -m benchmarks.kernels out=benchmarks/kernels_gpu.csv
-	$(BIN)/python -m benchmarks.step out=benchmarks/step_gpu.csv
-	$(BIN)/python -m benchmarks.inference out=benchmarks/inference_gpu.csv
+	status=0; \
+	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/emulate/test_capture.py || status=1; \
+	for name in kernels step inference; do \
+	  $(BIN)/python -m benchmarks.$$name out=benchmarks/$${name}_gpu.csv || status=1; \
+	done; \
+	exit $$status
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .

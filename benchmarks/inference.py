@@ -152,7 +152,7 @@ def main(words: Sequence[str]) -> None:
         shown |= measure(emulator, case.side, values["rounds"], **options)
         rows.append({**shown, **describe_machine(("torch", "azula"))})
         print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
-    write_rows(values["out"], rows)
+        write_rows(values["out"], rows)
 
 
 if __name__ == "__main__":

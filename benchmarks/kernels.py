@@ -1,25 +1,29 @@
 """Each kernel beside plain torch, compiled torch and the time its bytes take.
 
     python -m benchmarks.kernels [out=benchmarks/kernels.csv] [rounds=20] [size=large]
+                                 [kernels=all] [compiled=true]
 
 Shapes (`size=large`) are those of a block of vit_large on Euler latents, 32 samples, and of the
 finest level of dcae_f32c64_large; every tensor is larger than a GPU's cache. Forward and backward
 are timed apart and in turns, the best of `rounds`. The floor is the kernel's least traffic, inputs
 read and outputs written once, at the measured speed of a copy of 1 GiB. `of_copy` is the floor over
-the kernel's time: 1 is perfect.
+the kernel's time: 1 is perfect. Times are a GPU's own: what a processor takes to launch is hidden.
+`wins` is the verdict on a kernel: whether its forward and backward together are quicker than those
+of plain torch and those of compiled torch; one that does not win should go, unless its memory pays.
 
-On a CPU the kernels run in Triton's interpreter at `size=tiny`. That only shows that this file
-works: the times say nothing about any kernel.
+On a CPU the kernels run in Triton's interpreter at `size=tiny` and nothing is compiled. That only
+shows that this file works: the times say nothing about any kernel, and there is no verdict.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -172,7 +176,7 @@ def copy_speed(size: Size, rounds: int, device: torch.device) -> float:
     """Bytes a second, read and written, of a copy."""
     x = torch.ones(size.copied // 4, device=device)
     y = torch.empty_like(x)
-    (timing,) = alternate([lambda: y.copy_(x)], rounds, device)
+    (timing,) = alternate([lambda: y.copy_(x)], rounds, device, launched=False)
     return 2 * x.nbytes / timing.best
 
 
@@ -185,54 +189,86 @@ def backward_of(operation: Operation, entry: Entry) -> Callable[[], object]:
     return lambda: torch.autograd.grad(outputs, learned, grads, retain_graph=True)
 
 
-def measure(size: Size, rounds: int, device: torch.device) -> Iterator[dict[str, str]]:
-    """One row for each kernel and direction."""
-    speed = copy_speed(size, rounds, device)
-    for name, entry in entries(size, device):
-        compiled = entry.plain
-        if device.type == "cuda":
-            compiled = torch.compile(entry.plain)
-        rivals = (entry.plain, compiled, entry.fused)
+def measure(
+    name: str, entry: Entry, speed: float, rounds: int, device: torch.device, compiled: bool
+) -> list[dict[str, str]]:
+    """One row for each direction of a kernel, with the verdict on both.
 
-        def forward(operation: Operation, entry: Entry = entry) -> object:
-            with torch.no_grad():
-                return operation(*entry.inputs)
+    Arguments:
+        name: the kernel.
+        entry: the kernel and its rivals.
+        speed: of a copy, in bytes a second.
+        rounds: the calls of each that count.
+        device: where they run.
+        compiled: whether compiled torch is among the rivals.
+    """
+    rivals = {"eager": entry.plain, "triton": entry.fused}
+    if compiled:
+        rivals["compiled"] = torch.compile(entry.plain)
 
-        runs: dict[str, tuple[list[Callable[[], object]], int]] = {
-            "forward": ([lambda f=f: forward(f) for f in rivals], entry.forward)
-        }
+    def forward(operation: Operation) -> object:
+        with torch.no_grad():
+            return operation(*entry.inputs)
+
+    runs: dict[str, tuple[Sequence[Callable[[], object]], int]] = {
+        "forward": ([lambda f=f: forward(f) for f in rivals.values()], entry.forward)
+    }
+    with torch._functorch.config.patch(donated_buffer=False):  # graphs are walked more than once
         if entry.backward:
-            runs["backward"] = ([backward_of(f, entry) for f in rivals], entry.backward)
-        for direction, (calls, least) in runs.items():
-            plain, fused_by_compiler, kernel = (t.best for t in alternate(calls, rounds, device))
-            yield {
+            backwards = [backward_of(f, entry) for f in rivals.values()]
+            runs["backward"] = (backwards, entry.backward)
+        found = {
+            direction: [t.best for t in alternate(calls, rounds, device, launched=False)]
+            for direction, (calls, _) in runs.items()
+        }
+    totals = dict(zip(rivals, map(sum, zip(*found.values()))))
+    interpreted = device.type != "cuda"
+    rows = []
+    for direction, times in found.items():
+        taken, floor = dict(zip(rivals, times)), runs[direction][1] / speed
+        rows.append(
+            {
                 "kernel": name,
                 "direction": direction,
-                "megabytes": f"{least / 1e6:.4g}",
-                "floor_ms": f"{1e3 * least / speed:.4g}",
-                "eager_ms": f"{1e3 * plain:.4g}",
-                "compiled_ms": f"{1e3 * fused_by_compiler:.4g}" if device.type == "cuda" else "",
-                "triton_ms": f"{1e3 * kernel:.4g}",
-                "of_copy": f"{least / speed / kernel:.3f}",
+                "megabytes": f"{runs[direction][1] / 1e6:.4g}",
+                "floor_ms": f"{1e3 * floor:.4g}",
+                "eager_ms": f"{1e3 * taken['eager']:.4g}",
+                "compiled_ms": f"{1e3 * taken['compiled']:.4g}" if compiled else "",
+                "triton_ms": f"{1e3 * taken['triton']:.4g}",
+                "of_copy": f"{floor / taken['triton']:.3f}",
+                "wins": "" if interpreted else verdict(totals),
                 "copy_gb_per_s": f"{speed / 1e9:.4g}",
-                "interpreted": str(device.type != "cuda").lower(),
+                "interpreted": str(interpreted).lower(),
             }
+        )
+    return rows
+
+
+def verdict(totals: Mapping[str, float]) -> str:
+    """Whether the kernel, `triton`, takes less time than each of its rivals: `yes` or `no`."""
+    best = min(seconds for name, seconds in totals.items() if name != "triton")
+    return "yes" if totals["triton"] < best else "no"
 
 
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    gpu = device.type == "cuda"
+    if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    defaults = {"out": "benchmarks/kernels.csv", "rounds": 20}
-    values = parse_pairs(words, {**defaults, "size": "large" if device.type == "cuda" else "tiny"})
+    defaults = {"out": "benchmarks/kernels.csv", "rounds": 20, "size": "large" if gpu else "tiny"}
+    values = parse_pairs(words, {**defaults, "kernels": "all", "compiled": gpu})
     if values["size"] not in SIZES:
         raise ValueError(f"size={values['size']} is unknown; known: {', '.join(SIZES)}")
-    rows = []
-    for row in measure(SIZES[values["size"]], values["rounds"], device):
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        rows.append({**row, **describe_machine(("torch", "triton"))})
-    write_rows(values["out"], rows)
+    size = SIZES[values["size"]]
+    speed, rows = copy_speed(size, values["rounds"], device), []
+    for name, entry in entries(size, device):
+        if values["kernels"] == "all" or name in values["kernels"].split(","):
+            found = measure(name, entry, speed, values["rounds"], device, values["compiled"])
+            for row in found:
+                print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                rows.append({**row, **describe_machine(("torch", "triton"))})
+            write_rows(values["out"], rows)
 
 
 if __name__ == "__main__":

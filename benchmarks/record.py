@@ -37,23 +37,57 @@ class Timing:
         }
 
 
-def alternate(runs: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[Timing]:
-    """Times functions in turns, after two calls of each."""
+PAUSE = 4_000_000
+"""Cycles, about 2 ms, that a GPU waits while a processor issues what is timed."""
+
+
+def alternate(
+    runs: Sequence[Callable[[], Any]], rounds: int, device: torch.device, launched: bool = True
+) -> list[Timing]:
+    """Times functions in turns, after two calls of each.
+
+    Arguments:
+        runs: the functions.
+        rounds: the calls of each that count.
+        device: where they run; the peak of a GPU's memory is that above what lies there before.
+        launched: whether the time to launch a GPU's kernels counts; without, it is the GPU's own
+            time, as within a longer program that keeps it busy.
+    """
+    gpu = device.type == "cuda"
+    clock = _device_seconds if gpu and not launched else _seconds
     seconds: list[list[float]] = [[] for _ in runs]
     peaks = [0] * len(runs)
     for number in range(rounds + 2):
         for i, run in enumerate(runs):
-            if device.type == "cuda":
+            held = 0
+            if gpu:
+                torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-                peaks[i] = torch.cuda.max_memory_allocated()
+                held = torch.cuda.memory_allocated()
+            taken = clock(run)
+            if gpu:
+                peaks[i] = torch.cuda.max_memory_allocated() - held
             if number >= 2:
-                seconds[i].append(time.perf_counter() - begin)
+                seconds[i].append(taken)
     return [Timing(min(s), statistics.median(s), p) for s, p in zip(seconds, peaks)]
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def _device_seconds(run: Callable[[], Any]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(PAUSE)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, str]:

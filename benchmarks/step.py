@@ -18,19 +18,22 @@ steps are one CUDA graph on a GPU.
 Cases: `demo` (the demo's diffusion model, for a CPU); for a GPU `euler`, `rayleigh_benard`
 (vit_large on latents), `pixel` (vit_pixel) and `autoencoder` (dcae_f32c64_large). Columns: samples
 a second, milliseconds, floating-point operations a second, their share of 989 TFLOP/s (MFU of an
-H100), peak memory, the ratio to `published`, and how far ours is from it: the relative difference
-of the loss of one batch, or of the sampled frames from the same noise. The attention operator that
-ran stands in the last column. With `weights`, a folder of `lola-ds convert`, `demo` takes trained
-weights; otherwise all weights are random and modulations enlarged, so that blocks do something.
-With `compiled=false` neither side compiles, which is only for seeing that this file works.
+H100), peak memory of that side alone, the ratio to `published`, and how far ours is from it: the
+relative difference of the loss of one batch, or of the sampled frames from the same noise. The
+attention operator that ran stands in the last column. Batches that a GPU's memory does not hold on
+either side are halved until it does, on both. With `weights`, a folder of `lola-ds convert`, `demo`
+takes trained weights; otherwise all weights are random and modulations enlarged, so that blocks do
+something. With `compiled=false` neither side compiles, which is only for seeing that this file
+works.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -41,9 +44,10 @@ import torch.nn.functional as F
 from azula.sample import zABSampler
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.record import alternate, describe_machine, write_rows
+from benchmarks.record import Timing, alternate, describe_machine, write_rows
 from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose, to_dict
@@ -221,6 +225,11 @@ class Side:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=ours or None)
         self.average = [p.detach().clone() for p in self.parameters]
 
+    def held(self) -> Iterator[Tensor]:
+        """What lies in memory between steps: weights, the optimizer's states, the average."""
+        states = chain.from_iterable(s.values() for s in self.optimizer.state.values())
+        return chain(self.parameters, self.average, filter(torch.is_tensor, states))
+
     @contextlib.contextmanager
     def recipe(self) -> Iterator[None]:
         """What is not in the modules: kernels, memory format."""
@@ -294,19 +303,28 @@ def make_batch(case: Case, device: torch.device) -> Batch:
 
 
 def count_flops(case: Case) -> int:
-    """Floating-point operations of a sample's step: of matrix products, thrice the forward's."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+    """Floating-point operations of a sample's step: of matrix products, thrice the forward's.
+
+    What a batch computes once, such as its positions, is left out.
+    """
+    with FakeTensorMode():
         model = make_model(case, "")
-        x = torch.empty(1, *case.shape)
-        label, mask = torch.empty(1, case.labels), torch.empty(1, 1, dtype=torch.bool)
-        mask = mask.view(1, 1, *[1] * (x.ndim - 2))
+        one, two = (_forward_flops(case, model, batch) for batch in (1, 2))
+    return 3 * (two - one)
+
+
+def _forward_flops(case: Case, model: Any, batch: int) -> int:
+    x, label = torch.empty(batch, *case.shape), torch.empty(batch, case.labels)
+    mask = torch.empty(batch, 1, *[1] * (x.ndim - 2), dtype=torch.bool)
+    # The counter does not know the fused attention of a CPU, but the products it consists of.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         if case.task == "autoencoder":
             model(x.squeeze(2), [])
         elif case.task == "surrogate":
             model(x, mask, label)
         else:
-            model(x, torch.zeros(1), mask=mask, label=label)
-    return 3 * counter.get_total_flops()
+            model(x, torch.zeros(batch), mask=mask, label=label)
+    return counter.get_total_flops()
 
 
 def attention_that_ran(run: Callable[[], Any]) -> str:
@@ -319,6 +337,12 @@ def attention_that_ran(run: Callable[[], Any]) -> str:
     return fused or "matrix products"
 
 
+def with_held(timing: Timing, tensors: Iterable[Tensor]) -> Timing:
+    """A timing whose peak of memory counts what one side keeps there between calls."""
+    held = sum(tensor.nbytes for tensor in tensors)
+    return replace(timing, peak=timing.peak + held) if timing.peak else timing
+
+
 def compare_steps(case: Case, sides: Sequence[Side], rounds: int, flops: int) -> Iterator[dict]:
     """Rows of the training step."""
     device = sides[0].parameters[0].device
@@ -329,7 +353,8 @@ def compare_steps(case: Case, sides: Sequence[Side], rounds: int, flops: int) ->
     for side, timing in zip(sides, timings):
         rate = case.batch / timing.best
         yield {
-            **timing.row(case.batch, timings[0]),
+            "batch": case.batch,
+            **with_held(timing, side.held()).row(case.batch, timings[0]),
             "what": "train step",
             "tflop_per_s": f"{flops * rate / 1e12:.4g}",
             "mfu_h100": f"{flops * rate / H100:.3f}" if device.type == "cuda" else "",
@@ -361,13 +386,51 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
     for side, timing in zip(sides, timings):
         rate = flops / 3 * SAMPLER_STEPS * case.members / timing.best
         yield {
-            **timing.row(case.members, timings[0]),
+            "batch": case.members,
+            **with_held(timing, side.parameters).row(case.members, timings[0]),
             "what": "sampling",
             "tflop_per_s": f"{rate / 1e12:.4g}",
             "mfu_h100": f"{rate / H100:.3f}" if device.type == "cuda" else "",
             "difference": f"{error:.1e}" if side.ours else "",
             "attention": attention_that_ran(lambda s=side: s.sample(start, mask, x_obs, label)),
         }
+
+
+def compare(name: str, case: Case, values: dict[str, Any], device: torch.device) -> list[dict]:
+    """The rows of a case, printed as they come."""
+    flops = count_flops(case)
+    model = make_model(case, values["weights"]).to(device)
+    sides = [Side(case, copy.deepcopy(model), ours, values["compiled"]) for ours in (False, True)]
+    results = compare_steps(case, sides, values["rounds"], flops)
+    if case.members:
+        results = chain(results, compare_sampling(case, sides, values["rounds"], flops))
+    rows = []
+    for side, row in zip(("published", "ours") * 2, results):
+        shown = {"case": name, "side": side, **row}
+        rows.append({**shown, **describe_machine(("torch", "triton", "azula"))})
+        print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
+    return rows
+
+
+def compare_what_fits(
+    name: str, case: Case, values: dict[str, Any], device: torch.device
+) -> list[dict]:
+    """As `compare`, of the largest batch, halved over and over, that both sides have memory for.
+
+    Raises:
+        OutOfMemoryError: a single sample is too large.
+    """
+    while True:
+        try:
+            return compare(name, case, values, device)
+        except torch.OutOfMemoryError:
+            if case.batch == 1:
+                raise
+        case = replace(case, batch=case.batch // 2, members=(case.members + 1) // 2)
+        print(f"case {name}  too large, with batch {case.batch} again", flush=True)
+        gc.collect()
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
 
 
 def main(words: Sequence[str]) -> None:
@@ -379,7 +442,6 @@ def main(words: Sequence[str]) -> None:
     if values["threads"]:
         torch.set_num_threads(values["threads"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    device = torch.device("cuda" if gpu else "cpu")
     rows = []
     for name in values["cases"].split(","):
         if name not in CASES:
@@ -387,19 +449,8 @@ def main(words: Sequence[str]) -> None:
         case = CASES[name]
         if values["batch"]:
             case = replace(case, batch=values["batch"], members=min(case.members, values["batch"]))
-        flops = count_flops(case)
-        model = make_model(case, values["weights"]).to(device)
-        sides = [
-            Side(case, copy.deepcopy(model), ours, values["compiled"]) for ours in (False, True)
-        ]
-        results = compare_steps(case, sides, values["rounds"], flops)
-        if case.members:
-            results = chain(results, compare_sampling(case, sides, values["rounds"], flops))
-        for side, row in zip(("published", "ours") * 2, results):
-            shown = {"case": name, "side": side, "batch": case.batch, **row}
-            rows.append({**shown, **describe_machine(("torch", "triton", "azula"))})
-            print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
-    write_rows(values["out"], rows)
+        rows += compare_what_fits(name, case, values, torch.device("cuda" if gpu else "cpu"))
+        write_rows(values["out"], rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.kernels import verdict
 from benchmarks.runtime import Clock, TimedEngine
+from benchmarks.step import CASES, Case, compare_what_fits, count_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,12 +76,57 @@ def test_clock_of_the_runtime_books_calls_by_step(monkeypatch: pytest.MonkeyPatc
     assert clock.steps == [{"data": w, **engines, "step": 9.5 + w} for w in (1, 2)]
 
 
-def test_kernels(tmp_path: Path) -> None:
-    rows = run("kernels", f"out={tmp_path / 'k.csv'}", "rounds=1", "size=tiny")
-    names = [row["kernel"] for row in rows]
-    assert len(set(names)) == 7
-    assert len(rows) == 13  # the averages have no backward
+def test_operations_of_a_step_are_those_of_the_formula() -> None:
+    """24 H² + 4 T H for each token and block, thrice; ends and modulation add 2 %."""
+    blocks, tokens, channels = 4, 80, 256
+    expected = 3 * blocks * tokens * (24 * channels**2 + 4 * tokens * channels)
+    assert 1.01 < count_flops(CASES["demo"]) / expected < 1.03
+
+
+def test_a_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest, tried = 3, []
+
+    def compare(name: str, case: Case, *_: object) -> list[dict]:
+        tried.append((case.batch, case.members))
+        if case.batch > largest:
+            raise torch.OutOfMemoryError
+        return [{"case": name}]
+
+    def run() -> list[dict]:
+        return compare_what_fits("demo", CASES["demo"], {}, torch.device("cpu"))
+
+    monkeypatch.setattr("benchmarks.step.compare", compare)
+    assert run() == [{"case": "demo"}]
+    assert tried == [(16, 8), (8, 4), (4, 2), (2, 1)]
+    largest = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        run()
+
+
+def test_a_kernel_wins_against_all_rivals_or_none() -> None:
+    assert verdict({"eager": 3.0, "triton": 1.0}) == "yes"
+    assert verdict({"eager": 3.0, "triton": 1.0, "compiled": 0.9}) == "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        pytest.param([], 13, id="all"),  # the averages have no backward
+        pytest.param(
+            ["kernels=modulate,qk_norm_rope", "compiled=true"],
+            4,
+            id="compiled",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_kernels(tmp_path: Path, words: list[str], count: int) -> None:
+    rows = run("kernels", f"out={tmp_path / 'k.csv'}", "rounds=1", "size=tiny", *words)
+    assert len({row["kernel"] for row in rows}) == (count + 1) // 2
+    assert len(rows) == count
     for row in rows:
+        assert bool(row["compiled_ms"]) == bool(words)
+        assert row["wins"] == ""  # an interpreter's times are no verdict
         assert float(row["triton_ms"]) > 0
         assert float(row["floor_ms"]) > 0
         assert row["commit"]
