@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,9 @@ from .nn.sequence import SequenceGroup, divide_tokens, join_sequence_group
 from .objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
 from .train.checkpoint import explain_mismatch, load_weights, restore_ema, restore_optimizer
 from .train.cost import PassCost, build_fake, trace_pass
+from .train.drive import drive_bytes, open_drive
 from .train.ema import Ema, make_profiles
-from .train.engine import Ranks, make_engine, set_numerics
+from .train.engine import Ranks, gather_over_ranks, make_engine, set_numerics
 from .train.export import find_checkpoint, model_weights, read_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
 from .train.graft import graft
@@ -377,6 +379,7 @@ def build_training(
     group.check(count_tokens(config, windows.shape))
 
     run, kept = Path(config["run"]), config["ema"]["keep_every"]
+    drive = open_drive(ds_config)
     store = CheckpointStore(
         run / "checkpoints",
         config["checkpoint"]["keep"],
@@ -385,6 +388,7 @@ def build_training(
         asynchronous=config["checkpoint"]["asynchronous"],
         best=config["checkpoint"]["best"],
         thin=None if kept is None else kept * epoch_steps(config),
+        drive=drive,
     )
     reader = store.newest()
     step = reader.state["step"] if reader else 0
@@ -404,17 +408,21 @@ def build_training(
         world_size=ranks.world_size,
         on_cpu=uses_cpu_adam(ds_config),
     )
+    if drive is not None:
+        size = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+        zero, averages = ds_config["zero_optimization"], len(make_profiles(config["ema"]))
+        beside = gather_over_ranks(socket.gethostname()).count(socket.gethostname())
+        drive.check_room(beside * drive_bytes(size, zero, ranks.world_size, averages))
     whole = compile_blocks(objective) if config["compile"] else ()
-    engine = make_engine(objective, optimizer, ds_config, whole)
+    engine = make_engine(objective, optimizer, ds_config, whole, drive)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, make_profiles(config["ema"]))
+    ema = Ema(fragments, make_profiles(config["ema"]), drive)
     readers = _readers(config, ranks)
     loader = _make_loader(config, windows, readers)
     if reader is not None:
         resident = resident_fragments(engine, ranks.rank, ranks.world_size)
-        restore_optimizer(
-            torch_optimizer(engine), resident, reader, reader.state.get("updates", step)
-        )
+        updates = reader.state.get("updates", step)
+        restore_optimizer(torch_optimizer(engine), resident, reader, updates, drive)
         restore_ema(ema, reader)
         loader.load_state_dict(reader.state["loader"])
     return Trainer(

@@ -89,6 +89,7 @@ class Trajectory:
 @dataclass
 class DeepSpeed:
     config: str = "zero1.json"
+    nvme_path: str | None = None
 
 
 @dataclass
@@ -646,7 +647,27 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
                 'write "auto" there'
             )
         filled[key] = value
+    _fill_drive(filled["zero_optimization"], config["deepspeed"]["nvme_path"], name)
     return filled
+
+
+def _fill_drive(zero: dict[str, Any], folder: str | None, name: str) -> None:
+    """Sets the folder of what is offloaded to a drive: one, named in either place."""
+    sections = {key: value for key, value in zero.items() if key.startswith("offload_")}
+    given = {key: s["nvme_path"] for key, s in sections.items() if s["device"] == "nvme"}
+    if folder is not None and not given:
+        raise ValueError(
+            f"deepspeed.nvme_path={folder} with {name}, which offloads nothing to a drive; choose "
+            "deepspeed=zero3_nvme, or remove it"
+        )
+    folders = {folder, *given.values()} - {None, "auto"}
+    if given and len(folders) != 1:
+        raise ValueError(
+            f"{name}: offloading to a drive needs one folder on it, for all its sections, not "
+            f"{sorted(map(str, folders)) or 'none'}; add deepspeed.nvme_path=FOLDER"
+        )
+    for key in given:
+        zero[key]["nvme_path"] = next(iter(folders))
 
 
 def uses_cpu_adam(ds_config: dict[str, Any]) -> bool:

@@ -47,6 +47,15 @@ _REDUCE = {
     "ignore_unused_parameters": True,
 }
 _OFFLOAD = {"device": "none", "pin_memory": True}
+_ON_DRIVE = {
+    "offload_optimizer": {
+        "device": "nvme",
+        "nvme_path": "auto",
+        "pipeline_read": True,
+        "pipeline_write": True,
+    },
+    "offload_param": {"device": "nvme", "nvme_path": "auto"},
+}
 _STAGES: dict[int, dict[str, Any]] = {
     0: {"reduce_bucket_size": 50_000_000},
     1: {
@@ -75,7 +84,8 @@ _STAGES: dict[int, dict[str, Any]] = {
     },
 }
 _STAGES[2] = _STAGES[1]
-_CHOICES = {"device": ("none", "cpu"), "communication_data_type": ("fp32", "bf16", "fp16")}
+_CHOICES = {"device": ("none", "cpu", "nvme"), "communication_data_type": ("fp32", "bf16", "fp16")}
+_BUFFERED = "the operating system buffers what is on a drive, in the memory that is free"
 _INSTEAD = {
     "optimizer": "optim=… of the Hydra configuration chooses the optimizer",
     "scheduler": "optim.scheduler=… of the Hydra configuration sets the learning rate",
@@ -91,8 +101,14 @@ _INSTEAD = {
     "wandb": "use wandb.mode=… of the Hydra configuration",
     "csv_monitor": "metrics.jsonl holds all numbers",
     "elasticity": "every checkpoint resumes at any world size already",
-    "nvme_path": 'offloading is to host memory only ("device": "cpu")',
-    "aio": "offloading is to host memory only",
+    "nvme_path": 'it says where "device": "nvme" offloads to',
+    "pipeline_read": 'it says how "device": "nvme" offloads',
+    "pipeline_write": 'it says how "device": "nvme" offloads',
+    "pin_memory": "what lies on a drive cannot be pinned",
+    "buffer_count": _BUFFERED,
+    "buffer_size": _BUFFERED,
+    "max_in_cpu": _BUFFERED,
+    "aio": _BUFFERED,
     "ratio": "the optimizer's states lie on the CPU or on the GPU, all of them",
     "super_offload": "use device=cpu",
     "zenflow": "its updates come late, by part of the gradient",
@@ -121,7 +137,8 @@ def complete_deepspeed(given: dict[str, Any], source: str) -> dict[str, Any]:
     stage = zero.get("stage")
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise ValueError(f"{source}: zero_optimization.stage={stage} does not exist; choose 0 to 3")
-    known = {**_TOP, "zero_optimization": {"stage": 0, **_STAGES[stage]}}
+    drives = _on_drive(zero, stage, source)
+    known = {**_TOP, "zero_optimization": {"stage": 0, **_STAGES[stage], **drives}}
     complete = _complete(given, known, source, "")
     for key in ("bf16", "fp16", "torch_autocast"):
         if complete[key]["enabled"]:
@@ -130,6 +147,26 @@ def complete_deepspeed(given: dict[str, Any], source: str) -> dict[str, Any]:
                 f"set it to false and use precision={'fp16' if key == 'fp16' else 'bf16'}"
             )
     return complete
+
+
+def _on_drive(zero: dict[str, Any], stage: int, source: str) -> dict[str, Any]:
+    """The sections that offload to a drive, with their keys."""
+    drives = {
+        key: section
+        for key, section in _ON_DRIVE.items()
+        if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme"
+    }
+    if drives and stage != 3:
+        raise ValueError(
+            f"{source}: zero_optimization.{next(iter(drives))}.device=nvme belongs to ZeRO stage "
+            f"3, not to {stage}; use deepspeed=zero3_nvme, or device=cpu"
+        )
+    if "offload_param" in drives and "offload_optimizer" not in drives:
+        raise ValueError(
+            f"{source}: zero_optimization.offload_param.device=nvme without the larger states of "
+            "the optimizer; set zero_optimization.offload_optimizer.device=nvme, too"
+        )
+    return drives
 
 
 def _complete(
@@ -151,7 +188,9 @@ def _value(value: Any, default: Any, source: str, key: str) -> Any:
             raise ValueError(f"{source}: {key}={value} should be an object")
         return _complete(value, default, source, f"{key}.")
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool):
+    if key.endswith(".nvme_path"):
+        fits, kind = isinstance(value, str), 'a folder or "auto"'
+    elif isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         fits, kind = number and float(value).is_integer(), "an integer"

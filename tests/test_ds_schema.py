@@ -12,6 +12,7 @@ import pytest
 from lola_ds.config import compose, config_folder, fill_deepspeed, to_dict
 from lola_ds.ds_schema import complete_deepspeed
 
+NVME = {"device": "nvme"}
 FILES = sorted(config_folder("ds_configs").glob("*.json"))
 
 
@@ -76,11 +77,31 @@ def test_what_is_written_stays() -> None:
         ),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "tape"}}},
-            "zero_optimization.offload_optimizer.device='tape' should be one of none, cpu",
+            "zero_optimization.offload_optimizer.device='tape' should be one of none, cpu, nvme",
         ),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"nvme_path": "/nvme"}}},
-            "zero_optimization.offload_param.nvme_path is not used by this runtime: offloading is",
+            "zero_optimization.offload_param.nvme_path is not used by this runtime: it says where",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer.device=nvme belongs to ZeRO stage 3, not to 2",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param.device=nvme without the larger states",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"buffer_count": 4}}},
+            "zero_optimization.offload_optimizer.buffer_count is not used by this runtime: the",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": NVME | {"nvme_path": 1}}},
+            'zero_optimization.offload_optimizer.nvme_path=1 should be a folder or "auto"',
+        ),
+        (
+            {"aio": {"block_size": 1}},
+            "aio is not used by this runtime: the operating system buffers",
         ),
         ({"communication_data_type": "fp8"}, "communication_data_type='fp8' should be one of fp32"),
     ],
@@ -99,6 +120,24 @@ def test_auto_entries_come_from_the_configuration() -> None:
     assert filled["gradient_accumulation_steps"] == 4
     assert filled["gradient_clipping"] == 2.0
     assert '"auto"' not in json.dumps(filled)
+
+
+def test_drive_has_one_folder_named_in_either_place(tmp_path: Path) -> None:
+    words = "task=surrogate run=r data=d deepspeed=zero3_nvme".split()
+    with pytest.raises(ValueError, match=r"needs one folder on it.*add deepspeed.nvme_path=FOLDER"):
+        fill_deepspeed(to_dict(compose(words)), world_size=1)
+    filled = fill_deepspeed(to_dict(compose([*words, "deepspeed.nvme_path=/mine"])), world_size=1)
+    for section in ("offload_optimizer", "offload_param"):
+        assert filled["zero_optimization"][section]["nvme_path"] == "/mine"
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps(filled))
+    words = ["task=surrogate", "run=r", "data=d", f"deepspeed.config={file}"]
+    assert fill_deepspeed(to_dict(compose(words)), world_size=1) == filled
+    with pytest.raises(ValueError, match=r"needs one folder on it, .* not \['/mine', '/other'\]"):
+        fill_deepspeed(to_dict(compose([*words, "deepspeed.nvme_path=/other"])), world_size=1)
+    words = ["task=surrogate", "run=r", "data=d", "deepspeed=zero2_offload"]
+    with pytest.raises(ValueError, match=r"zero2_offload.json, which offloads nothing to a drive"):
+        fill_deepspeed(to_dict(compose([*words, "deepspeed.nvme_path=/x"])), world_size=1)
 
 
 def test_ranks_that_share_samples_do_not_share_the_batch() -> None:

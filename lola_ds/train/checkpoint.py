@@ -24,6 +24,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from .drive import Drive
 from .ema import Ema
 from .fragments import Fragment
 from .optim import WholeTensorOptimizer
@@ -213,6 +214,7 @@ def restore_optimizer(
     fragments: Sequence[Fragment],
     reader: CheckpointReader,
     step: int,
+    drive: Drive | None = None,
 ) -> None:
     """Sets the optimizer's state and step count from a checkpoint.
 
@@ -221,6 +223,7 @@ def restore_optimizer(
         fragments: the resident ones (`resident_fragments`).
         reader: the checkpoint.
         step: optimizer steps done.
+        drive: where its states shall lie, if they are offloaded to one.
 
     Raises:
         CheckpointError: another optimizer wrote the checkpoint.
@@ -242,7 +245,7 @@ def restore_optimizer(
         state = optimizer.state[flat]
         state["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else "cpu")
         for kind in kinds:
-            state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+            state[kind] = torch.zeros_like(flat) if drive is None else drive.zeros_like(flat)
     for fragment in fragments:
         for kind in kinds:
             value = reader.read(kind, fragment.name, fragment.start, fragment.numel)
@@ -271,7 +274,7 @@ def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
 class Content:
     """What goes into one file: live tensors, and texts for its header."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     metadata: dict[str, str]
 
 

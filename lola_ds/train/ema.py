@@ -15,7 +15,8 @@ of two kinds, several at once:
   0.05 to 0.15 in practice. From power-law averages that were kept during a training those of any
   other sigma_rel can be made afterwards (`lola_ds.train.posthoc`).
 
-Each rank averages its own fragments: 4 N / world bytes for N parameters and each average.
+Each rank averages its own fragments: 4 N / world bytes for N parameters and each average, where
+the fragments lie.
 
 References:
     .. [1] Tarvainen & Valpola, Mean teachers are better role models, 2017.
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from .drive import Drive
 from .fragments import Fragment
 
 POWER_LAW = "power_"
@@ -95,16 +97,24 @@ class Ema:
     Arguments:
         fragments: this rank's parts of the parameters; their current values start the averages.
         profiles: one for each average.
+        drive: where the fragments lie, if they are offloaded to one; then the averages do, too.
 
     Attributes:
         values: for each profile a tensor for each fragment, of its shape (numel,).
     """
 
-    def __init__(self, fragments: Sequence[Fragment], profiles: Sequence[Profile]) -> None:
+    def __init__(
+        self,
+        fragments: Sequence[Fragment],
+        profiles: Sequence[Profile],
+        drive: Drive | None = None,
+    ) -> None:
         self.fragments = list(fragments)
         self.profiles = list(profiles)
+        self.drive = drive
         self._runs, sizes = _merge(self.fragments)
-        self._averages = [[r.master.float().clone() for r in self._runs] for _ in self.profiles]
+        copy = torch.clone if drive is None else drive.keep
+        self._averages = [[copy(r.master.float()) for r in self._runs] for _ in self.profiles]
         self.values: list[list[Tensor]] = [
             [value for run, parts in zip(averages, sizes) for value in run.split(parts)]
             for averages in self._averages
@@ -114,7 +124,15 @@ class Ema:
     def update(self, step: int) -> None:
         """Takes in the weights after optimizer step number `step`, counted from 1."""
         decays = [profile.decay(step) for profile in self.profiles]
-        kernels.ema(self._averages, [run.master for run in self._runs], decays)
+        if self.drive is None:
+            kernels.ema(self._averages, [run.master for run in self._runs], decays)
+            return
+        steps = [(run.master, *values) for run, *values in zip(self._runs, *self._averages)]
+        for tensors, following in zip(steps, [*steps[1:], ()]):
+            self.drive.fetch(following)
+            master, *values = tensors
+            kernels.ema([[value] for value in values], [master], decays)
+            self.drive.release(tensors)
 
 
 def _merge(fragments: Sequence[Fragment]) -> tuple[list[Fragment], list[list[int]]]:

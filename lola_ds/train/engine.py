@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .drive import Drive, move_to_drive, on_host
+
 _functional: Any = torch.nn.functional
 _linear = torch.nn.functional.linear
 
@@ -96,6 +98,7 @@ def make_engine(
     optimizer: torch.optim.Optimizer,
     ds_config: dict[str, Any],
     whole: Sequence[type[nn.Module]] = (),
+    drive: Drive | None = None,
 ) -> Any:
     """Wraps an objective whose parameters already hold their starting values.
 
@@ -105,12 +108,21 @@ def make_engine(
         ds_config: a complete DeepSpeed configuration.
         whole: kinds of modules of the objective whose parameters ZeRO-3 gathers together before
             they run, as compiled ones need: nothing is gathered within a graph.
+        drive: where the states go, if the configuration offloads them to one (`open_drive`).
+
+    Raises:
+        ValueError: the drive is full.
     """
     deepspeed = _deepspeed()
     if whole and ds_config["zero_optimization"]["stage"] == 3:
         deepspeed.utils.set_z3_leaf_modules(objective, list(whole))
     _functional.linear = _linear  # an engine before this one may have left another
-    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=ds_config)
+    engine, *_ = deepspeed.initialize(
+        model=objective, optimizer=optimizer, config=on_host(ds_config)
+    )
+    if drive is not None:
+        weights = ds_config["zero_optimization"]["offload_param"]["device"] == "nvme"
+        move_to_drive(engine.optimizer, drive, weights=weights)
     if _functional.linear is not _linear:
         _functional.linear = _by_rows(_functional.linear)
     return engine

@@ -3,7 +3,8 @@
 A save goes through three phases, each on a thread while training goes on:
 
 1. Every rank copies its fragments to memory of the host (`settle` waits for that; the weights may
-   change afterwards), then writes, hashes and flushes its files in a hidden folder.
+   change afterwards), then writes, hashes and flushes its files in a hidden folder. What lies on a
+   drive (`lola_ds.train.drive`) is not copied: `settle` waits until it is written.
 2. When all ranks have written, their digests are gathered and the first rank writes the manifest,
    renames the folder to `step_N`, points `latest` and `best` at the right ones and removes what
    need not be kept.
@@ -42,9 +43,10 @@ from .checkpoint import (
     list_checkpoints,
     rank_contents,
 )
+from .drive import Drive
 from .ema import Ema
 from .fragments import Fragment
-from .tensor_file import write_tensors
+from .tensor_file import LazyTensors, Spec, write_tensors
 
 
 class CheckpointStore:
@@ -60,6 +62,7 @@ class CheckpointStore:
             which is kept too; None for none.
         thin: of checkpoints at multiples of so many steps, the averages are kept for good in
             `RUN/averages`; None for none.
+        drive: where the states lie, if they are offloaded to one.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class CheckpointStore:
         asynchronous: bool = True,
         best: str | None = None,
         thin: int | None = None,
+        drive: Drive | None = None,
     ) -> None:
         self.folder = folder
         self.keep = keep
@@ -80,7 +84,7 @@ class CheckpointStore:
         self.asynchronous = asynchronous
         self.best = best
         self.thin = thin
-        self._host = _HostCopies()
+        self._source = _HostCopies() if drive is None else _OnDrive(drive)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._phases: Iterator[Future[Any]] = iter(())
         self._task: Future[Any] | None = None
@@ -121,7 +125,7 @@ class CheckpointStore:
 
     def settle(self) -> None:
         """Waits until the save under way no longer reads the weights."""
-        self._host.settle()
+        self._source.settle()
 
     def proceed(self) -> None:
         """Takes the save under way, if there is one, to its next phase. Collective.
@@ -184,8 +188,7 @@ class CheckpointStore:
         staging = self.folder / f".{name}.partial"
         try:
             self._on_first_rank(lambda: _fresh_folder(staging))
-            copy = self._host.begin()
-            writing = self._thread.submit(lambda: _write(staging, copy, contents))
+            writing = self._thread.submit(self._source.begin(staging, contents))
             yield writing
             files = {k: v for digests in self._gather(writing.result) for k, v in digests.items()}
             publishing = self._thread.submit(
@@ -285,25 +288,25 @@ class _HostCopies:
         self._settled = Event()
         self._settled.set()
 
-    def begin(self) -> Callable[[Mapping[str, Content]], dict[str, Content]]:
-        """Returns the copying, for a thread: of what the tensors hold once it was begun."""
+    def begin(self, staging: Path, contents: Mapping[str, Content]) -> Callable[[], dict[str, Any]]:
+        """Returns the writing, for a thread: of what the tensors hold once it was begun."""
         self._settled.clear()
         stream = None
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
 
-        def copy(contents: Mapping[str, Content]) -> dict[str, Content]:
+        def write() -> dict[str, Any]:
             try:
                 with nullcontext() if stream is None else torch.cuda.stream(stream):
                     copies = {name: self._copy(content) for name, content in contents.items()}
                 if stream is not None:
                     stream.synchronize()
-                return copies
             finally:
                 self._settled.set()
+            return _write(staging, copies)
 
-        return copy
+        return write
 
     @torch.no_grad()
     def _copy(self, content: Content) -> Content:
@@ -320,15 +323,57 @@ class _HostCopies:
         self._settled.wait()
 
 
-def _write(
-    staging: Path,
-    copy: Callable[[Mapping[str, Content]], dict[str, Content]],
-    contents: Mapping[str, Content],
-) -> dict[str, Any]:
+class _OnDrive:
+    """Tensors on a drive, written from there, one at a time in the host's memory.
+
+    Arguments:
+        drive: the drive.
+    """
+
+    def __init__(self, drive: Drive) -> None:
+        self.drive = drive
+        self._settled = Event()
+        self._settled.set()
+
+    def begin(self, staging: Path, contents: Mapping[str, Content]) -> Callable[[], dict[str, Any]]:
+        """Returns the writing, for a thread. What is not on the drive is small, and copied now."""
+        self._settled.clear()
+        lazy = {name: self._read(content) for name, content in contents.items()}
+
+        def write() -> dict[str, Any]:
+            try:
+                return _write(staging, lazy)
+            finally:
+                self._settled.set()
+
+        return write
+
+    def _read(self, content: Content) -> Content:
+        tensors = {
+            key: tensor if self.drive.holds(tensor) else tensor.detach().cpu().clone()
+            for key, tensor in content.tensors.items()
+        }
+        shown: list[Tensor] = []
+
+        def show(key: str) -> Tensor:
+            if shown and self.drive.holds(shown[-1]):
+                self.drive.put_away(shown.pop())
+            shown.append(tensors[key])
+            return tensors[key]
+
+        specs = {key: Spec.of(tensor) for key, tensor in tensors.items()}
+        return Content(LazyTensors(specs, show), content.metadata)
+
+    def settle(self) -> None:
+        """Waits for the writing to end."""
+        self._settled.wait()
+
+
+def _write(staging: Path, contents: Mapping[str, Content]) -> dict[str, Any]:
     """Writes the files of a rank; returns their digests."""
     return {
         name: write_tensors(staging / name, content.tensors, content.metadata)
-        for name, content in copy(contents).items()
+        for name, content in contents.items()
     }
 
 

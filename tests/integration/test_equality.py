@@ -15,6 +15,7 @@ from words import overrides
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 GROUPS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 STAGES = ("zero0", "zero1", "zero1_offload", "zero2", "zero2_offload", "zero3", "zero3_offload")
+STAGES += ("zero3_nvme",)
 Setting = tuple[str, str, str, int]
 """Task, DeepSpeed file, what is recomputed, micro-batches of a step."""
 SLICE: list[Setting] = [
@@ -26,6 +27,7 @@ SLICE: list[Setting] = [
     ("surrogate", "zero2_offload", "none", 4),
     ("diffusion", "zero2", "none", 2),
     ("diffusion", "zero3", "selective", 4),
+    ("diffusion", "zero3_nvme", "full", 4),
 ]
 pytestmark = pytest.mark.ranks
 
@@ -40,6 +42,7 @@ def train(
         words = ["train.batch_size=16", "train.epoch_size=320", "train.epochs=1"]
         words += [f"deepspeed={stage}", f"{GROUPS[task]}.checkpointing={policy}"]
         words += [f"train.accumulation={accumulation}", "ae.dropout=null"]  # drawn for each rank
+        words += [f"deepspeed.nvme_path={folder}"] if stage.endswith("nvme") else []
         lists.append(" ".join(overrides(task, shards, run, *words, *more)))
         runs[run] = task
     run_ranks([WORKER, *" -- ".join(lists).split()], world_size, timeout=1500)
@@ -69,7 +72,7 @@ def test_saving_memory_changes_nothing(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_no_way_of_saving_memory_changes_anything(shards: Path, tmp_path: Path) -> None:
-    """7 stages × 3 policies × 2 accumulations × 3 numbers of ranks."""
+    """8 stages × 3 policies × 2 accumulations × 3 numbers of ranks."""
     ways = itertools.product(("surrogate",), STAGES, ("none", "full", "selective"), (1, 4))
     settings = list(ways)
     reference, *runs = (

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, save_config, to_dict, uses_cpu_adam
 from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
+from lola_ds.train.drive import open_drive
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
 from lola_ds.train.engine import (
     Ranks,
@@ -78,11 +79,12 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
     config = to_dict(compose([*fixed, "optim.weight_decay=0.01", *words]))
     torch.manual_seed(0)
     objective = Objective()
-    store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size)
+    ds_config = fill_deepspeed(config, ranks.world_size)
+    drive = open_drive(ds_config)
+    store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size, drive=drive)
     reader = store.newest()
     if reader:
         load_weights(objective, reader)
-    ds_config = fill_deepspeed(config, ranks.world_size)
     optimizer = make_optimizer(
         objective.parameters(),
         config["optim"],
@@ -90,14 +92,14 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         world_size=ranks.world_size,
         on_cpu=uses_cpu_adam(ds_config),
     )
-    engine = make_engine(objective, optimizer, ds_config)
+    engine = make_engine(objective, optimizer, ds_config, drive=drive)
     fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, PROFILES)
+    ema = Ema(fragments, PROFILES, drive)
     start = 0
     if reader:
         start = reader.state["step"]
         resident = resident_fragments(engine, ranks.rank, ranks.world_size)
-        restore_optimizer(torch_optimizer(engine), resident, reader, start)
+        restore_optimizer(torch_optimizer(engine), resident, reader, start, drive)
         restore_ema(ema, reader)
     if ranks.rank == 0:
         save_config(config, folder / "config.yaml")

@@ -18,7 +18,7 @@ from lola_ds.train.checkpoint import CheckpointError, CheckpointReader, list_che
 from lola_ds.train.export import choose, find_checkpoint, model_weights
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
-STAGES = ("0", "1", "2", "3", "1_offload", "2_offload", "3_offload")
+STAGES = ("0", "1", "2", "3", "1_offload", "2_offload", "3_offload", "3_nvme")
 TORCH_ADAM = {"zero_force_ds_cpu_optimizer": False}
 pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("stages")]
 
@@ -27,8 +27,19 @@ def start(*jobs: tuple[Path, str], world_size: int) -> list[str]:
     """Trains (folder, `ds_configs/zero*.json`) jobs to step 20, saving at 10 on the way."""
     for folder, _ in jobs:
         folder.mkdir(exist_ok=True)
-    words = [f"{folder}:deepspeed=zero{stage}:20:10" for folder, stage in jobs]
+    words = [f"{folder}:{settings(folder, stage)}:20:10" for folder, stage in jobs]
     return run_ranks([WORKER, *words], world_size)
+
+
+def settings(folder: Path, stage: str) -> str:
+    """The words of a stage; a drive gets two sub-groups, where a large network would have many."""
+    if not stage.endswith("nvme"):
+        return f"deepspeed=zero{stage}"
+    file = folder / "nvme.json"
+    given = read_deepspeed("zero3_nvme.json")
+    given["zero_optimization"]["sub_group_size"] = 20
+    file.write_text(json.dumps(given))
+    return f"deepspeed.config={file},deepspeed.nvme_path={folder}"
 
 
 def losses(folder: Path) -> list[float]:
