@@ -15,7 +15,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = "-O3 -std=gnu11 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-function".split()
+FLAGS = "-O3 -std=gnu11 -ffp-contract=off -fPIC -fvisibility=hidden".split()
+FLAGS += "-Wall -Wextra -Wno-unused-function".split()
 LEVELS = {"baseline": ()}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"avx2": ("-mavx2",), "avx512": ("-mavx512f",)}
@@ -47,7 +48,7 @@ def compile_reader(sources: Path, target: Path) -> Path:
     library = target / "_lola_ds.abi3.so"
     include = f"-I{sysconfig.get_path('include')}"
     shared = ("-shared", *UNRESOLVED, "-o", library)
-    _compile(*FLAGS, include, *shared, sources / "module.c", *objects)
+    _compile(*FLAGS, include, *shared, sources / "module.c", sources / "moments.c", *objects)
     return library
 
 

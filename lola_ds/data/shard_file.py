@@ -17,6 +17,7 @@ from ..durable import flush
 from .format import TAR_END, ShardError, checksum
 
 READ_BACK = 64_000_000  # bytes that are forced to the disk and read back at a time
+PIECE = 131_072  # bytes of one read: in sequence, they come to lie in large pieces of memory
 PAGE = 65_536  # a multiple of any page size
 
 
@@ -123,7 +124,9 @@ class GrowingShard:
         for frame in frames:
             if len(buffer) != frame.size:
                 buffer = bytearray(frame.size)
-            count = os.preadv(descriptor, (buffer,), frame.offset)
+            view, count = memoryview(buffer), 0
+            for start in range(0, frame.size, PIECE):
+                count += os.preadv(descriptor, (view[start : start + PIECE],), frame.offset + start)
             if count < frame.size or f"{checksum(buffer):016x}" != frame.digest:
                 raise ShardError(
                     f"{self.path}: {frame.name} read back differs from what was written; check "

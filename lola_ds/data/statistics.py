@@ -19,6 +19,7 @@ import torch
 
 from ..fields import TRANSFORMS
 from .format import decode_frames
+from .native import sum_moments
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Moments:
         """Moments of x (T, C, N); values that are not finite are left out.
 
         Arguments:
-            x: values.
+            x: values, float32.
             error: rounding errors of the stored values, of x's shape, if there are any.
         """
         return _of_finite(x, error) or _of_some(x, error)
@@ -121,18 +122,11 @@ def _transformed(x: np.ndarray, transform: Mapping[int, str]) -> np.ndarray:
 
 
 def _of_finite(x: np.ndarray, error: np.ndarray | None) -> Moments | None:
-    """Moments of x (T, C, N), or None where it is empty or a value is not finite."""
+    """Moments of x (T, C, N) float32, or None where it is empty or a value is not finite."""
     if not x.size:
         return None
     near = x[0].mean(-1, dtype=np.float64)
-    first, second = np.zeros((2, len(near)))
-    deviation = np.empty(x.shape[1:], np.float64)  # of one frame: stays in a core's cache
-    with np.errstate(over="ignore", invalid="ignore"):
-        for frame in x:
-            deviation[...] = frame
-            deviation -= near[:, None]
-            first += deviation.sum(-1)
-            second += np.square(deviation, out=deviation).sum(-1)
+    first, second, low, high = sum_moments(np.ascontiguousarray(x), near)
     if not np.isfinite(second).all():
         return None
     count = x.shape[0] * x.shape[2]
@@ -140,8 +134,8 @@ def _of_finite(x: np.ndarray, error: np.ndarray | None) -> Moments | None:
         count=np.full(len(near), float(count)),
         mean=near + first / count,
         squares=second - first**2 / count,
-        low=x.min((0, 2)).astype(np.float64),
-        high=x.max((0, 2)).astype(np.float64),
+        low=low,
+        high=high,
         error=_squares(error, len(near)),
     )
 

@@ -303,11 +303,13 @@ class ShardWriter:
                     raise ValueError(f"{_where(meta)}: {x.shape} read for frames {a} to {b}")
                 stored = _encode(x, self.dtype, meta)
                 reduced = helpers.submit(frame_moments, x, stored, self.dtype, self.transform)
-                nonfinite += self._nonfinite(x, a, meta)
                 digests = [f"{checksum(frame):016x}" for frame in stored]
                 shard.write_frames(stored.data, digests, key, a)
                 checksums += digests
-                moments = moments.merge(reduced.result())
+                found = reduced.result()
+                if self.transform or found.count.sum() < x.size:  # a transform may hide infinity
+                    nonfinite += self._nonfinite(x, a, meta)
+                moments = moments.merge(found)
                 self._progress(x.nbytes)
         return {"checksums": checksums, "moments": moments.to_json(), "nonfinite": nonfinite}
 

@@ -360,12 +360,12 @@ def test_statistics(tmp_path):
 @settings(max_examples=30, deadline=None)
 def test_moments_merge(sizes):
     rng = np.random.default_rng(sum(sizes))
-    parts = [1e3 + rng.standard_normal((2, size)) for size in sizes]
+    parts = [(1e3 + rng.standard_normal((2, size))).astype(np.float32) for size in sizes]
     merged = Moments.empty(2)
     for part in parts:
         merged = merged.merge(Moments.of(part[None]))
     merged = Moments.from_json(json.loads(json.dumps(merged.to_json())))
-    whole = np.concatenate(parts, axis=1)
+    whole = np.concatenate(parts, axis=1, dtype=np.float64)
     assert merged.count.tolist() == [whole.shape[1]] * 2
     if whole.size:
         np.testing.assert_allclose(merged.mean, whole.mean(1))

@@ -1,8 +1,9 @@
-"""The compiled part of the loader: reads all frames of a call in one go, without the interpreter.
+"""The compiled part: what takes too long in Python, without the interpreter's lock.
 
-`frames.c` reads and hashes, with Yann Collet's `xxhash.h` beside it; `module.c` makes it the module
-`_lola_ds`, which `hatch_build.py` compiles when the package is installed. It works on any processor
-of the architecture it was compiled for: the widest vectors that this one has are found at start.
+`frames.c` reads and hashes all frames of a call, with Yann Collet's `xxhash.h` beside it;
+`moments.c` sums up frames for statistics; `module.c` makes both the module `_lola_ds`, which
+`hatch_build.py` compiles when the package is installed. It works on any processor of the
+architecture it was compiled for: the widest vectors that this one has are found at start.
 """
 
 from __future__ import annotations
@@ -75,3 +76,19 @@ def read_frames(
     tables = (descriptors, offsets, digests, unsure, bounds, rows)
     problem, *where = _lola_ds.read_frames(size, *tables, out)
     return Outcome(Problem(problem), *where)
+
+
+def sum_moments(x: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Sums over x (T, C, N) float32, C-contiguous, in float64; the same bits on any processor.
+
+    Arguments:
+        x: values.
+        near: a value near the mean of each channel, (C,) float64.
+
+    Returns:
+        (4, C): sums of deviations from `near` and of their squares, the least and the largest value
+        (of those that are not NaN).
+    """
+    sums = np.tile((0.0, 0.0, np.inf, -np.inf), (x.shape[1], 1))
+    _lola_ds.sum_moments(x.shape[2], x, near, sums)
+    return sums.T

@@ -10,7 +10,7 @@
 #define XXH_INLINE_ALL
 #include "xxhash.h"
 
-#include "frames.h"
+#include "native.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,11 +1,11 @@
-/* The Python module `_lola_ds`: `read_frames`, without the interpreter's lock. */
+/* The Python module `_lola_ds`: everything without the interpreter's lock. */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-#include "frames.h"
+#include "native.h"
 
-/* Raised by one whenever what Python passes or gets changes; `lola_ds.data.reader` compares it. */
+/* Raised by one whenever what Python passes or gets changes; `lola_ds.data.native` compares it. */
 enum { INTERFACE = 1 };
 
 static reader *read_best = read_frames_baseline;
@@ -65,8 +65,35 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
     return result;
 }
 
+static PyObject *sum_moments(PyObject *module, PyObject *args)
+{
+    Py_buffer x, near, sums;
+    Py_ssize_t size;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "ny*y*w*:sum_moments", &size, &x, &near, &sums))
+        return NULL;
+    const Py_ssize_t channels = near.len / 8, frame = channels * size * 4;
+    const int fits = frame > 0 && x.len % frame == 0 &&
+                     sums.len == channels * (Py_ssize_t)sizeof(struct moments);
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t row = 0; row < x.len / frame * channels; row++)
+            add_moments((const float *)x.buf + row * size, size,
+                        ((const double *)near.buf)[row % channels],
+                        (struct moments *)sums.buf + row % channels);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "sum_moments: tables do not fit each other");
+    }
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&near);
+    PyBuffer_Release(&sums);
+    return fits ? Py_NewRef(Py_None) : NULL;
+}
+
 static PyMethodDef METHODS[] = {
     {"read_frames", read_frames, METH_VARARGS, NULL},
+    {"sum_moments", sum_moments, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,6 +1,6 @@
-/* Reading frames: what is asked for, and what went wrong. */
-#ifndef LOLA_DS_FRAMES_H
-#define LOLA_DS_FRAMES_H
+/* What the module does in C: reads frames, and sums up their values. */
+#ifndef LOLA_DS_NATIVE_H
+#define LOLA_DS_NATIVE_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -33,5 +33,12 @@ typedef struct outcome reader(const struct frames *frames);
 
 /* The same code, compiled for different processors. */
 reader read_frames_baseline, read_frames_avx2, read_frames_avx512;
+
+/* Sums of deviations from a value, of their squares, and the extremes. */
+struct moments {
+    double first, second, low, high;
+};
+
+void add_moments(const float *x, int64_t size, double near, struct moments *sum);
 
 #endif
