@@ -34,7 +34,8 @@ examples:
   lola-ds plan task=surrogate surrogate=vit_pixel sequence_parallel=4 --grid 512x512"""
 
 POLICIES = ("none", "selective", 2, "full")
-STAGES = ("zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
+STAGES = ("zero0", "zero1", "zero2", "zero3")
+STAGES += ("zero1_offload", "zero2_offload", "zero3_offload", "zero3_nvme")
 WORLDS = [2**n for n in range(11)]
 
 
@@ -184,6 +185,7 @@ def _report(planner: Planner, steps: int, gpus: int, group: str) -> dict[str, An
                 "deepspeed": stage,
                 "states": planner.memory(workload, stage, gpus, 0).on_gpu,
                 "host": planner.memory(workload, stage, gpus, 0).host,
+                "drive": planner.memory(workload, stage, gpus, 0).drive,
                 "largest_micro_batch": planner.largest(workload, stage, gpus),
             }
             for workload in planner.workloads
@@ -213,13 +215,13 @@ def _lines(
     yield f"activations   GiB a sample{shared}: {', '.join(parts)}"
     yield ""
     memory = f"{planner.gpu.memory:.0f} GiB"
-    yield f"{args.gpus} × {args.gpu} of {memory}: GiB without samples on the GPU and on the host;"
-    yield "the largest micro-batch, by checkpointing policy"
+    yield f"{args.gpus} × {args.gpu} of {memory}: GiB without samples on the GPU, on the host"
+    yield "and on its drive; the largest micro-batch, by checkpointing policy"
     policies = "".join(f"{workload.policy:>11}" for workload in planner.workloads)
-    yield f"{'deepspeed':<15}{'GPU':>7}{'host':>7}{policies}"
+    yield f"{'deepspeed':<15}{'GPU':>7}{'host':>7}{'drive':>7}{policies}"
     for name in planner.stages:
         rows = [row for row in report["memory"] if row["deepspeed"] == name]
-        states = "".join(f"{rows[0][key] / gib:>7.1f}" for key in ("states", "host"))
+        states = "".join(f"{rows[0][key] / gib:>7.1f}" for key in ("states", "host", "drive"))
         yield f"{name:<15}{states}" + "".join(f"{r['largest_micro_batch']:>11}" for r in rows)
     yield ""
     yield f"{report['steps']} steps of {planner.batch_size} samples, {args.network} between nodes"

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,20 +35,23 @@ _PAGE = mmap.PAGESIZE
 class _Mapping:
     """A file without a name, and its place in memory."""
 
-    file: IO[bytes]
+    file: int
     memory: mmap.mmap
+
+    def __del__(self) -> None:
+        os.close(self.file)
 
     def let_go(self, start: int, size: int) -> None:
         """Writes the pages of a range that have changed, and frees the memory of all of them."""
         begin = start - start % _PAGE
         size += start - begin
-        os.fdatasync(self.file.fileno())
+        os.fdatasync(self.file)
         self.memory.madvise(mmap.MADV_DONTNEED, begin, size)
-        os.posix_fadvise(self.file.fileno(), begin, size, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self.file, begin, size, os.POSIX_FADV_DONTNEED)
 
     def read_ahead(self, start: int, size: int) -> None:
         """Begins to read a range."""
-        os.posix_fadvise(self.file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(self.file, start, size, os.POSIX_FADV_WILLNEED)
 
 
 class Drive:
@@ -104,15 +107,15 @@ class Drive:
                 later: the room of a file is its own from the start.
         """
         size = tensor.numel() * tensor.element_size()
-        file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115, it is kept
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self.check_room(size)
-            raise ValueError(f"deepspeed.nvme_path={self.folder} is full ({error})") from error
-        mapping = _Mapping(file, mmap.mmap(file.fileno(), size))
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                self.check_room(size)
+                raise ValueError(f"deepspeed.nvme_path={self.folder} is full ({error})") from error
+            mapping = _Mapping(os.dup(file.fileno()), mmap.mmap(file.fileno(), size))
         kept = torch.frombuffer(mapping.memory, dtype=tensor.dtype).view(tensor.shape)
         self._mappings[kept.data_ptr()] = mapping
         return kept
@@ -203,7 +206,7 @@ def drive_bytes(parameters: int, zero: Mapping[str, Any], world_size: int, avera
     """
     copies = {"offload_optimizer": 4 + averages, "offload_param": 1}
     moved = (n for key, n in copies.items() if zero.get(key, {}).get("device") == "nvme")
-    return 4 * -(-parameters // world_size) * sum(moved)
+    return -(-4 * parameters // world_size) * sum(moved)
 
 
 def on_host(ds_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ Between ranks, a second bucket is still being sent while the next one is filled.
 Accumulating several micro-batches keeps the gradients of the one before: 4 N at stages 0 and 1, s
 at stage 2.
 Offloading the optimizer moves master, gradients, Adam and averages, (4 + K) s, to the host; at
-stage 3, offloading the parameters moves their s too.
+stage 3, offloading the parameters moves their s too. Offloaded to a drive instead, masters and Adam
+of three sub-groups at a time are in host memory: one is read, one stepped, one written.
 
 Ranks that share the tokens of a sample (sequence parallelism) are W ranks to ZeRO, which however
 take as many samples as one.
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cost import PassCost
+from .drive import drive_bytes
 
 GIB = 2**30
 
@@ -75,6 +77,9 @@ CONTEXT_BYTES = int(1.5 * GIB)
 HOST_BANDWIDTH = 20e9
 """Bytes per second and GPU, of copies to and from the host, and of the host's memory; a guess."""
 
+DRIVE_BANDWIDTH = 1.5e9
+"""Bytes per second and GPU, of reading or writing a local drive; a guess."""
+
 FLATTENED_AT_ONCE = 500_000_000
 """Elements of gradients that DeepSpeed copies to reduce them at stage 0, whatever its file says."""
 
@@ -91,12 +96,14 @@ class Memory:
         passing: beside, in forward and backward passes.
         stepping: beside, in the optimizer's step.
         host: on the host instead.
+        drive: on a drive of the host instead.
     """
 
     resident: int
     passing: int
     stepping: int
     host: int = 0
+    drive: int = 0
 
     @property
     def peak(self) -> int:
@@ -174,7 +181,7 @@ def pass_seconds(cost: PassCost, gpu: Gpu) -> float:
 
 
 def offloads(zero: Mapping[str, Any], what: str) -> bool:
-    """Whether a `zero_optimization` section moves `what` (`optimizer` or `param`) to the host."""
+    """Whether a `zero_optimization` section moves `what` (`optimizer` or `param`) off the GPU."""
     return zero.get(f"offload_{what}", {"device": "none"})["device"] != "none"
 
 
@@ -224,7 +231,11 @@ def zero_memory(
     host = (4 + averages) * share if moved else 0
     host += share if offloads(zero, "param") else 0
     resident = (5 + averages) * share + bucket - host
-    return Memory(resident, workload.activations(samples) + gathered, share, host)
+    passing = workload.activations(samples) + gathered
+    if drive := drive_bytes(workload.parameters, zero, world_size, averages):
+        in_use = 3 * min(share, 3 * 4 * zero["sub_group_size"])
+        return Memory(resident, passing, share, host - drive + in_use, drive)
+    return Memory(resident, passing, share, host)
 
 
 def traffic(parameters: int, stage: int, world_size: int, accumulation: int) -> float:
@@ -248,11 +259,14 @@ def update_seconds(
 ) -> float:
     """Time of AdamW (4 reads, 3 writes) and the averages (2 reads, 1 write), bound by memory.
 
-    On the host, gradients come down before and weights go up afterwards.
+    On the host, gradients come down before and weights go up afterwards. From a drive, masters and
+    Adam's moments are read and written, and then the masters once more, for the averages.
     """
     share = 4 * parameters / world_size
     stepped = 4 * parameters if zero["stage"] == 0 else share
     touched = 7 * stepped + 3 * averages * share
+    if drive_bytes(parameters, zero, world_size, averages):
+        return (7 + 2 * averages) * share / DRIVE_BANDWIDTH
     if offloads(zero, "optimizer"):
         return (touched + 2 * share) / HOST_BANDWIDTH
     return touched / (gpu.bandwidth * 1e9)
@@ -366,7 +380,9 @@ class Planner:
         link = gpu.link if world_size <= gpu.per_node else min(gpu.link, self.network)
         computing = accumulation * workload.seconds(micro, gpu)
         if offloads(zero, "param"):  # brought up for the forward and for the backward pass
-            computing += accumulation * 2 * 4 * n / world_size / HOST_BANDWIDTH
+            on_drive = zero["offload_param"]["device"] == "nvme"
+            rate = DRIVE_BANDWIDTH if on_drive else HOST_BANDWIDTH
+            computing += accumulation * 2 * 4 * n / world_size / rate
         sending = sent / (link * 1e9)
         if zero.get("overlap_comm"):  # behind the backward pass
             sending = max(0.0, sending - 2 / 3 * computing)

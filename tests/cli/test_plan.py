@@ -8,7 +8,7 @@ import pytest
 
 from lola_ds.cli.plan import main
 
-OFFLOADED = {"zero1_offload", "zero2_offload", "zero3_offload"}
+OFFLOADED = {"zero1_offload", "zero2_offload", "zero3_offload", "zero3_nvme"}
 SMALL = ["surrogate.hid_channels=32", "surrogate.hid_blocks=2", "surrogate.patch_size=[1,8,8]"]
 
 
@@ -20,7 +20,8 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
 def test_small_network_needs_nothing_special(capsys: pytest.CaptureFixture[str]) -> None:
     report = plan(capsys, "--grid", "64x64", "train.batch_size=32")
     assert set(report["activation_bytes_per_sample"]) == {"none", "selective", "2", "full"}
-    assert len(report["memory"]) == 4 * 7
+    assert len(report["memory"]) == 4 * 8
+    assert {row["deepspeed"] for row in report["memory"] if row["drive"]} == {"zero3_nvme"}
     assert {row["deepspeed"] for row in report["memory"] if row["host"]} == OFFLOADED
     (chosen,) = (row for row in report["scaling"] if row["world_size"] == 8)
     assert (chosen["policy"], chosen["micro_batch"], chosen["accumulation"]) == ("none", 4, 1)

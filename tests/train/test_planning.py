@@ -25,32 +25,39 @@ from lola_ds.train.planning import (
     zero_memory,
 )
 
-STAGES = (0, 1, 2, 3)
+STAGES = ("0", "1", "2", "3")
+OFFLOADED = ("1_offload", "2_offload", "3_offload")
 
 
-def expected_peak(task: str, stage: int, world_size: int) -> int:
-    """What the plan says of the training that the worker measures."""
+def expected_peak(task: str, stage: str, world_size: int) -> int:
+    """What the plan says of the training that the worker measures, whose device is the host."""
     config = worker.make_config(task, stage, world_size)
     zero = fill_deepspeed(config, world_size)["zero_optimization"] | worker.small_buckets(stage)
     low, high = (trace_training(config, worker.FRAME, worker.LABELS, n) for n in (2, 4))
     workload = Workload("none", low, high)
-    return zero_memory(workload, worker.SAMPLES, zero, world_size).peak
+    memory = zero_memory(workload, worker.SAMPLES, zero, world_size)
+    return memory.peak + memory.host
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("tasks", "world_size"),
+    ("tasks", "stages", "world_size"),
     [
-        (("surrogate",), 1),
-        pytest.param(tuple(worker.WORDS), 2, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+        (("surrogate",), STAGES, 1),
+        pytest.param(
+            tuple(worker.WORDS),
+            STAGES + OFFLOADED,
+            2,
+            marks=[pytest.mark.slow, pytest.mark.timeout(900)],
+        ),
     ],
     ids=["transformer-1", "all-2"],
 )
 def test_memory_equals_what_the_allocator_held(
-    tasks: tuple[str, ...], world_size: int, tmp_path: Path
+    tasks: tuple[str, ...], stages: tuple[str, ...], world_size: int, tmp_path: Path
 ) -> None:
     """A transformer, a UNet and a convolutional autoencoder, at every stage."""
-    jobs = [(task, stage) for task in tasks for stage in STAGES]
+    jobs = [(task, stage) for task in tasks for stage in stages]
     words = [f"{task}:{stage}" for task, stage in jobs]
     run_ranks([worker.__file__, str(tmp_path / "peaks"), *words], world_size, timeout=800)
     measured = json.loads((tmp_path / "peaks").read_text())
@@ -131,6 +138,19 @@ def test_offloading_moves_states_to_the_host(stage: str) -> None:
         WORKLOAD, 8, ZERO[stage] | {"offload_optimizer": cpu, "offload_param": cpu}, 4
     )
     assert both.host == (6 if stage == "zero3" else 5) * w / 4
+
+
+def test_drive_holds_what_the_host_would() -> None:
+    """Of which masters and moments of three sub-groups are in the host's memory."""
+    w, nvme, few = 10**9, {"device": "nvme"}, {"sub_group_size": 10**6}
+    here = zero_memory(WORKLOAD, 8, ZERO["zero3"], 4)
+    moved = zero_memory(WORKLOAD, 8, ZERO["zero3"] | few | {"offload_optimizer": nvme}, 4)
+    assert (moved.drive, moved.host) == (5 * w / 4, 9 * 4 * 10**6)
+    assert here.peak - moved.peak == 5 * w / 4
+    both = ZERO["zero3"] | {"sub_group_size": 10**9, "offload_optimizer": nvme}
+    both |= {"offload_param": nvme}
+    memory = zero_memory(WORKLOAD, 8, both, 4)
+    assert (memory.drive, memory.host) == (6 * w / 4, 3 * w / 4)
 
 
 def test_offloading_is_chosen_only_when_it_is_needed() -> None:
