@@ -37,13 +37,9 @@ def rope_angles(coordinates: Tensor, theta: Tensor, heads: int) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of features: (B, T, h, d) by angles (T, h, d/2).
-
-    Cosines and sines are stacked so that the compiler stores them, instead of taking them again for
-    every sample.
-    """
+    """Rotates neighbouring pairs of features: (B, T, h, d) by angles (T, h, d/2)."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = torch.stack((angles.cos(), angles.sin())).unbind(0)
+    cos, sin = angles.cos(), angles.sin()
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
