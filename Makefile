@@ -1,4 +1,4 @@
-# Every target sets itself up: a fresh clone needs only Python 3.10+ with venv, and a C++ compiler.
+# Every target sets itself up: a fresh clone needs only Python 3.11+ with venv, and a C++ compiler.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin

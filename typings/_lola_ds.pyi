@@ -1,18 +1,18 @@
 """See `lola_ds/data/native`."""
 
-from typing_extensions import Buffer
+import numpy as np
 
 INTERFACE: int
 
 def read_frames(
     size: int,
-    descriptors: Buffer,
-    offsets: Buffer,
-    digests: Buffer,
-    unsure: Buffer,
-    bounds: Buffer,
-    rows: Buffer,
-    out: Buffer,
+    descriptors: np.ndarray,
+    offsets: np.ndarray,
+    digests: np.ndarray,
+    unsure: np.ndarray,
+    bounds: np.ndarray,
+    rows: np.ndarray,
+    out: np.ndarray,
     /,
 ) -> tuple[int, int, int, int]: ...
-def sum_moments(size: int, x: Buffer, near: Buffer, sums: Buffer, /) -> None: ...
+def sum_moments(size: int, x: np.ndarray, near: np.ndarray, sums: np.ndarray, /) -> None: ...

@@ -53,8 +53,10 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
     if not kinds:
         raise ValueError(f"{type(network).__name__} has no block to compile; choose compile=false")
     torch._dynamo.config.recompile_limit = SHAPES  # of the process; torch 2.11 has no other
-    options = {"fullgraph": True, "dynamic": False}
-    compiled = {kind: torch.compile(getattr(kind, BLOCKS[kind]), **options) for kind in kinds}
+    compiled = {
+        kind: torch.compile(getattr(kind, BLOCKS[kind]), fullgraph=True, dynamic=False)
+        for kind in kinds
+    }
     for module in network.modules():
         if type(module) in compiled:
             bound = MethodType(compiled[type(module)], module)

@@ -15,9 +15,11 @@ buffers):
 Between ranks, a second bucket is still being sent while the next one is filled.
 Accumulating several micro-batches keeps the gradients of the one before: 4 N at stages 0 and 1, s
 at stage 2.
-Offloading the optimizer moves master, gradients, Adam and averages, (4 + K) s, to the host; at
-stage 3, offloading the parameters moves their s too. Offloaded to a drive instead, masters and Adam
-of three sub-groups at a time are in host memory: one is read, one stepped, one written.
+Offloading the optimizer moves master, gradients, Adam and averages, (4 + K) s, to the host, where
+DeepSpeed keeps one more s: at stages 1 and 2 the weights that go back, at stage 3 the gradients a
+second time. At stage 3, offloading the parameters moves their s too. Offloaded to a drive instead,
+masters and Adam of three sub-groups at a time are in host memory: one is read, one stepped, one
+written.
 
 Ranks that share the tokens of a sample (sequence parallelism) are W ranks to ZeRO, which however
 take as many samples as one.
@@ -220,7 +222,7 @@ def zero_memory(
             accumulating = workload.activations(samples) + whole if several else 0
             passing, kept = max(workload.with_gradients(samples), accumulating, whole + share), 0
         if moved:
-            return Memory(whole, passing + buffers, share, host=(4 + averages) * share + kept)
+            return Memory(whole, passing + buffers, share, host=(5 + averages) * share + kept)
         resident = whole + (3 + averages) * share
         return Memory(resident, passing + buffers + kept, 2 * share + kept)
     gathered = 0
@@ -228,14 +230,14 @@ def zero_memory(
         live = min(whole, 4 * zero["stage3_max_live_parameters"])
         flattened = max(bucket, 4 * zero["stage3_prefetch_bucket_size"])
         gathered = live + min(whole, flattened)
-    host = (4 + averages) * share if moved else 0
-    host += share if offloads(zero, "param") else 0
-    resident = (5 + averages) * share + bucket - host
+    gone = (4 + averages) * share if moved else 0
+    gone += share if offloads(zero, "param") else 0
+    resident = (5 + averages) * share + bucket - gone
     passing = workload.activations(samples) + gathered
     if drive := drive_bytes(workload.parameters, zero, world_size, averages):
         in_use = 3 * min(share, 3 * 4 * zero["sub_group_size"])
-        return Memory(resident, passing, share, host - drive + in_use, drive)
-    return Memory(resident, passing, share, host)
+        return Memory(resident, passing, share, gone - drive + in_use, drive)
+    return Memory(resident, passing, share, gone + share if moved else gone)
 
 
 def traffic(parameters: int, stage: int, world_size: int, accumulation: int) -> float:

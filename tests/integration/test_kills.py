@@ -34,6 +34,12 @@ def train(run: Path, data: Path, world_size: int, *more: str) -> None:
         ranks.finish()
 
 
+def at_stage(stage: int | str, drive: Path) -> list[str]:
+    """The words that choose a stage, and the folder of one that offloads to a drive."""
+    words = [f"deepspeed=zero{stage}"]
+    return [*words, f"deepspeed.nvme_path={drive}"] if stage == "3_nvme" else words
+
+
 def lines(run: Path) -> int:
     path = run / "metrics.jsonl"
     return path.read_text().count("train/loss") if path.is_file() else 0
@@ -80,15 +86,21 @@ def kill_once(run: Path, ranks: ForkedRanks, moment: str, rng: random.Random) ->
 
 
 @pytest.mark.parametrize(
-    ("kills", "epochs"),
-    [(3, 8), pytest.param(30, 60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    ("stage", "kills", "epochs"),
+    [
+        ("2", 3, 8),
+        pytest.param("2", 30, 60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+        pytest.param("3_nvme", 9, 20, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_killed_training_ends_with_the_same_bits(
-    kills: int, epochs: int, shards: Path, tmp_path: Path
+    stage: str, kills: int, epochs: int, shards: Path, tmp_path: Path
 ) -> None:
     """SIGKILL of random ranks during steps, saves, and between save and rename."""
-    whole, run = tmp_path / "whole", tmp_path / "killed"
-    more = ["deepspeed=zero2", f"train.epochs={epochs}", "ema.power_law=[0.1]", "ema.keep_every=2"]
+    whole, run, drive = tmp_path / "whole", tmp_path / "killed", tmp_path / "drive"
+    drive.mkdir()
+    more = [*at_stage(stage, drive), f"train.epochs={epochs}"]
+    more += ["ema.power_law=[0.1]", "ema.keep_every=2"]
     train(whole, shards, 2, *more)
     rng, found = random.Random(kills), Counter[str]()
     for kill in range(kills):
@@ -103,6 +115,7 @@ def test_killed_training_ends_with_the_same_bits(
     assert all(len(sets) == 1 for sets in seen.values())
     assert sorted({step for step, _ in seen}) == list(range(5 * epochs))
     assert not list((run / "checkpoints").glob(".*"))
+    assert not list(drive.iterdir())
     kept = [sorted(p.name for p in (r / "averages").iterdir()) for r in (run, whole)]
     assert kept[0] == kept[1] != []
     if kills >= 30:
@@ -115,10 +128,11 @@ def test_killed_training_ends_with_the_same_bits(
         [(2, 3), (1, 1)],
         pytest.param([(4, 3), (2, 1), (3, 0), (1, 2)], marks=pytest.mark.slow),
         pytest.param([(2, 3), (2, 1), (2, 0)], marks=pytest.mark.slow),
+        pytest.param([(2, "3_nvme"), (2, 1), (1, "3_nvme")], marks=pytest.mark.slow),
     ],
 )
 def test_training_moves_to_other_ranks_and_stages(
-    chain: list[tuple[int, int]], shards: Path, tmp_path: Path
+    chain: list[tuple[int, int | str]], shards: Path, tmp_path: Path
 ) -> None:
     """Asked to stop in the middle of an epoch, it goes on at another stage and world size."""
     whole, run = tmp_path / "whole", tmp_path / "moved"
@@ -127,12 +141,13 @@ def test_training_moves_to_other_ranks_and_stages(
     *before, (world_size, stage) = chain
     for i, (ranks_before, stage_before) in enumerate(before):
         reached = lines(run) + 3
-        with start(run, shards, ranks_before, *fixed, f"deepspeed=zero{stage_before}") as ranks:
+        words = [*fixed, *at_stage(stage_before, tmp_path)]
+        with start(run, shards, ranks_before, *words) as ranks:
             ranks.wait_until(lambda reached=reached: lines(run) >= reached)
             ranks.signal(ranks_before - 1, (signal.SIGTERM, signal.SIGUSR1)[i % 2])
             assert ranks.wait(600) == [EXIT_STOPPED] * ranks_before
         assert find_checkpoint(run).state["step"] == lines(run) < 20
-    train(run, shards, world_size, *fixed, f"deepspeed=zero{stage}")
+    train(run, shards, world_size, *fixed, *at_stage(stage, tmp_path))
     assert metrics(run, "train/loss") == pytest.approx(metrics(whole, "train/loss"), rel=1e-5)
 
 

@@ -15,7 +15,8 @@ from words import overrides
 from lola_ds.train.export import find_checkpoint
 
 WORKER = str(Path(__file__).with_name("watch_worker.py"))
-STAGES = ("zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
+STAGES = ("zero0", "zero1", "zero2", "zero3")
+STAGES += ("zero1_offload", "zero2_offload", "zero3_offload", "zero3_nvme")
 pytestmark = pytest.mark.ranks
 
 
@@ -29,6 +30,7 @@ def train(fault: str, runs: dict[Path, list[str]], shards: Path, world_size: int
 def test_nan_on_one_rank_is_skipped_at_every_stage(shards: Path, tmp_path: Path) -> None:
     """At step 3 of rank 1: named, and gone from weights, averages and optimizer states."""
     runs = {tmp_path / stage: [f"deepspeed={stage}", "train.epochs=2"] for stage in STAGES}
+    runs[tmp_path / "zero3_nvme"] += [f"deepspeed.nvme_path={tmp_path}"]
     said = train("nan 1 3 1", runs, shards)
     assert said.count("step 3 skipped: the loss is nan (rank 1: window ") == len(runs)
     assert said.count(", field pressure)") == len(runs)

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lola_ds.build import build_model, build_objective, complete_network
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, fill_deepspeed, to_dict
+from lola_ds.config import compose, fill_deepspeed, to_dict, uses_cpu_adam
 from lola_ds.data import Batch
 from lola_ds.train.cost import Trace
 from lola_ds.train.ema import Ema, Exponential
@@ -42,7 +42,7 @@ WORDS = {
 }
 
 
-def make_config(task: str, stage: str | int, world_size: int) -> dict[str, Any]:
+def make_config(task: str, stage: str, world_size: int) -> dict[str, Any]:
     """A training of `SAMPLES` samples per rank, whose network is much larger than a bucket."""
     size = SAMPLES * world_size
     batch = [f"train.batch_size={size}", f"train.epoch_size={size}", "trajectory.length=3"]
@@ -54,14 +54,16 @@ def measure(task: str, stage: str, ranks: Ranks) -> int:
     """The peak in bytes, from building the network to the end of the third step."""
     config = make_config(task, stage, ranks.world_size)
     ds_config = fill_deepspeed(config, ranks.world_size)
-    ds_config["zero_optimization"] |= small_buckets(int(stage))
+    ds_config["zero_optimization"] |= small_buckets(stage)
     config = complete_network(config, FRAME, LABELS)
     with (
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record,
         Trace([]) as trace,
     ):
         objective = build_objective(config, build_model(config))
-        optimizer = make_optimizer(objective.parameters(), config["optim"])
+        optimizer = make_optimizer(
+            objective.parameters(), config["optim"], on_cpu=uses_cpu_adam(ds_config)
+        )
         engine = make_engine(objective, optimizer, ds_config)
         fragments = local_fragments(engine, ranks.rank, ranks.world_size)
         ema = Ema(fragments, [Exponential(0.9)])
@@ -89,11 +91,11 @@ def peak_bytes(record: profile) -> int:
     return max(fields.total_allocated for _, fields in events) - before
 
 
-def small_buckets(stage: int) -> dict[str, int]:
+def small_buckets(stage: str) -> dict[str, int]:
     """Buffers that do not hide the rest."""
-    if stage == 3:
+    if stage.startswith("3"):
         return {"reduce_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET}
-    return {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET} if stage else {}
+    return {} if stage == "0" else {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
 
 
 def make_batch(task: str, samples: int) -> Batch:
@@ -108,7 +110,8 @@ def main() -> None:
     ranks = join("cpu")
     peaks = {}
     for job in jobs:
-        peaks[job] = measure(*job.split(":"), ranks)
+        task, stage = job.split(":")
+        peaks[job] = measure(task, stage, ranks)
         gc.collect()
     if ranks.rank == 0:
         Path(out).write_text(json.dumps(peaks))

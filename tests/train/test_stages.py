@@ -87,9 +87,11 @@ def test_two_ranks_equal_one_process(stage: str, runs: Path) -> None:
 def test_resumes_at_any_stage_and_world_size(runs: Path, tmp_path: Path) -> None:
     up = [(rewind(runs / "two_3", tmp_path / "3_to_2"), "2_offload")]
     up += [(rewind(runs / "alone", tmp_path / "0_to_3"), "3")]
+    up += [(rewind(runs / "two_1", tmp_path / "1_to_drive"), "3_nvme")]
     start(*up, world_size=4)
     down = [(rewind(runs / "two_2", tmp_path / "2_to_0"), "0")]
     down += [(rewind(runs / "two_3_offload", tmp_path / "3_to_1"), "1")]
+    down += [(rewind(runs / "two_3_nvme", tmp_path / "drive_to_1"), "1")]
     mine = tmp_path / "mine.json"  # torch's AdamW goes on for DeepSpeed's
     mine.write_text(json.dumps(read_deepspeed("zero2_offload.json") | TORCH_ADAM))
     down += [(rewind(runs / "two_1_offload", tmp_path / "1_to_2"), f"2,deepspeed.config={mine}")]
