@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard lola_ds/dat
 	$(BIN)/pip install --quiet --no-build-isolation -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c "from lola_ds.train.engine import build_extensions; build_extensions()"
+	$(BIN)/python -c "from lola_ds.train.extensions import build_extensions; build_extensions()"
 	touch $@
 
 demo: setup  ## the whole method on freshly solved Euler flows, about 15 minutes on 2 cores

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .drive import Drive, move_to_drive, on_host
+from .extensions import import_deepspeed
 
 _functional: Any = torch.nn.functional
 _linear = torch.nn.functional.linear
@@ -63,7 +62,7 @@ def join(device: str = "auto") -> Ranks:
     where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    _deepspeed().init_distributed(
+    import_deepspeed().init_distributed(
         dist_backend="nccl" if where.type == "cuda" else "gloo", verbose=False
     )
     return Ranks(dist.get_rank(), local_rank, dist.get_world_size(), where)
@@ -113,7 +112,7 @@ def make_engine(
     Raises:
         ValueError: the drive is full.
     """
-    deepspeed = _deepspeed()
+    deepspeed = import_deepspeed()
     if whole and ds_config["zero_optimization"]["stage"] == 3:
         deepspeed.utils.set_z3_leaf_modules(objective, list(whole))
     _functional.linear = _linear  # an engine before this one may have left another
@@ -167,47 +166,6 @@ def first_difference(module: nn.Module) -> str | None:
         dist.all_reduce(extremes, dist.ReduceOp.MAX)
     differ = (extremes[: len(named)] + extremes[len(named) :]).tolist()
     return next((name for (name, _), value in zip(named, differ) if value), None)
-
-
-def build_extensions() -> None:
-    """Builds what DeepSpeed would otherwise build on its first start.
-
-    A build that was killed leaves torch's lock file behind, for which every later start would wait
-    for ever; whoever builds here is alone, and removes it.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    _deepspeed()
-    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        for lock in Path(folder).glob("*/lock"):
-            lock.unlink()
-    if os.environ["DS_ACCELERATOR"] == "cpu":
-        from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
-
-        ShareMemCommBuilder().load(verbose=False)
-        CPUAdamBuilder().load(verbose=False)
-
-
-def _deepspeed() -> Any:
-    _keep_extensions_in_environment()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside DeepSpeed's own imports
-        import deepspeed
-    return deepspeed
-
-
-def _keep_extensions_in_environment() -> None:
-    """Has compiled extensions live in the virtual environment they were compiled for.
-
-    torch's default is one folder per user and Python version; two environments that share it
-    compile over each other's at every start. So do two versions of ninja, whose logs differ: the
-    environment's own is found first, whether or not the environment was activated.
-    """
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-        scripts = str(Path(sys.prefix) / "bin")
-        path = os.environ.get("PATH", os.defpath)
-        if path.split(os.pathsep)[0] != scripts:
-            os.environ["PATH"] = scripts + os.pathsep + path
 
 
 def _free_port() -> int:
