@@ -48,7 +48,8 @@ def compile_reader(sources: Path, target: Path) -> Path:
     library = target / "_lola_ds.abi3.so"
     include = f"-I{sysconfig.get_path('include')}"
     shared = ("-shared", *UNRESOLVED, "-o", library)
-    _compile(*FLAGS, include, *shared, sources / "module.c", sources / "moments.c", *objects)
+    others = [sources / f"{name}.c" for name in ("module", "mapping", "moments")]
+    _compile(*FLAGS, include, *shared, *others, *objects)
     return library
 
 

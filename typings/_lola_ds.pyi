@@ -8,6 +8,7 @@ def read_frames(
     size: int,
     descriptors: np.ndarray,
     offsets: np.ndarray,
+    mapped: np.ndarray,
     digests: np.ndarray,
     unsure: np.ndarray,
     bounds: np.ndarray,
@@ -15,4 +16,6 @@ def read_frames(
     out: np.ndarray,
     /,
 ) -> tuple[int, int, int, int]: ...
+def map_file(descriptor: int, size: int, /) -> int: ...
+def unmap_file(address: int, size: int, /) -> None: ...
 def sum_moments(size: int, x: np.ndarray, near: np.ndarray, sums: np.ndarray, /) -> None: ...

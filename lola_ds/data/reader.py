@@ -1,4 +1,4 @@
-"""Reading frames: positioned reads straight into the caller's memory, each frame checked once.
+"""Reading frames straight into the caller's memory, each frame checked once.
 
 A frame is hashed the first time this process reads it, right after the read, while it is in the
 core's cache; and again whenever its shard has changed since: what is remembered of a frame is a
@@ -21,13 +21,20 @@ import numpy as np
 
 from .format import ShardError, checksum
 from .index import Index
-from .native import Outcome, Problem, read_frames
+from .native import Outcome, Problem, map_file, read_frames, unmap_file
 
 OPEN_FILES = 128  # shards kept open at once
 
 
 class OpenFile:
-    """A file opened for positioned reads, closed when the last reference to it goes."""
+    """A file opened for positioned reads, closed when the last reference to it goes.
+
+    Attributes:
+        path: its name.
+        descriptor: the open file.
+        size: bytes it had when it was opened.
+        address: where it is mapped; 0 if it is not.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,9 +42,12 @@ class OpenFile:
             self.descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise ShardError(f"{path}: shard missing; was the folder moved or cleaned?") from None
+        self.size = os.fstat(self.descriptor).st_size
+        self.address = map_file(self.descriptor, self.size)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
+            unmap_file(self.address, self.size)
             os.close(self.descriptor)
 
     def stamp(self) -> int:
@@ -89,14 +99,17 @@ class FrameReader:
         shards, offsets = self.index.places(frames)
         files = {shard: self._open(shard) for shard in set(shards.tolist())}
         stamps = {shard: file.stamp() for shard, file in files.items()}
-        descriptors, before = np.empty((2, len(self.index.shards)), np.int64)
+        table = np.empty((4, len(self.index.shards)), np.int64)
         for shard, file in files.items():
-            descriptors[shard], before[shard] = file.descriptor, stamps[shard]
-        before, digests = before[shards], self.index.checksums[frames]
+            table[:, shard] = file.descriptor, file.address, file.size, stamps[shard]
+        descriptors, addresses, sizes, before = table[:, shards]
+        whole = (addresses > 0) & (offsets + self._frame_bytes <= sizes)
+        digests = self.index.checksums[frames]
         ended = read_frames(
             self._frame_bytes,
-            descriptors[shards].astype(np.int32),
+            descriptors.astype(np.int32),
             offsets,
+            np.where(whole, addresses + offsets, 0),
             digests,
             (self._verified[frames] != before) | self.recheck,
             bounds,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +15,14 @@ import numpy as np
 import pytest
 
 from lola_ds.data.format import checksum
-from lola_ds.data.native import Outcome, Problem, read_frames, sum_moments
+from lola_ds.data.native import (
+    Outcome,
+    Problem,
+    map_file,
+    read_frames,
+    sum_moments,
+    unmap_file,
+)
 
 PIECE = 1 << 18  # as in frames.c
 SIZES = (1, 16, 17, 128, 129, 240, 241, 1024, 1025, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 333)
@@ -27,8 +38,11 @@ def descriptor(tmp_path):
     os.close(descriptor)
 
 
-def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True):
-    """Reads frames, each into the rows of its list; `flipped` have a wrong digest."""
+def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True, address=0):
+    """Reads frames, each into the rows of its list; `flipped` have a wrong digest.
+
+    They lie in memory if there is an `address` of the file.
+    """
     rows = [[i] for i in range(len(offsets))] if rows is None else rows
     frames = [os.pread(descriptor, size, offset) for offset in offsets]
     digests = np.array([checksum(frame) for frame in frames], np.uint64)
@@ -38,6 +52,7 @@ def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True):
         size,
         np.full(len(offsets), descriptor, np.int32),
         np.array(offsets, np.int64),
+        np.array([address + offset if address else 0 for offset in offsets]),
         digests,
         np.broadcast_to(unsure, len(offsets)).astype(bool),
         np.cumsum([0, *map(len, rows)]),
@@ -47,19 +62,80 @@ def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True):
     return outcome, out, frames
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_frames_of_any_size_are_read_hashed_and_copied(descriptor, size):
+def test_frames_of_any_size_are_read_hashed_and_copied(descriptor, size, in_memory):
+    address = map_file(descriptor, 2_000_000) if in_memory else 0
+    assert bool(address) == in_memory
     offsets, rows = [777, 0, 1_000_001], [[4, 0], [2], [1, 5, 3]]
-    outcome, out, frames = read(descriptor, size, offsets, rows)
+    outcome, out, frames = read(descriptor, size, offsets, rows, address=address)
     assert outcome == Outcome(Problem.NONE, 3, 0, 0)
     for frame, some in zip(frames, rows):
         assert all(out[row].tobytes() == frame for row in some)
     for wrong in range(3):
-        outcome, *_ = read(descriptor, size, offsets, rows, flipped=[wrong])
+        more = {"flipped": [wrong], "address": address}
+        outcome, *_ = read(descriptor, size, offsets, rows, **more)
         assert outcome == Outcome(Problem.DIFFERS, wrong, size, 0)
-        unsure = np.arange(3) != wrong
-        outcome, *_ = read(descriptor, size, offsets, rows, flipped=[wrong], unsure=unsure)
+        outcome, *_ = read(descriptor, size, offsets, rows, **more, unsure=np.arange(3) != wrong)
         assert outcome.problem is Problem.NONE
+    unmap_file(address, 2_000_000)
+
+
+def test_what_is_in_memory_comes_from_there(tmp_path):
+    """Of two files, one mapped and one opened: what was copied is what was mapped."""
+    size = 2 * PIECE + 99
+    noise = np.random.default_rng(0).bytes(size)
+    (tmp_path / "mapped").write_bytes(noise)
+    (tmp_path / "opened").write_bytes(bytes(size))
+    with open(tmp_path / "mapped", "rb") as mapped, open(tmp_path / "opened", "rb") as opened:
+        address = map_file(mapped.fileno(), size)
+        outcome, out, _ = read(opened.fileno(), size, [0], unsure=False, address=address)
+        unmap_file(address, size)
+    assert outcome.problem is Problem.NONE
+    assert out.tobytes() == noise
+
+
+def test_what_is_gone_from_memory_is_read(descriptor, tmp_path):
+    """The mapped file loses its end, which would be the end of the process."""
+    size = 2 * PIECE + 99
+    with open(tmp_path / "mapped", "w+b") as mapped:
+        mapped.write(os.pread(descriptor, size, 0))
+        mapped.flush()
+        address = map_file(mapped.fileno(), size)
+        for left in (PIECE + 3 * mmap.PAGESIZE, PIECE, 0):
+            mapped.truncate(left)
+            outcome, out, (frame,) = read(descriptor, size, [0], [[1, 0]], address=address)
+            assert outcome == Outcome(Problem.NONE, 1, 0, 0)
+            assert out[0].tobytes() == out[1].tobytes() == frame
+        unmap_file(address, size)
+
+
+FAULT = """
+import faulthandler, mmap, sys, tempfile
+import numpy as np
+from lola_ds.data.native import read_frames
+def read(file):
+    one = np.zeros(1, np.int64)
+    read_frames(1, np.array([file.fileno()], np.int32), one, one, one.astype(np.uint64),
+                np.zeros(1, bool), np.arange(2), one, np.zeros((1, 1), np.uint8))
+with tempfile.TemporaryFile() as file:
+    file.write(b"some")
+    file.flush()
+    whole = mmap.mmap(file.fileno(), 4)
+    for word in sys.argv[1:]:
+        faulthandler.enable() if word == "enable" else read(file)
+    file.truncate(0)
+    whole[0]
+"""
+
+
+@pytest.mark.parametrize("words", ["read", "enable read", "read enable", "read enable read"])
+def test_faults_of_others_are_theirs(words):
+    """They end the process, after what was there to tell of it has told, once."""
+    command = [sys.executable, "-c", FAULT, *words.split()]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGBUS
+    assert process.stderr.count("Bus error") == ("enable" in words)
 
 
 def test_what_cannot_be_read_is_told(descriptor):
@@ -77,6 +153,7 @@ def test_what_cannot_be_read_is_told(descriptor):
             10,
             np.array([descriptor, wrong, closed], np.int32),
             np.zeros(3, np.int64),
+            np.zeros(3, np.int64),
             np.zeros(3, np.uint64),
             np.zeros(3, bool),
             np.arange(4),
@@ -88,19 +165,23 @@ def test_what_cannot_be_read_is_told(descriptor):
     os.close(broken)
 
 
-def test_a_file_that_is_truncated_while_it_is_read(tmp_path):
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_file_that_is_truncated_while_it_is_read(tmp_path, in_memory):
     """The call ends with what it found, never with the process."""
     path, size, ended = tmp_path / "shrinking", 4_000_000, 0
-    tables = (np.arange(8) * size, np.zeros(8, np.uint64), np.zeros(8, bool), np.arange(9))
+    offsets, tables = np.arange(8) * size, (np.zeros(8, np.uint64), np.zeros(8, bool), np.arange(9))
     out = np.ones((8, size), np.uint8)
     for _ in range(20):
         path.write_bytes(bytes(8 * size))
         with open(path, "r+b") as file:
+            address = map_file(file.fileno(), 8 * size) if in_memory else 0
+            mapped = address + offsets if in_memory else np.zeros(8, np.int64)
             shrink = threading.Timer(0.001, file.truncate, [size // 2])
             shrink.start()
             descriptors = np.full(8, file.fileno(), np.int32)
-            outcome = read_frames(size, descriptors, *tables, np.arange(8), out)
+            outcome = read_frames(size, descriptors, offsets, mapped, *tables, np.arange(8), out)
             shrink.join()
+            unmap_file(address, 8 * size)
         assert outcome.problem in (Problem.NONE, Problem.ENDED)
         ended += outcome.problem is Problem.ENDED
         if ended:
@@ -113,6 +194,7 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
         "size": 10,
         "descriptors": np.full(2, descriptor, np.int32),
         "offsets": np.zeros(2, np.int64),
+        "mapped": np.zeros(2, np.int64),
         "digests": np.zeros(2, np.uint64),
         "unsure": np.zeros(2, bool),
         "bounds": np.array([0, 1, 3]),
@@ -125,6 +207,7 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
         ("size", 11),
         ("descriptors", np.zeros(3, np.int32)),
         ("offsets", np.zeros(1, np.int64)),
+        ("mapped", np.zeros(1, np.int64)),
         ("digests", np.zeros(1, np.uint64)),
         ("bounds", np.array([0, 1, 4])),
         ("bounds", np.array([0, 0, 3])),

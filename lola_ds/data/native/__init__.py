@@ -1,9 +1,10 @@
 """The compiled part: what takes too long in Python, without the interpreter's lock.
 
 `frames.c` reads and hashes all frames of a call, with Yann Collet's `xxhash.h` beside it;
-`moments.c` sums up frames for statistics; `module.c` makes both the module `_lola_ds`, which
-`hatch_build.py` compiles when the package is installed. It works on any processor of the
-architecture it was compiled for: the widest vectors that this one has are found at start.
+`mapping.c` has files in memory for it; `moments.c` sums up frames for statistics; `module.c` makes
+them the module `_lola_ds`, which `hatch_build.py` compiles when the package is installed. It works
+on any processor of the architecture it was compiled for: the widest vectors that this one has are
+found at start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ try:
 except ImportError:
     raise ImportError("_lola_ds, the compiled part of lola_ds, is missing: `make setup`") from None
 
-_INTERFACE = 1  # as in module.c
+_INTERFACE = 2  # as in module.c
 
 if _lola_ds.INTERFACE != _INTERFACE:
     raise ImportError("_lola_ds was compiled from other sources than these: `make setup`")
@@ -53,6 +54,7 @@ def read_frames(
     size: int,
     descriptors: np.ndarray,
     offsets: np.ndarray,
+    mapped: np.ndarray,
     digests: np.ndarray,
     unsure: np.ndarray,
     bounds: np.ndarray,
@@ -64,6 +66,7 @@ def read_frames(
     Arguments:
         size: bytes of a frame.
         descriptors, offsets: where each lies: an open file and a byte offset, (n,) int32 and int64.
+        mapped: the address in memory of each, by `map_file`; 0 if it has none, (n,) int64.
         digests: their xxh3_64, (n,) uint64.
         unsure: which are to be compared with them, (n,) bool.
         bounds, rows: frame i goes to the rows `rows[bounds[i]:bounds[i + 1]]`, at least one; (n+1,)
@@ -73,9 +76,20 @@ def read_frames(
     Raises:
         ValueError: the tables do not fit each other.
     """
-    tables = (descriptors, offsets, digests, unsure, bounds, rows)
+    tables = (descriptors, offsets, mapped, digests, unsure, bounds, rows)
     problem, *where = _lola_ds.read_frames(size, *tables, out)
     return Outcome(Problem(problem), *where)
+
+
+def map_file(descriptor: int, size: int) -> int:
+    """Maps a file of `size` bytes; returns its address for `read_frames`, 0 if it has none."""
+    return _lola_ds.map_file(descriptor, size) if size else 0
+
+
+def unmap_file(address: int, size: int) -> None:
+    """Undoes `map_file`; nothing may be reading there."""
+    if address:
+        _lola_ds.unmap_file(address, size)
 
 
 def sum_moments(x: np.ndarray, near: np.ndarray) -> np.ndarray:

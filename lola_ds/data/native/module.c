@@ -6,12 +6,12 @@
 #include "native.h"
 
 /* Raised by one whenever what Python passes or gets changes; `lola_ds.data.native` compares it. */
-enum { INTERFACE = 1 };
+enum { INTERFACE = 2 };
 
 static reader *read_best = read_frames_baseline;
 
-enum { DESCRIPTORS, OFFSETS, DIGESTS, UNSURE, BOUNDS, ROWS, OUT, BUFFERS };
-static const Py_ssize_t ITEM[BUFFERS] = {4, 8, 8, 1, 8, 8, 1};
+enum { DESCRIPTORS, OFFSETS, MAPPED, DIGESTS, UNSURE, BOUNDS, ROWS, OUT, BUFFERS };
+static const Py_ssize_t ITEM[BUFFERS] = {4, 8, 8, 8, 1, 8, 8, 1};
 
 /* Whether the buffers fit each other, and every row lies in `out`; sets an error if not. */
 static int check(const Py_buffer *buffers, Py_ssize_t size)
@@ -37,9 +37,9 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
     Py_ssize_t size;
     PyObject *result = NULL;
     (void)module;
-    if (!PyArg_ParseTuple(args, "ny*y*y*y*y*y*w*:read_frames", &size, &buffers[DESCRIPTORS],
-                          &buffers[OFFSETS], &buffers[DIGESTS], &buffers[UNSURE],
-                          &buffers[BOUNDS], &buffers[ROWS], &buffers[OUT]))
+    if (!PyArg_ParseTuple(args, "ny*y*y*y*y*y*y*w*:read_frames", &size, &buffers[DESCRIPTORS],
+                          &buffers[OFFSETS], &buffers[MAPPED], &buffers[DIGESTS],
+                          &buffers[UNSURE], &buffers[BOUNDS], &buffers[ROWS], &buffers[OUT]))
         return NULL;
     if (check(buffers, size)) {
         const struct frames frames = {
@@ -47,6 +47,7 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
             .size = size,
             .descriptors = buffers[DESCRIPTORS].buf,
             .offsets = buffers[OFFSETS].buf,
+            .mapped = buffers[MAPPED].buf,
             .digests = buffers[DIGESTS].buf,
             .unsure = buffers[UNSURE].buf,
             .bounds = buffers[BOUNDS].buf,
@@ -55,6 +56,7 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
         };
         struct outcome outcome;
         Py_BEGIN_ALLOW_THREADS
+        catch_faults();
         outcome = read_best(&frames);
         Py_END_ALLOW_THREADS
         result = Py_BuildValue("iLLi", (int)outcome.problem, (long long)outcome.frame,
@@ -63,6 +65,26 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
     for (int i = 0; i < BUFFERS; i++)
         PyBuffer_Release(&buffers[i]);
     return result;
+}
+
+static PyObject *map_file_of(PyObject *module, PyObject *args)
+{
+    int descriptor;
+    long long size;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iL:map_file", &descriptor, &size))
+        return NULL;
+    return PyLong_FromLongLong(map_file(descriptor, size));
+}
+
+static PyObject *unmap_file_at(PyObject *module, PyObject *args)
+{
+    long long address, size;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "LL:unmap_file", &address, &size))
+        return NULL;
+    unmap_file(address, size);
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *sum_moments(PyObject *module, PyObject *args)
@@ -93,6 +115,8 @@ static PyObject *sum_moments(PyObject *module, PyObject *args)
 
 static PyMethodDef METHODS[] = {
     {"read_frames", read_frames, METH_VARARGS, NULL},
+    {"map_file", map_file_of, METH_VARARGS, NULL},
+    {"unmap_file", unmap_file_at, METH_VARARGS, NULL},
     {"sum_moments", sum_moments, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

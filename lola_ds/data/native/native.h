@@ -2,16 +2,19 @@
 #ifndef LOLA_DS_NATIVE_H
 #define LOLA_DS_NATIVE_H
 
+#include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /* `count` different frames of `size` bytes each, and where each goes: frame i is read from
- * `offsets[i]` of `descriptors[i]` into the rows `rows[bounds[i]]` ... `rows[bounds[i + 1] - 1]` of
- * `out`. Its XXH3-64 must be `digests[i]` if `unsure[i]`. */
+ * `offsets[i]` of `descriptors[i]`, which is also at the address `mapped[i]` unless that is 0, into
+ * the rows `rows[bounds[i]]` ... `rows[bounds[i + 1] - 1]` of `out`. Its XXH3-64 must be
+ * `digests[i]` if `unsure[i]`. */
 struct frames {
     int64_t count, size;
     const int32_t *descriptors;
     const int64_t *offsets;
+    const int64_t *mapped;
     const uint64_t *digests;
     const uint8_t *unsure;
     const int64_t *bounds;
@@ -33,6 +36,16 @@ typedef struct outcome reader(const struct frames *frames);
 
 /* The same code, compiled for different processors. */
 reader read_frames_baseline, read_frames_avx2, read_frames_avx512;
+
+/* The address of a whole file in memory, read-only; 0 if it cannot be mapped. */
+int64_t map_file(int descriptor, int64_t size);
+void unmap_file(int64_t address, int64_t size);
+
+/* Where this thread goes on if the mapped memory that it reads is no longer backed by a file. */
+extern _Thread_local sigjmp_buf *on_fault __attribute__((tls_model("initial-exec")));
+
+/* Has `on_fault` obeyed; to be called before it is set, as others may set handlers, too. */
+void catch_faults(void);
 
 /* Sums of deviations from a value, of their squares, and the extremes. */
 struct moments {
