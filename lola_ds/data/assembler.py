@@ -186,19 +186,21 @@ class Assembler:
     ) -> None:
         """Reads the samples of `part` into their places; holding `batch` keeps its memory."""
         windows, memory, labels = plan.windows[part], memory[part], labels[part]
-        real = np.flatnonzero(windows >= 0)
-        if len(real) < len(windows):
-            memory[windows < 0] = 0
-        labels[real] = self.dataset.labels[self.dataset.trajectories_of(windows[real])]
-        if self.augment:
-            seeds = plan.seeds[part]
-            for i in real:
-                self._augmented(windows[i : i + 1], int(seeds[i]), memory[i], labels[i], failed)
-            return
-        for run in np.split(real, np.flatnonzero(np.diff(real) > 1) + 1):  # none of it padding
-            if len(run):
-                part = slice(run[0], run[-1] + 1)
-                self._read(windows[part], memory[part], failed)
+        real = windows >= 0
+        runs = [slice(0, len(windows))]
+        if not real.all():
+            memory[~real] = 0
+            ends = np.flatnonzero(np.diff(real, prepend=False, append=False))
+            runs = [slice(a, b) for a, b in ends.reshape(-1, 2)]  # none of it padding
+        for run in runs:
+            trajectories = self.dataset.trajectories_of(windows[run])
+            labels[run] = self.dataset.labels[trajectories]
+            if not self.augment:
+                self._read(windows[run], memory[run], failed)
+                continue
+            for i in range(run.start, run.stop):
+                seed = int(plan.seeds[part][i])
+                self._augmented(windows[i : i + 1], seed, memory[i], labels[i], failed)
 
     def _read(self, windows: np.ndarray, out: np.ndarray, failed: list[int]) -> None:
         """Reads windows; one that cannot be is zero and joins `failed`, if that is tolerated."""

@@ -34,6 +34,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`, x in float32: half precision travels as it is stored."""
+        if self.x.device == torch.device(device) and self.x.dtype == torch.float32:
+            return self
         tensors = (value.to(device, non_blocking=non_blocking) for value in vars(self).values())
         batch = Batch(*tensors)
         batch.x = batch.x.float()

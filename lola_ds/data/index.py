@@ -89,7 +89,7 @@ class Index:
         """File names of the shards."""
         return tuple(self.header["shards"])
 
-    @property
+    @cached_property
     def frame_bytes(self) -> int:
         """Size of one stored frame."""
         return int(np.prod(self.shape)) * STORED[self.dtype].itemsize
@@ -138,7 +138,7 @@ class Index:
         Returns:
             Two (n,) arrays of int64, or two numbers.
         """
-        segments = np.searchsorted(self._segment_first, frames, side="right") - 1
+        segments = self._segment_first.searchsorted(frames, side="right") - 1
         rows = frames - self._segment_first[segments]
         return self.segments[segments, 3], self.segments[segments, 4] + rows * self.frame_bytes
 

@@ -39,6 +39,7 @@ class Loader:
                     failed = []
                 self.sampler.advance(plan.step)
             yield batch
+            del batch  # so that its memory takes what is read next
 
     def _plans(self) -> Iterator[Plan]:
         """Micro-batches from the sampler's state on."""

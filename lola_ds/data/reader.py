@@ -94,7 +94,9 @@ class FrameReader:
             return
         order = np.argsort(frames, kind="stable")
         rows, frames = order if rows is None else rows[order], frames[order]
-        bounds = np.flatnonzero(np.diff(frames, prepend=-1, append=-1))
+        new = np.ones(len(frames) + 1, bool)
+        np.not_equal(frames[1:], frames[:-1], out=new[1:-1])
+        bounds = new.nonzero()[0]
         frames = frames[bounds[:-1]]  # each once
         shards, offsets = self.index.places(frames)
         files = {shard: self._open(shard) for shard in set(shards.tolist())}

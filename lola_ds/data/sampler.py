@@ -177,10 +177,10 @@ class ElasticSampler:
 
     def _step(self, epoch: int, start: int) -> Step:
         stop = min(start + self.global_batch, self.draws)
-        draws = np.full(self.global_batch // self.world_size, -1, np.int64)
-        mine = self.order(epoch)[start + self.rank : stop : self.world_size]
-        draws[: len(mine)] = mine
-        windows = np.where(draws < 0, -1, draws % self.n)
+        draws = self.order(epoch)[start + self.rank : stop : self.world_size]
+        windows = draws % self.n
+        if padding := self.global_batch // self.world_size - len(draws):
+            draws, windows = (np.pad(x, (0, padding), constant_values=-1) for x in (draws, windows))
         if self.quarantine:
             windows[self._dropped(windows)] = -1
         end = (epoch, stop) if stop < self.draws else (epoch + 1, 0)

@@ -158,7 +158,7 @@ class ShardDataset:
 
     def trajectories_of(self, windows: np.ndarray) -> np.ndarray:
         """The trajectory of each of `windows`, (n,)."""
-        return np.searchsorted(self._ends, windows, side="right")
+        return self._ends.searchsorted(windows, side="right")
 
     def read_windows(self, windows: np.ndarray, out: np.ndarray) -> None:
         """Reads windows as they are stored.
@@ -173,8 +173,11 @@ class ShardDataset:
         trajectories = self.trajectories_of(windows)
         starts = self._first[trajectories] + windows - self._begins[trajectories]
         frames = starts[:, None] + self._steps
-        target, rows = out.reshape(-1, *self.shape), np.arange(frames.size).reshape(frames.shape)
-        parts = self._part[trajectories]
+        target = out.reshape(-1, *self.shape)
+        if len(self._readers) == 1:
+            self._readers[0].read(frames.ravel(), target)
+            return
+        parts, rows = self._part[trajectories], np.arange(frames.size).reshape(frames.shape)
         for part in set(parts.tolist()):
             mine = parts == part
             self._readers[part].read(frames[mine].ravel(), target, rows[mine].ravel())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -306,8 +307,9 @@ def _sum_over_ranks(
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Sums of scalars `more` and of each tensor of `totals`, in one collective."""
     parts = [*more, *totals.values()]
-    vector = sum_over_ranks(torch.cat([part.double().flatten() for part in parts]))
-    split = [part.tolist() for part in vector.split([part.numel() for part in parts])]
+    vector = sum_over_ranks(torch.cat([part.flatten() for part in parts]).double())
+    values = iter(vector.tolist())
+    split = [list(islice(values, part.numel())) for part in parts]
     return [value for (value,) in split[: len(more)]], dict(zip(totals, split[len(more) :]))
 
 
