@@ -4,11 +4,20 @@ import numpy as np
 
 INTERFACE: int
 
+def arrange(
+    size: int,
+    frames: np.ndarray,
+    rows: np.ndarray,
+    first: np.ndarray,
+    segments: np.ndarray,
+    table: np.ndarray,
+    /,
+) -> int: ...
 def read_frames(
     size: int,
-    descriptors: np.ndarray,
+    files: np.ndarray,
+    shards: np.ndarray,
     offsets: np.ndarray,
-    mapped: np.ndarray,
     digests: np.ndarray,
     unsure: np.ndarray,
     bounds: np.ndarray,

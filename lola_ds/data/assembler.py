@@ -1,9 +1,10 @@
 """Batches from plans: threads read, augment and lay out the windows of each, some batches ahead.
 
-Reading (preadv), hashing (xxhash) and copying (numpy) release the GIL, so threads share one
-process, one set of open files and one memory. Each thread takes one run of a batch's samples and
-reads them straight into their places; what a sample is depends on (seed, epoch, window) alone,
-never on the thread that read it.
+Reading, hashing and copying release the GIL, so threads share one process, one set of open files
+and one memory. Each thread takes one run of a batch's samples and reads them straight into their
+places; what a sample is depends on (seed, epoch, window) alone, never on the thread that read it.
+Small batches are read several at a time, as a thread's few steps of Python hold up the training
+whenever they coincide with its own.
 
 Batch memory is laid out (B, L, C, *S), one contiguous run per frame as in the shards, and shown as
 (B, C, L, *S); it is used again once nothing refers to it. Half precision stays as it is stored
@@ -33,6 +34,7 @@ from .sampler import Step
 from .windows import ShardDataset
 
 SPARE_BUFFERS = 8
+GROUP, GROUP_BYTES = 8, 1 << 22  # batches read at a time, at most, and what they may come to
 
 
 class Plan(NamedTuple):
@@ -46,9 +48,9 @@ class Plan(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A micro-batch that is being read; `failed` collects windows that cannot be."""
+    """Micro-batches that are being read, as one; `failed` collects windows that cannot be."""
 
-    plan: Plan
+    plans: list[Plan]
     batch: Batch
     failed: list[int]
     jobs: list[Future]
@@ -125,16 +127,20 @@ class Assembler:
         self._threads = ThreadPoolExecutor(workers, "lola-reader") if workers else None
         self._workers = max(workers, 1)
 
-    def stream(self, plans: Iterator[Plan]) -> Iterator[Pending]:
-        """Yields each plan with its batch; an error in a thread is raised here, at its batch."""
+    def stream(self, plans: Iterator[Plan]) -> Iterator[tuple[Plan, Batch, list[int]]]:
+        """Yields each plan, its batch, and its windows that cannot be read.
+
+        An error in a thread is raised here, at its batch.
+        """
         pending: deque[Pending] = deque()
         try:
-            for plan in plans:
-                pending.append(self._start(plan))
-                if len(pending) > self._ahead(len(plan.windows)):
-                    yield self._finish(pending.popleft())
+            for first in plans:
+                group = [first, *itertools.islice(plans, self._with(len(first.windows)))]
+                pending.append(self._start(group))
+                if len(pending) > self._ahead(len(first.windows) * len(group)):
+                    yield from self._finish(pending.popleft())
             while pending:
-                yield self._finish(pending.popleft())
+                yield from self._finish(pending.popleft())
         finally:
             wait([job for started in pending for job in started.jobs if not job.cancel()])
 
@@ -143,12 +149,18 @@ class Assembler:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
+    def _with(self, size: int) -> int:
+        """How many batches of `size` samples are read with one."""
+        fit = GROUP_BYTES // (size * self.dataset.window_bytes)
+        return min(max(fit, 1), GROUP) - 1 if self._threads else 0
+
     def _ahead(self, size: int) -> int:
-        """Batches in flight beside the one awaited: two samples per thread, at least one batch."""
+        """Groups of `size` samples in flight beside the one awaited: two samples per thread."""
         return 1 + 2 * self._workers // size if self._threads else 0
 
-    def _start(self, plan: Plan) -> Pending:
-        dataset, size = self.dataset, len(plan.windows)
+    def _start(self, plans: list[Plan]) -> Pending:
+        windows, seeds, weights = (np.concatenate(of) for of in list(zip(*plans))[:3])
+        plan, dataset, size = Plan(windows, seeds, weights), self.dataset, len(windows)
         memory, frames = self._buffers.lease((size, dataset.length, *dataset.shape))
         labels = np.zeros((size, dataset.labels.shape[1]), np.float32)
         batch = Batch(
@@ -161,19 +173,31 @@ class Assembler:
         failed: list[int] = []
         if self._threads is None:
             self._fill(batch, plan, memory, labels, slice(0, size), failed)
-            return Pending(plan, batch, failed, [])
+            return Pending(plans, batch, failed, [])
         bounds = [size * k // self._workers for k in range(self._workers + 1)]
         jobs = [
             self._threads.submit(self._fill, batch, plan, memory, labels, slice(a, b), failed)
             for a, b in itertools.pairwise(bounds)
             if a < b
         ]
-        return Pending(plan, batch, failed, jobs)
+        return Pending(plans, batch, failed, jobs)
 
-    def _finish(self, pending: Pending) -> Pending:
-        for job in pending.jobs:
-            job.result()
-        return pending
+    def _finish(self, pending: Pending) -> Iterator[tuple[Plan, Batch, list[int]]]:
+        try:
+            for job in pending.jobs:
+                job.result()
+        except ShardError:
+            if len(pending.plans) == 1:
+                raise
+            for plan in pending.plans:  # alone, up to the one that cannot be read
+                yield from self._finish(self._start([plan]))
+            return
+        values, start = vars(pending.batch).values(), 0
+        for plan in pending.plans:
+            stop = start + len(plan.windows)
+            failed = [window for window in pending.failed if window in plan.windows]
+            yield plan, Batch(*(value[start:stop] for value in values)), failed
+            start = stop
 
     def _fill(
         self,

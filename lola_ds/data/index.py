@@ -124,7 +124,7 @@ class Index:
         return np.cumsum(self.frames) - self.frames
 
     @cached_property
-    def _segment_first(self) -> np.ndarray:
+    def segment_first(self) -> np.ndarray:
         """(M,) int64: row of each segment's first frame in the tables of frames."""
         lengths = self.segments[:, 2] - self.segments[:, 1]
         return np.cumsum(lengths) - lengths
@@ -138,8 +138,8 @@ class Index:
         Returns:
             Two (n,) arrays of int64, or two numbers.
         """
-        segments = self._segment_first.searchsorted(frames, side="right") - 1
-        rows = frames - self._segment_first[segments]
+        segments = self.segment_first.searchsorted(frames, side="right") - 1
+        rows = frames - self.segment_first[segments]
         return self.segments[segments, 3], self.segments[segments, 4] + rows * self.frame_bytes
 
     def save(self, path: Path) -> None:

@@ -28,7 +28,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         failed: list[int] = []  # of this rank in the current step
-        for plan, batch, found, _ in self._assembler.stream(self._plans()):
+        for plan, batch, found in self._assembler.stream(self._plans()):
             assert plan.step is not None
             failed += found
             if failed or self.sampler.quarantine:
@@ -193,7 +193,7 @@ def evaluation_batches(
             yield Plan(padded[mine], seeds[mine], weights[mine])
 
     try:
-        for pending in assembler.stream(plans()):
-            yield pending.batch
+        for _, batch, _ in assembler.stream(plans()):
+            yield batch
     finally:
         assembler.close()

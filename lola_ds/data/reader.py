@@ -21,7 +21,7 @@ import numpy as np
 
 from .format import ShardError, checksum
 from .index import Index
-from .native import Outcome, Problem, map_file, read_frames, unmap_file
+from .native import Outcome, Problem, arrange, map_file, read_frames, unmap_file
 
 OPEN_FILES = 128  # shards kept open at once
 
@@ -92,36 +92,29 @@ class FrameReader:
         """
         if not len(frames):
             return
-        order = np.argsort(frames, kind="stable")
-        rows, frames = order if rows is None else rows[order], frames[order]
-        new = np.ones(len(frames) + 1, bool)
-        np.not_equal(frames[1:], frames[:-1], out=new[1:-1])
-        bounds = new.nonzero()[0]
-        frames = frames[bounds[:-1]]  # each once
-        shards, offsets = self.index.places(frames)
-        files = {shard: self._open(shard) for shard in set(shards.tolist())}
-        stamps = {shard: file.stamp() for shard, file in files.items()}
-        table = np.empty((4, len(self.index.shards)), np.int64)
+        index, rows = self.index, np.arange(len(frames)) if rows is None else rows
+        reads = arrange(self._frame_bytes, frames, rows, index.segment_first, index.segments)
+        frames = reads.frames
+        files = {shard: self._open(shard) for shard in set(reads.shards.tolist())}
+        table = np.empty((len(index.shards), 4), np.int64)
         for shard, file in files.items():
-            table[:, shard] = file.descriptor, file.address, file.size, stamps[shard]
-        descriptors, addresses, sizes, before = table[:, shards]
-        whole = (addresses > 0) & (offsets + self._frame_bytes <= sizes)
-        digests = self.index.checksums[frames]
+            table[shard] = file.descriptor, file.address, file.size, file.stamp()
+        before, digests = table[reads.shards, 3], index.checksums[frames]
         ended = read_frames(
             self._frame_bytes,
-            descriptors.astype(np.int32),
-            offsets,
-            np.where(whole, addresses + offsets, 0),
+            table,
+            reads.shards,
+            reads.offsets,
             digests,
             (self._verified[frames] != before) | self.recheck,
-            bounds,
-            rows,
+            reads.bounds,
+            reads.rows,
             out,
         )
         if ended.problem is not Problem.NONE:
             raise self._error(int(frames[ended.frame]), _describe(ended))
-        if any(file.stamp() != stamps[shard] for shard, file in files.items()):
-            for row, frame, digest in zip(rows[bounds[:-1]], frames, digests):
+        if any(file.stamp() != table[shard, 3] for shard, file in files.items()):
+            for row, frame, digest in zip(reads.rows[reads.bounds[:-1]], frames, digests):
                 if checksum(out[row]) != digest:  # what was trusted changed meanwhile
                     raise self._error(int(frame), "checksum mismatch")
         self._verified[frames] = before

@@ -8,6 +8,7 @@ trajectory by trajectory, in the order of the index.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,11 @@ class ShardDataset:
                 f"{paths[0]}: trajectories have at most {max(self.frames, default=0)} frames, a "
                 f"window of length={length} and stride={stride} spans {span}; lower one of them"
             )
+
+    @cached_property
+    def window_bytes(self) -> int:
+        """Size of a window as it is stored."""
+        return self.length * self.indexes[0].frame_bytes
 
     def __len__(self) -> int:
         """Number of windows."""

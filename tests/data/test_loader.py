@@ -184,14 +184,14 @@ def test_batches_are_safe_to_keep(folder):
     sampler = ElasticSampler(len(windows), 4)
     with build_loader(windows, sampler, workers=2) as loader:
         kept, copies, addresses = [], [], set()
-        for i, batch in enumerate(islice(loader, 60)):
+        for i, batch in enumerate(islice(loader, 160)):
             addresses.add(batch.x.data_ptr())
-            if i % 3 == 0:
+            if i % 3 == 0 and i < 60:
                 kept.append(batch.x[1:2].numpy()[0, 0])  # a view of a view
                 copies.append(kept[-1].copy())
             del batch
     assert all(np.array_equal(a, b) for a, b in zip(kept, copies))
-    assert len(addresses) < 40
+    assert len(addresses) < 120
 
 
 def test_errors_in_threads_surface_at_their_batch(folder):
@@ -212,6 +212,7 @@ def test_errors_in_threads_surface_at_their_batch(folder):
 
 
 def test_threads_and_files_end_with_the_loader(folder):
+    gc.collect()  # what tests before this one left in cycles
     before = threading.active_count()
     process = psutil.Process()
     files = process.num_fds()

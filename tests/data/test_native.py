@@ -18,6 +18,7 @@ from lola_ds.data.format import checksum
 from lola_ds.data.native import (
     Outcome,
     Problem,
+    arrange,
     map_file,
     read_frames,
     sum_moments,
@@ -25,6 +26,7 @@ from lola_ds.data.native import (
 )
 
 PIECE = 1 << 18  # as in frames.c
+END = 2_000_000
 SIZES = (1, 16, 17, 128, 129, 240, 241, 1024, 1025, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 333)
 
 
@@ -32,7 +34,7 @@ SIZES = (1, 16, 17, 128, 129, 240, 241, 1024, 1025, PIECE - 1, PIECE, PIECE + 1,
 def descriptor(tmp_path):
     """A file of 2 MB of noise, opened."""
     path = tmp_path / "noise"
-    path.write_bytes(np.random.default_rng(0).bytes(2_000_000))
+    path.write_bytes(np.random.default_rng(0).bytes(END))
     descriptor = os.open(path, os.O_RDONLY)
     yield descriptor
     os.close(descriptor)
@@ -50,9 +52,9 @@ def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True, addre
     out = np.zeros((1 + max(row for some in rows for row in some), size), np.uint8)
     outcome = read_frames(
         size,
-        np.full(len(offsets), descriptor, np.int32),
+        np.array([[descriptor, address, END, 0]]),
+        np.zeros(len(offsets), np.int64),
         np.array(offsets, np.int64),
-        np.array([address + offset if address else 0 for offset in offsets]),
         digests,
         np.broadcast_to(unsure, len(offsets)).astype(bool),
         np.cumsum([0, *map(len, rows)]),
@@ -62,10 +64,31 @@ def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True, addre
     return outcome, out, frames
 
 
+def test_frames_are_found_and_read_once():
+    """Against the same in numpy, over random segments, some of one frame."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        lengths = rng.integers(1, 5, rng.integers(1, 8))
+        first = np.cumsum(lengths) - lengths
+        segments = rng.integers(0, 1000, (len(lengths), 5))
+        size, wanted = int(rng.integers(1, 100)), int(rng.integers(1, 30))
+        frames, rows = rng.integers(0, lengths.sum(), wanted), rng.permutation(wanted)
+        reads = arrange(size, frames, rows, first, segments)
+        assert reads.frames.tolist() == sorted(set(frames.tolist()))
+        assert reads.bounds[0] == 0
+        assert reads.bounds[-1] == wanted
+        for i, frame in enumerate(reads.frames):
+            some = reads.rows[reads.bounds[i] : reads.bounds[i + 1]]
+            assert some.tolist() == sorted(rows[frames == frame])
+            segment = np.flatnonzero(first <= frame)[-1]
+            assert reads.shards[i] == segments[segment, 3]
+            assert reads.offsets[i] == segments[segment, 4] + size * (frame - first[segment])
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_of_any_size_are_read_hashed_and_copied(descriptor, size, in_memory):
-    address = map_file(descriptor, 2_000_000) if in_memory else 0
+    address = map_file(descriptor, END) if in_memory else 0
     assert bool(address) == in_memory
     offsets, rows = [777, 0, 1_000_001], [[4, 0], [2], [1, 5, 3]]
     outcome, out, frames = read(descriptor, size, offsets, rows, address=address)
@@ -78,7 +101,7 @@ def test_frames_of_any_size_are_read_hashed_and_copied(descriptor, size, in_memo
         assert outcome == Outcome(Problem.DIFFERS, wrong, size, 0)
         outcome, *_ = read(descriptor, size, offsets, rows, **more, unsure=np.arange(3) != wrong)
         assert outcome.problem is Problem.NONE
-    unmap_file(address, 2_000_000)
+    unmap_file(address, END)
 
 
 def test_what_is_in_memory_comes_from_there(tmp_path):
@@ -116,7 +139,7 @@ import numpy as np
 from lola_ds.data.native import read_frames
 def read(file):
     one = np.zeros(1, np.int64)
-    read_frames(1, np.array([file.fileno()], np.int32), one, one, one.astype(np.uint64),
+    read_frames(1, np.array([[file.fileno(), 0, 0, 0]]), one, one, one.astype(np.uint64),
                 np.zeros(1, bool), np.arange(2), one, np.zeros((1, 1), np.uint8))
 with tempfile.TemporaryFile() as file:
     file.write(b"some")
@@ -139,11 +162,14 @@ def test_faults_of_others_are_theirs(words):
 
 
 def test_what_cannot_be_read_is_told(descriptor):
-    end = 2_000_000
+    address = map_file(descriptor, END)
     for size in (1000, PIECE, 2 * PIECE + 5):
         for there in (size - 1, size // 2, 1, 0):
-            outcome, *_ = read(descriptor, size, [0, end - there], unsure=False)
-            assert outcome == Outcome(Problem.ENDED, 1, there, 0)
+            for where in (0, address):
+                offsets = [0, END - there]
+                outcome, *_ = read(descriptor, size, offsets, unsure=False, address=where)
+                assert outcome == Outcome(Problem.ENDED, 1, there, 0)
+    unmap_file(address, END)
     folder = os.open("/", os.O_RDONLY)
     broken = os.open("/proc/self/mem", os.O_RDONLY)  # nothing is mapped at 0: EIO
     closed = os.dup(descriptor)
@@ -151,8 +177,8 @@ def test_what_cannot_be_read_is_told(descriptor):
     for wrong, error in ((closed, errno.EBADF), (folder, errno.EISDIR), (broken, errno.EIO)):
         outcome = read_frames(
             10,
-            np.array([descriptor, wrong, closed], np.int32),
-            np.zeros(3, np.int64),
+            np.array([[file, 0, 0, 0] for file in (descriptor, wrong, closed)]),
+            np.arange(3),
             np.zeros(3, np.int64),
             np.zeros(3, np.uint64),
             np.zeros(3, bool),
@@ -169,17 +195,17 @@ def test_what_cannot_be_read_is_told(descriptor):
 def test_a_file_that_is_truncated_while_it_is_read(tmp_path, in_memory):
     """The call ends with what it found, never with the process."""
     path, size, ended = tmp_path / "shrinking", 4_000_000, 0
-    offsets, tables = np.arange(8) * size, (np.zeros(8, np.uint64), np.zeros(8, bool), np.arange(9))
+    tables = (np.zeros(8, np.int64), np.arange(8) * size, np.zeros(8, np.uint64))
+    tables += (np.zeros(8, bool), np.arange(9), np.arange(8))
     out = np.ones((8, size), np.uint8)
     for _ in range(20):
         path.write_bytes(bytes(8 * size))
         with open(path, "r+b") as file:
             address = map_file(file.fileno(), 8 * size) if in_memory else 0
-            mapped = address + offsets if in_memory else np.zeros(8, np.int64)
             shrink = threading.Timer(0.001, file.truncate, [size // 2])
             shrink.start()
-            descriptors = np.full(8, file.fileno(), np.int32)
-            outcome = read_frames(size, descriptors, offsets, mapped, *tables, np.arange(8), out)
+            files = np.array([[file.fileno(), address, 8 * size, 0]])
+            outcome = read_frames(size, files, *tables, out)
             shrink.join()
             unmap_file(address, 8 * size)
         assert outcome.problem in (Problem.NONE, Problem.ENDED)
@@ -192,9 +218,9 @@ def test_a_file_that_is_truncated_while_it_is_read(tmp_path, in_memory):
 def test_tables_that_do_not_fit_are_refused(descriptor):
     sound = {
         "size": 10,
-        "descriptors": np.full(2, descriptor, np.int32),
+        "files": np.array([[descriptor, 0, 0, 0]]),
+        "shards": np.zeros(2, np.int64),
         "offsets": np.zeros(2, np.int64),
-        "mapped": np.zeros(2, np.int64),
         "digests": np.zeros(2, np.uint64),
         "unsure": np.zeros(2, bool),
         "bounds": np.array([0, 1, 3]),
@@ -205,9 +231,11 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
     for name, wrong in (
         ("size", 0),
         ("size", 11),
-        ("descriptors", np.zeros(3, np.int32)),
+        ("files", np.zeros((0, 4), np.int64)),
+        ("shards", np.zeros(1, np.int64)),
+        ("shards", np.array([0, 1])),
+        ("shards", np.array([0, -1])),
         ("offsets", np.zeros(1, np.int64)),
-        ("mapped", np.zeros(1, np.int64)),
         ("digests", np.zeros(1, np.uint64)),
         ("bounds", np.array([0, 1, 4])),
         ("bounds", np.array([0, 0, 3])),
@@ -219,6 +247,16 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
             read_frames(**{**sound, name: wrong})
     with pytest.raises(TypeError):
         read_frames(**{**sound, "out": np.zeros((10, 3), np.uint8).T})
+    one, segments = np.zeros(1, np.int64), np.zeros((1, 5), np.int64)
+    for wrong in (
+        (0, one, one, one, segments),
+        (1, one[:0], one[:0], one, segments),
+        (1, one, np.zeros(2, np.int64), one, segments),
+        (1, one, one, one[:0], segments[:0]),
+        (1, one, one, one, segments[:, :4].copy()),
+    ):
+        with pytest.raises(ValueError, match="arrange: tables do not fit"):
+            arrange(*wrong)
     with pytest.raises(ValueError, match="tables do not fit"):
         sum_moments(np.zeros((2, 3, 4), np.float32), np.zeros(2))
 

@@ -436,9 +436,9 @@ def count_reads(monkeypatch):
     """The (offsets, which are hashed) of every call into C from now on."""
     calls, read = [], reader.read_frames
 
-    def counted(size, descriptors, offsets, mapped, digests, unsure, *rest):
+    def counted(size, files, shards, offsets, digests, unsure, *rest):
         calls.append((offsets.tolist(), unsure.tolist()))
-        return read(size, descriptors, offsets, mapped, digests, unsure, *rest)
+        return read(size, files, shards, offsets, digests, unsure, *rest)
 
     monkeypatch.setattr(reader, "read_frames", counted)
     return calls

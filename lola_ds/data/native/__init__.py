@@ -1,10 +1,10 @@
 """The compiled part: what takes too long in Python, without the interpreter's lock.
 
-`frames.c` reads and hashes all frames of a call, with Yann Collet's `xxhash.h` beside it;
-`mapping.c` has files in memory for it; `moments.c` sums up frames for statistics; `module.c` makes
-them the module `_lola_ds`, which `hatch_build.py` compiles when the package is installed. It works
-on any processor of the architecture it was compiled for: the widest vectors that this one has are
-found at start.
+`places.c` finds the frames of a call; `frames.c` reads and hashes them, with Yann Collet's
+`xxhash.h` beside it; `mapping.c` has files in memory for it; `moments.c` sums up frames for
+statistics; `module.c` makes them the module `_lola_ds`, which `hatch_build.py` compiles when the
+package is installed. It works on any processor of the architecture it was compiled for: the widest
+vectors that this one has are found at start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ try:
 except ImportError:
     raise ImportError("_lola_ds, the compiled part of lola_ds, is missing: `make setup`") from None
 
-_INTERFACE = 2  # as in module.c
+_INTERFACE = 3  # as in module.c
 
 if _lola_ds.INTERFACE != _INTERFACE:
     raise ImportError("_lola_ds was compiled from other sources than these: `make setup`")
@@ -50,11 +50,48 @@ class Outcome(NamedTuple):
     error: int
 
 
+class Reads(NamedTuple):
+    """Different frames in their order, n of them, and the m rows they become.
+
+    Attributes:
+        frames: rows of the index's tables of frames, (n,) int64.
+        shards, offsets: where each lies: a shard's number and a byte offset, (n,) int64.
+        bounds, rows: frame i becomes the rows `rows[bounds[i]:bounds[i + 1]]`, at least one; (n+1,)
+            and (m,) int64.
+    """
+
+    frames: np.ndarray
+    shards: np.ndarray
+    offsets: np.ndarray
+    bounds: np.ndarray
+    rows: np.ndarray
+
+
+def arrange(
+    size: int, frames: np.ndarray, rows: np.ndarray, first: np.ndarray, segments: np.ndarray
+) -> Reads:
+    """What has to be read, each frame once.
+
+    Arguments:
+        size: bytes of a frame.
+        frames, rows: which frame each row becomes, (m,) int64, at least one.
+        first: each segment's first frame, (M,) int64, from 0 on.
+        segments: the index's table of segments, (M, 5) int64.
+
+    Raises:
+        ValueError: the tables do not fit each other.
+    """
+    table = np.empty((5, len(frames) + 1), np.int64)
+    count = _lola_ds.arrange(size, frames, rows, first, segments, table)
+    found, shards, offsets, bounds, rows = table
+    return Reads(found[:count], shards[:count], offsets[:count], bounds[: count + 1], rows[:-1])
+
+
 def read_frames(
     size: int,
-    descriptors: np.ndarray,
+    files: np.ndarray,
+    shards: np.ndarray,
     offsets: np.ndarray,
-    mapped: np.ndarray,
     digests: np.ndarray,
     unsure: np.ndarray,
     bounds: np.ndarray,
@@ -65,18 +102,18 @@ def read_frames(
 
     Arguments:
         size: bytes of a frame.
-        descriptors, offsets: where each lies: an open file and a byte offset, (n,) int32 and int64.
-        mapped: the address in memory of each, by `map_file`; 0 if it has none, (n,) int64.
+        files: of each shard, the descriptor, the address by `map_file`, the size, and a number that
+            is not for here, (S, 4) int64; arbitrary for shards that are not among `shards`.
+        shards, offsets: where each lies, (n,) int64; see `Reads`.
         digests: their xxh3_64, (n,) uint64.
         unsure: which are to be compared with them, (n,) bool.
-        bounds, rows: frame i goes to the rows `rows[bounds[i]:bounds[i + 1]]`, at least one; (n+1,)
-            and (m,) int64.
+        bounds, rows: which rows of `out` each becomes, (n+1,) and (m,) int64; see `Reads`.
         out: where to, C-contiguous rows of `size` bytes.
 
     Raises:
         ValueError: the tables do not fit each other.
     """
-    tables = (descriptors, offsets, mapped, digests, unsure, bounds, rows)
+    tables = (files, shards, offsets, digests, unsure, bounds, rows)
     problem, *where = _lola_ds.read_frames(size, *tables, out)
     return Outcome(Problem(problem), *where)
 

@@ -26,12 +26,26 @@
 
 enum { PIECE = 1 << 18, PAGES = 1 << 12, LINE = 64, AHEAD = PAGES };
 
+static int descriptor_of(const struct frames *frames, int64_t frame)
+{
+    return (int)frames->files[frames->shards[frame]].descriptor;
+}
+
+/* Where the frame lies in memory, as a whole; NULL if it does not. */
+static const char *find_mapped(const struct frames *frames, int64_t frame)
+{
+    const struct file *file = frames->files + frames->shards[frame];
+    if (!file->address || file->size - frames->offsets[frame] < frames->size)
+        return NULL;
+    return (const char *)(file->address + frames->offsets[frame]);
+}
+
 /* Has the system fetch all frames from `first` on, side by side, before they are waited for. */
 static void announce(const struct frames *frames, int64_t first)
 {
 #ifdef POSIX_FADV_WILLNEED
     for (int64_t i = first; i < frames->count; i++)
-        posix_fadvise(frames->descriptors[i], frames->offsets[i], frames->size,
+        posix_fadvise(descriptor_of(frames, i), frames->offsets[i], frames->size,
                       POSIX_FADV_WILLNEED);
 #else
     (void)frames, (void)first;
@@ -83,10 +97,9 @@ static void stream(char *to, const char *from, size_t size)
 
 /* Hashes a piece of the mapped file if that is wanted, and copies it to all rows, some pages at a
  * time; not so if the file was truncated or the disk fails: reading it then says which. */
-static int copy_mapped(const struct frames *frames, int64_t frame, size_t start, size_t size,
-                       XXH3_state_t *state)
+static int copy_mapped(const struct frames *frames, int64_t frame, const char *piece,
+                       size_t start, size_t size, XXH3_state_t *state)
 {
-    const char *piece = (const char *)frames->mapped[frame] + start;
     XXH3_state_t hash = *state;
     sigjmp_buf fault;
     if (sigsetjmp(fault, 0)) {
@@ -120,7 +133,7 @@ static size_t read_piece(const struct frames *frames, int64_t frame, size_t star
     char *piece = frames->out + (size_t)*row * (size_t)frames->size + start;
     size_t done = 0;
     while (done < size) {
-        ssize_t count = pread(frames->descriptors[frame], piece + done, size - done,
+        ssize_t count = pread(descriptor_of(frames, frame), piece + done, size - done,
                               frames->offsets[frame] + (off_t)(start + done));
         if (count < 0 && errno == EINTR)
             continue;
@@ -144,16 +157,18 @@ struct outcome READ_FRAMES(const struct frames *frames)
     XXH3_state_t state;
     XXH3_INITSTATE(&state);
     for (int64_t i = 0; i < frames->count; i++) {
+        const char *mapped = find_mapped(frames, i);
         if (frames->unsure[i])
             XXH3_64bits_reset(&state);
         for (size_t start = 0; start < size; start += PIECE) {
             const size_t want = size - start < PIECE ? size - start : PIECE;
             const off_t last = (off_t)frames->offsets[i] + (off_t)(start + want) - 1;
-            if (!announced && !is_present(frames->descriptors[i], last)) {
+            if (!announced && !is_present(descriptor_of(frames, i), last)) {
                 announce(frames, i);
                 announced = 1;
             }
-            if (announced || !frames->mapped[i] || !copy_mapped(frames, i, start, want, &state)) {
+            if (announced || !mapped ||
+                !copy_mapped(frames, i, mapped + start, start, want, &state)) {
                 int error = 0;
                 const size_t done = read_piece(frames, i, start, want, &state, &error);
                 if (done < want)

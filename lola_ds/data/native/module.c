@@ -6,29 +6,70 @@
 #include "native.h"
 
 /* Raised by one whenever what Python passes or gets changes; `lola_ds.data.native` compares it. */
-enum { INTERFACE = 2 };
+enum { INTERFACE = 3 };
 
 static reader *read_best = read_frames_baseline;
 
-enum { DESCRIPTORS, OFFSETS, MAPPED, DIGESTS, UNSURE, BOUNDS, ROWS, OUT, BUFFERS };
-static const Py_ssize_t ITEM[BUFFERS] = {4, 8, 8, 8, 1, 8, 8, 1};
+static int complain_unless(int fits, const char *name)
+{
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "%s: tables do not fit each other", name);
+    return fits;
+}
 
-/* Whether the buffers fit each other, and every row lies in `out`; sets an error if not. */
+static void release(Py_buffer *buffers, int count)
+{
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(&buffers[i]);
+}
+
+static PyObject *arrange_reads(PyObject *module, PyObject *args)
+{
+    enum { FRAMES, ROWS, FIRST, PLACES, TABLE, BUFFERS };
+    Py_buffer buffers[BUFFERS];
+    Py_ssize_t size;
+    int64_t count = -1;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "ny*y*y*y*w*:arrange", &size, &buffers[FRAMES], &buffers[ROWS],
+                          &buffers[FIRST], &buffers[PLACES], &buffers[TABLE]))
+        return NULL;
+    const Py_ssize_t wanted = buffers[FRAMES].len / 8, column = wanted + 1;
+    const struct split split = {buffers[FIRST].len / 8, size, buffers[FIRST].buf,
+                                buffers[PLACES].buf};
+    int64_t *table = buffers[TABLE].buf;
+    if (complain_unless(size > 0 && wanted > 0 && split.segments > 0 &&
+                            buffers[ROWS].len == buffers[FRAMES].len &&
+                            buffers[PLACES].len == PLACE * buffers[FIRST].len &&
+                            buffers[TABLE].len == 5 * 8 * column,
+                        "arrange")) {
+        const struct reads reads = {table, table + column, table + 2 * column, table + 3 * column,
+                                    table + 4 * column};
+        count = arrange(&split, buffers[FRAMES].buf, buffers[ROWS].buf, wanted, &reads);
+        if (count < 0)
+            PyErr_NoMemory();
+    }
+    release(buffers, BUFFERS);
+    return count < 0 ? NULL : PyLong_FromLongLong(count);
+}
+
+enum { FILES, SHARDS, OFFSETS, DIGESTS, UNSURE, BOUNDS, ROWS, OUT, BUFFERS };
+
+/* Whether the buffers fit each other, every shard has a file, and every row lies in `out`. */
 static int check(const Py_buffer *buffers, Py_ssize_t size)
 {
     const Py_ssize_t count = buffers[UNSURE].len, rows = buffers[ROWS].len / 8;
+    const Py_ssize_t files = buffers[FILES].len / (Py_ssize_t)sizeof(struct file);
     const int64_t *bounds = buffers[BOUNDS].buf, *row = buffers[ROWS].buf;
+    const int64_t *shard = buffers[SHARDS].buf;
     int fits = size > 0 && buffers[BOUNDS].len == 8 * (count + 1) && bounds[0] == 0 &&
                bounds[count] == rows;
-    for (int i = DESCRIPTORS; fits && i <= DIGESTS; i++)
-        fits = buffers[i].len == ITEM[i] * count;
+    for (int i = SHARDS; fits && i <= DIGESTS; i++)
+        fits = buffers[i].len == 8 * count;
     for (Py_ssize_t i = 0; fits && i < count; i++)
-        fits = bounds[i] < bounds[i + 1];
+        fits = bounds[i] < bounds[i + 1] && shard[i] >= 0 && shard[i] < files;
     for (Py_ssize_t i = 0; fits && i < rows; i++)
         fits = row[i] >= 0 && row[i] < buffers[OUT].len / size;
-    if (!fits)
-        PyErr_SetString(PyExc_ValueError, "read_frames: tables do not fit each other");
-    return fits;
+    return complain_unless(fits, "read_frames");
 }
 
 static PyObject *read_frames(PyObject *module, PyObject *args)
@@ -37,17 +78,17 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
     Py_ssize_t size;
     PyObject *result = NULL;
     (void)module;
-    if (!PyArg_ParseTuple(args, "ny*y*y*y*y*y*y*w*:read_frames", &size, &buffers[DESCRIPTORS],
-                          &buffers[OFFSETS], &buffers[MAPPED], &buffers[DIGESTS],
+    if (!PyArg_ParseTuple(args, "ny*y*y*y*y*y*y*w*:read_frames", &size, &buffers[FILES],
+                          &buffers[SHARDS], &buffers[OFFSETS], &buffers[DIGESTS],
                           &buffers[UNSURE], &buffers[BOUNDS], &buffers[ROWS], &buffers[OUT]))
         return NULL;
     if (check(buffers, size)) {
         const struct frames frames = {
             .count = buffers[UNSURE].len,
             .size = size,
-            .descriptors = buffers[DESCRIPTORS].buf,
+            .files = buffers[FILES].buf,
+            .shards = buffers[SHARDS].buf,
             .offsets = buffers[OFFSETS].buf,
-            .mapped = buffers[MAPPED].buf,
             .digests = buffers[DIGESTS].buf,
             .unsure = buffers[UNSURE].buf,
             .bounds = buffers[BOUNDS].buf,
@@ -62,8 +103,7 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
         result = Py_BuildValue("iLLi", (int)outcome.problem, (long long)outcome.frame,
                                (long long)outcome.bytes, outcome.error);
     }
-    for (int i = 0; i < BUFFERS; i++)
-        PyBuffer_Release(&buffers[i]);
+    release(buffers, BUFFERS);
     return result;
 }
 
@@ -97,15 +137,13 @@ static PyObject *sum_moments(PyObject *module, PyObject *args)
     const Py_ssize_t channels = near.len / 8, frame = channels * size * 4;
     const int fits = frame > 0 && x.len % frame == 0 &&
                      sums.len == channels * (Py_ssize_t)sizeof(struct moments);
-    if (fits) {
+    if (complain_unless(fits, "sum_moments")) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t row = 0; row < x.len / frame * channels; row++)
             add_moments((const float *)x.buf + row * size, size,
                         ((const double *)near.buf)[row % channels],
                         (struct moments *)sums.buf + row % channels);
         Py_END_ALLOW_THREADS
-    } else {
-        PyErr_SetString(PyExc_ValueError, "sum_moments: tables do not fit each other");
     }
     PyBuffer_Release(&x);
     PyBuffer_Release(&near);
@@ -114,6 +152,7 @@ static PyObject *sum_moments(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
+    {"arrange", arrange_reads, METH_VARARGS, NULL},
     {"read_frames", read_frames, METH_VARARGS, NULL},
     {"map_file", map_file_of, METH_VARARGS, NULL},
     {"unmap_file", unmap_file_at, METH_VARARGS, NULL},

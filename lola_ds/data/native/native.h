@@ -6,15 +6,41 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A row of the index's table of segments, of which there are five numbers. */
+enum { SHARD = 3, OFFSET, PLACE };
+
+/* Where the frames of a split lie, of `size` bytes each: `first[i]` is the number of the first frame
+ * of segment i. */
+struct split {
+    int64_t segments, size;
+    const int64_t *first, *places;
+};
+
+/* Different frames, in their order: frame i lies at `offsets[i]` of `shards[i]`, and becomes the
+ * rows `rows[bounds[i]]` ... `rows[bounds[i + 1] - 1]`. */
+struct reads {
+    int64_t *frames, *shards, *offsets, *bounds, *rows;
+};
+
+/* Sorts what is `wanted`, as `frames[i]` in `rows[i]`; returns how many different frames there are,
+ * -1 without memory for it. */
+int64_t arrange(const struct split *split, const int64_t *frames, const int64_t *rows,
+                int64_t wanted, const struct reads *reads);
+
+/* An open file of `size` bytes, which lies at `address` in memory unless that is 0. The stamp is
+ * not for here. */
+struct file {
+    int64_t descriptor, address, size, stamp;
+};
+
 /* `count` different frames of `size` bytes each, and where each goes: frame i is read from
- * `offsets[i]` of `descriptors[i]`, which is also at the address `mapped[i]` unless that is 0, into
- * the rows `rows[bounds[i]]` ... `rows[bounds[i + 1] - 1]` of `out`. Its XXH3-64 must be
- * `digests[i]` if `unsure[i]`. */
+ * `offsets[i]` of `files[shards[i]]` into the rows `rows[bounds[i]]` ... `rows[bounds[i + 1] - 1]`
+ * of `out`. Its XXH3-64 must be `digests[i]` if `unsure[i]`. */
 struct frames {
     int64_t count, size;
-    const int32_t *descriptors;
+    const struct file *files;
+    const int64_t *shards;
     const int64_t *offsets;
-    const int64_t *mapped;
     const uint64_t *digests;
     const uint8_t *unsure;
     const int64_t *bounds;
