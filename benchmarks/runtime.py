@@ -15,7 +15,8 @@ about 100 ms. Every call is timed where the loop makes it, after the device has 
     average                        the moving average of the weights
     record                         progress bar, metrics.jsonl
     rest                           what none of these is: seeds, learning rate, clocks
-    overhead                       all but the engine's calls
+    overhead                       all but the engine's calls; also its mean, as batches are read
+                                   several at a time and some steps write a line
     bare step                      the engine's calls alone, on one batch, after the training
 
 One CSV row each: the median over the steps in ms, and its share of the median step.
@@ -209,6 +210,7 @@ def measure_overhead(ranks: Ranks, data: Path, folder: Path, steps: int) -> Iter
         name: statistics.median(step[name] for step in taken)
         for name in ("step", *ENGINE, *LOOP, "rest", "overhead")
     }
+    medians["overhead, mean"] = statistics.fmean(step["overhead"] for step in taken)
     medians["bare step"] = statistics.median(bare)
     for name, seconds in medians.items():
         yield {

@@ -148,12 +148,6 @@ class Symmetry:
     flips: tuple[bool, ...]
     shifts: tuple[int, ...]
 
-    @property
-    def trivial(self) -> bool:
-        """Whether this is the identity."""
-        moved = self.permutation != tuple(range(len(self.permutation)))
-        return not (moved or any(self.flips) or any(self.shifts))
-
     def codes(self, codes: np.ndarray) -> np.ndarray:
         """Boundary codes (N, 2) of the transformed window."""
         moved = codes[list(self.permutation)]

@@ -34,6 +34,7 @@ from .sampler import Step
 from .windows import ShardDataset
 
 SPARE_BUFFERS = 8
+SCRATCH_BYTES = 1 << 22  # of windows that are read before they are augmented
 GROUP, GROUP_BYTES = 8, 1 << 22  # batches read at a time, at most, and what they may come to
 
 
@@ -79,13 +80,15 @@ class _Buffers:
 
 
 class _Scratch(threading.local):
-    """One window's memory for each thread, used again and again: it stays in the cache."""
+    """A few windows' memory for each thread, used again and again: it stays in the cache."""
 
     memory: np.ndarray | None = None
 
-    def like(self, out: np.ndarray) -> np.ndarray:
-        if self.memory is None or self.memory.shape != out.shape:
-            self.memory = np.empty_like(out)
+    def rows(self, count: int, like: np.ndarray) -> np.ndarray:
+        """Memory of `count` rows like those of another array."""
+        shape = (count, *like.shape[1:])
+        if self.memory is None or self.memory.shape != shape:
+            self.memory = np.empty(shape, like.dtype)
         return self.memory
 
 
@@ -219,12 +222,12 @@ class Assembler:
         for run in runs:
             trajectories = self.dataset.trajectories_of(windows[run])
             labels[run] = self.dataset.labels[trajectories]
-            if not self.augment:
+            if self.augment:
+                self._augmented(
+                    windows[run], plan.seeds[part][run], memory[run], labels[run], failed
+                )
+            else:
                 self._read(windows[run], memory[run], failed)
-                continue
-            for i in range(run.start, run.stop):
-                seed = int(plan.seeds[part][i])
-                self._augmented(windows[i : i + 1], seed, memory[i], labels[i], failed)
 
     def _read(self, windows: np.ndarray, out: np.ndarray, failed: list[int]) -> None:
         """Reads windows; one that cannot be is zero and joins `failed`, if that is tolerated."""
@@ -243,25 +246,25 @@ class Assembler:
 
     def _augmented(
         self,
-        window: np.ndarray,
-        seed: int,
+        windows: np.ndarray,
+        seeds: np.ndarray,
         out: np.ndarray,
-        label: np.ndarray,
+        labels: np.ndarray,
         failed: list[int],
     ) -> None:
-        """Reads one window into `out` (L, C, *S) under a random symmetry; adapts its label (D,)."""
+        """Reads windows into `out` (n, L, C, *S) under random symmetries; adapts labels (n, D)."""
         dataset = self.dataset
         assert dataset.spec is not None
-        sides = label[len(dataset.scalars) :]
-        codes = sides.reshape(-1, 2)
-        # Its own stream of numbers: the objective draws from `seed` itself.
-        symmetry = draw_symmetry(
-            self.augment, dataset.spec, dataset.shape[1:], codes, hash64(seed, 1)
-        )
-        if symmetry.trivial:
-            self._read(window, out[None], failed)
-            return
-        source = self._scratch.like(out)
-        self._read(window, source[None], failed)
-        symmetry.window(source.swapaxes(0, 1), dataset.spec, out=out.swapaxes(0, 1))
-        sides[:] = symmetry.codes(codes).ravel()
+        at_once = max(SCRATCH_BYTES // dataset.window_bytes, 1)
+        for start in range(0, len(windows), at_once):
+            some = windows[start : start + at_once]
+            sources = self._scratch.rows(at_once, out)[: len(some)]
+            self._read(some, sources, failed)
+            for i, source in enumerate(sources, start):
+                sides = labels[i, len(dataset.scalars) :]
+                codes = sides.reshape(-1, 2)
+                # Its own stream of numbers: the objective draws from the seed itself.
+                seed = hash64(int(seeds[i]), 1)
+                symmetry = draw_symmetry(self.augment, dataset.spec, dataset.shape[1:], codes, seed)
+                symmetry.window(source.swapaxes(0, 1), dataset.spec, out=out[i].swapaxes(0, 1))
+                sides[:] = symmetry.codes(codes).ravel()

@@ -29,6 +29,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from .checkpoint import (
 from .drive import Drive
 from .ema import Ema
 from .fragments import Fragment
-from .tensor_file import LazyTensors, Spec, write_tensors
+from .tensor_file import LazyTensors, Spec, as_bytes, write_tensors
 
 
 class CheckpointStore:
@@ -315,7 +316,10 @@ class _HostCopies:
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 self._copies[key] = copy
-            copy.copy_(tensor, non_blocking=True)
+            if tensor.is_cuda:
+                copy.copy_(tensor, non_blocking=True)
+            else:  # torch's OpenMP would start a second team here, which slows the first for good
+                np.copyto(as_bytes(copy).numpy(), as_bytes(tensor).numpy())
         return Content({key: self._copies[key] for key in content.tensors}, content.metadata)
 
     def settle(self) -> None:

@@ -187,13 +187,14 @@ class TensorFile:
 
 def same_bits(one: Tensor, two: Tensor) -> bool:
     """Whether two tensors are equal in type, shape and every bit; NaN equals itself."""
-    return Spec.of(one) == Spec.of(two) and torch.equal(_as_bytes(one), _as_bytes(two))
+    return Spec.of(one) == Spec.of(two) and torch.equal(as_bytes(one), as_bytes(two))
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, flat; not copied if it is contiguous."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor on the CPU, not copied if it is contiguous."""
-    return _as_bytes(tensor).numpy().data
+    return as_bytes(tensor).numpy().data

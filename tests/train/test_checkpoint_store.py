@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,23 @@ def test_a_save_holds_what_was_when_it_began(
         "eps": (),
     }
     assert saved["eps"] == torch.tensor(1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc: threads are not told")
+def test_copying_for_a_save_takes_one_thread(tmp_path: Path, request) -> None:
+    """A second team of OpenMP threads would make the first one wait idly, from then on."""
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    torch.set_num_threads(2)
+    weights = torch.ones(1 << 20)
+    weights += 1  # the first team
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: None).result()
+        before = len(os.listdir("/proc/self/task"))
+        contents = {"rank.safetensors": store_module.Content({"weight": weights}, {})}
+        thread.submit(store_module._HostCopies().begin(tmp_path, contents)).result()
+        assert len(os.listdir("/proc/self/task")) == before
+        thread.submit(weights.add, 1).result()
+        assert len(os.listdir("/proc/self/task")) > before  # as it would show
 
 
 def test_phases_follow_each_other_without_waiting(tmp_path: Path) -> None:
