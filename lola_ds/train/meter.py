@@ -81,7 +81,9 @@ class Meter:
         return values
 
     def _memory(self) -> dict[str, float]:
-        values = {"memory_host": self._process.memory_info().rss / GIB}
+        taken = self._process.memory_info()
+        shared = getattr(taken, "shared", 0)  # files in memory, shards among them
+        values = {"memory_host": (taken.rss - shared) / GIB}
         if self.device.type == "cuda":
             values["memory_allocated"] = torch.cuda.max_memory_allocated(self.device) / GIB
             values["memory_reserved"] = torch.cuda.max_memory_reserved(self.device) / GIB
