@@ -34,7 +34,13 @@ from .train.checkpoint import explain_mismatch, load_weights, restore_ema, resto
 from .train.cost import PassCost, build_fake, trace_pass
 from .train.drive import drive_bytes, open_drive
 from .train.ema import Ema, make_profiles
-from .train.engine import Ranks, gather_over_ranks, make_engine, set_numerics
+from .train.engine import (
+    Ranks,
+    choose_precision,
+    gather_over_ranks,
+    make_engine,
+    set_numerics,
+)
 from .train.export import find_checkpoint, model_weights, read_weights
 from .train.fragments import local_fragments, resident_fragments, torch_optimizer
 from .train.graft import graft
@@ -337,6 +343,8 @@ def trace_training(
         samples: the micro-batch; of the ranks that share it, the cost of one.
     """
     config = complete_network(config, shape, labels)
+    if config["precision"] == "auto":  # that of the GPUs a training is planned for
+        config["precision"] = "bf16"
     length = 1 if config["task"] == "autoencoder" else config["trajectory"]["length"]
     objective, x = build_fake(
         lambda: (
@@ -370,6 +378,7 @@ def build_training(
     ds_config = fill_deepspeed(config, ranks.world_size)
     windows, valid = open_split(config, "train"), open_split(config, "valid")
     config = complete_network(config, windows.shape, windows.labels.shape[1])
+    config["precision"] = choose_precision(config["precision"], ranks.device)
     set_kernels(config["kernels"])
     set_numerics(tf32=config["tf32"], deterministic=config["deterministic"])
     torch.manual_seed(config["seed"])  # the same initial weights on every rank

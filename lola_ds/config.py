@@ -27,7 +27,7 @@ TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 
 OPTIMIZERS = ("adamw", "soap", "psgd", "muon", "schedule_free")
 SCHEDULERS = ("cosine", "linear", "exponential", "constant")
-PRECISIONS = ("bf16", "fp16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 _TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
 """Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""
@@ -163,7 +163,7 @@ class Config:
     ae_run: str | None = None
     seed: int = 0
     device: str = "auto"
-    precision: str = "bf16"
+    precision: str = "auto"
     tf32: bool = True
     deterministic: bool = False
     kernels: str = "auto"

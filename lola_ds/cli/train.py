@@ -26,7 +26,7 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   deepspeed=zero1_offload|zero2_offload|zero3_offload   optimizer (and weights: 3) in host memory
   deepspeed=zero3_nvme deepspeed.nvme_path=FOLDER       and both on a local drive
   optim=adamw|soap|psgd|muon|schedule_free (all but adamw: deepspeed=zero0)
-  optim.learning_rate=1e-4 precision=bf16|fp16|fp32 tf32=true deterministic=false seed=0
+  optim.learning_rate=1e-4 precision=auto|bf16|fp16|fp32 tf32=true deterministic=false seed=0
   train.epochs train.epoch_size train.batch_size train.accumulation
   trajectory.length trajectory.stride trajectory.context.law
   ae.checkpointing=none|selective|n|full|offload   recompute (also surrogate., denoiser.)

@@ -92,7 +92,7 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train.batch_size=6"], ["train.epoch_size=40", "train.batch_size=6"]),
         (["train.accumulation=3"], ["train.batch_size=8", "train.accumulation=3", "multiple of 3"]),
         (["task=painting"], ["task=painting", "autoencoder, surrogate, diffusion"]),
-        (["precision=fp8"], ["precision=fp8", "bf16, fp16, fp32"]),
+        (["precision=fp8"], ["precision=fp8", "auto, bf16, fp16, fp32"]),
         (["ae_run=somewhere"], ["ae_run=somewhere", "autoencoder"]),
         (["optim.learning_rate=-1"], ["optim.learning_rate=-1", "positive"]),
         (["deepspeed.config=missing.json"], ["missing.json", "zero1.json"]),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lola_ds.train.engine import set_numerics
+from lola_ds.train.engine import choose_precision, set_numerics
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +37,23 @@ def test_deterministic() -> None:
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.backends.cudnn.benchmark
     assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize(
+    ("has", "chosen"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"neon": True, "neon_bf16": True}, "bf16"),
+    ],
+)
+def test_precision_is_what_the_processor_is_quick_at(
+    has: dict[str, bool], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    device = torch.device("cpu")
+    assert choose_precision("auto", device) == chosen
+    for asked in ("fp32", "bf16", "fp16"):
+        assert choose_precision(asked, device) == asked
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_precision("auto", device) == "fp32"
