@@ -10,10 +10,10 @@ fastest round of each counts, as other processes can only slow it down. The medi
 module compiled as a whole, plain torch, rotations by complex numbers whose cosines and sines each
 block computes for itself, convolutions padded by torch in its default memory format, AdamW as torch
 makes it, azula's Adams–Bashforth sampler.
-`ours` is what this project runs: bfloat16 matrix products and attention around float32 streams,
-compiled blocks (the whole network where it samples), fused operations (Triton on a GPU),
-channels-last convolutions, fused AdamW, a sampler whose coefficients are computed once and whose
-steps are one CUDA graph on a GPU.
+`ours` is what this project runs: bfloat16 matrix products and attention around float32 streams
+(where the device has them; column `precision`), compiled blocks (the whole network where it
+samples), fused operations (Triton on a GPU), channels-last convolutions, fused AdamW, a sampler
+whose coefficients are computed once and whose steps are one CUDA graph on a GPU.
 
 Cases: `demo` (the demo's diffusion model, for a CPU); for a GPU `euler`, `rayleigh_benard`
 (vit_large on latents), `pixel` (vit_pixel) and `autoencoder` (dcae_f32c64_large). Columns: samples
@@ -62,6 +62,7 @@ from lola_ds.nn.layers import ChannelNorm, Conv2d
 from lola_ds.nn.modulation import modulation
 from lola_ds.nn.vit import ViTBlock
 from lola_ds.objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
+from lola_ds.train.engine import choose_precision
 
 H100 = 989e12
 SAMPLER_STEPS = 16
@@ -218,7 +219,9 @@ class Side:
         elif compiled:
             model.compile()
         make = OBJECTIVES[case.task]
-        self.objective = make(model, precision="bf16" if ours else "fp32")
+        device = next(model.parameters()).device
+        self.precision = choose_precision("auto", device) if ours else "fp32"
+        self.objective = make(model, precision=self.precision)
         self.model = model
         self.captured = Captured(self._draw)
         self.parameters = list(model.parameters())
@@ -252,7 +255,8 @@ class Side:
         return loss.detach()
 
     def _draw(self, mask: Tensor, x_obs: Tensor, label: Tensor, start: Tensor) -> Tensor:
-        with torch.autocast(start.device.type, dtype=torch.bfloat16):
+        narrow = self.precision == "bf16"
+        with torch.autocast(start.device.type, dtype=torch.bfloat16, enabled=narrow):
             return sample(self.model, mask, x_obs, label, "ab", SAMPLER_STEPS, start)
 
     def sample(self, start: Tensor, mask: Tensor, x_obs: Tensor, label: Tensor) -> Tensor:
@@ -356,6 +360,7 @@ def compare_steps(case: Case, sides: Sequence[Side], rounds: int, flops: int) ->
             "batch": case.batch,
             **with_held(timing, side.held()).row(case.batch, timings[0]),
             "what": "train step",
+            "precision": side.precision,
             "tflop_per_s": f"{flops * rate / 1e12:.4g}",
             "mfu_h100": f"{flops * rate / H100:.3f}" if device.type == "cuda" else "",
             "difference": f"{error:.1e}" if side.ours else "",
@@ -373,7 +378,7 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
     start = sigma * torch.randn_like(x)
     for side in sides:
         side.objective.eval().requires_grad_(False)
-        if side.ours:
+        if side.precision == "bf16":
             round_weights(side.model, torch.bfloat16)
         if side.ours and side.compiled:  # no hooks to keep out: one graph for the network
             side.model.compile(dynamic=False)
@@ -389,6 +394,7 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
             "batch": case.members,
             **with_held(timing, side.parameters).row(case.members, timings[0]),
             "what": "sampling",
+            "precision": side.precision,
             "tflop_per_s": f"{rate / 1e12:.4g}",
             "mfu_h100": f"{rate / H100:.3f}" if device.type == "cuda" else "",
             "difference": f"{error:.1e}" if side.ours else "",

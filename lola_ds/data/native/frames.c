@@ -2,8 +2,8 @@
  *
  * A frame is read in pieces that fit a core's cache. A piece is hashed, and copied wherever else
  * the frame is wanted, right after it was read, so that memory is passed over once. What the system
- * has in memory is copied from the mapped file, which is several times as fast as having the system
- * copy it; the rest is read.
+ * has in memory is copied from the mapped file, past the caches, which is about twice as fast as having
+ * the system copy it; the rest is read.
  *
  * This file is compiled once for every kind of processor, READ_FRAMES being the function's name;
  * module.c chooses among them when it is loaded.
