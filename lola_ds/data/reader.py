@@ -21,9 +21,10 @@ import numpy as np
 
 from .format import ShardError, checksum
 from .index import Index
-from .native import Outcome, Problem, arrange, map_file, read_frames, unmap_file
+from .native import Outcome, Problem, arrange, map_file, read_frames, release_file, unmap_file
 
 OPEN_FILES = 128  # shards kept open at once
+MAPPED_BYTES = 1 << 32  # copied before the pages they came from leave this process's memory
 
 
 class OpenFile:
@@ -50,6 +51,10 @@ class OpenFile:
             unmap_file(self.address, self.size)
             os.close(self.descriptor)
 
+    def release(self) -> None:
+        """Takes what was read of it out of this process's memory, which would grow and grow."""
+        release_file(self.address, self.size)
+
     def stamp(self) -> int:
         """A 64-bit hash of what tells that the file is the same and was not written to."""
         try:
@@ -73,6 +78,7 @@ class FrameReader:
         self._frame_bytes = index.frame_bytes
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
+        self._copied = 0  # bytes since the last release
         self._verified = np.zeros(len(index.checksums), np.int64)  # stamp under which it was right
 
     def __reduce__(self) -> tuple:
@@ -118,6 +124,17 @@ class FrameReader:
                 if checksum(out[row]) != digest:  # what was trusted changed meanwhile
                     raise self._error(int(frame), "checksum mismatch")
         self._verified[frames] = before
+        self._copied += len(frames) * self._frame_bytes
+        if self._copied > MAPPED_BYTES:
+            self.release()
+
+    def release(self) -> None:
+        """Has this process keep no pages of shards; the system may, and reads stay as quick."""
+        self._copied = 0
+        with self._lock:
+            files = list(self._files.values())
+        for file in files:
+            file.release()
 
     def _error(self, frame: int, problem: str) -> ShardError:
         index = self.index

@@ -192,7 +192,9 @@ class ShardDataset:
         """Frames of trajectory `i` at once: (C, T, *S) float32."""
         chosen = np.arange(int(self.frames[i]))[frames]
         stored = np.empty((len(chosen), *self.shape), STORED[self.dtype])
-        self._readers[self._part[i]].read(self._first[i] + chosen, stored)
+        reader = self._readers[self._part[i]]
+        reader.read(self._first[i] + chosen, stored)
+        reader.release()
         return torch.from_numpy(decode_frames(stored, self.dtype)).transpose(0, 1)
 
     def label(self, i: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -504,6 +506,28 @@ def test_frames_are_hashed_once_and_again_when_their_file_changes(tmp_path, monk
         windows[12]
     path.write_bytes(sound)
     assert len(windows[12]["x"]) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the memory")
+def test_mapped_memory_does_not_grow(tmp_path, monkeypatch):
+    """Of a shard of 16 MB, as soon as a megabyte was copied."""
+
+    def mapped():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.findall(r"RssFile:\s+(\d+) kB", status)[0])
+
+    data = np.zeros((1, 64, 4, 128, 128), np.float32)
+    index = make_shards(tmp_path / "toy" / "train", data)
+    grown = {}
+    for limit in (reader.MAPPED_BYTES, 1 << 20):
+        monkeypatch.setattr(reader, "MAPPED_BYTES", limit)
+        windows, before = ShardDataset(index.folder), mapped()
+        for i in range(len(windows)):
+            windows[i]
+        grown[limit] = mapped() - before
+        windows.read_trajectory(0)
+        assert mapped() - before < 1 << 20
+    assert grown[reader.MAPPED_BYTES] < 3 << 20 < 14 << 20 < max(grown.values())
 
 
 def test_changes_in_the_middle_of_a_read_and_decay_of_the_disk(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ try:
 except ImportError:
     raise ImportError("_lola_ds, the compiled part of lola_ds, is missing: `make setup`") from None
 
-_INTERFACE = 3  # as in module.c
+_INTERFACE = 4  # as in module.c
 
 if _lola_ds.INTERFACE != _INTERFACE:
     raise ImportError("_lola_ds was compiled from other sources than these: `make setup`")
@@ -127,6 +127,12 @@ def unmap_file(address: int, size: int) -> None:
     """Undoes `map_file`; nothing may be reading there."""
     if address:
         _lola_ds.unmap_file(address, size)
+
+
+def release_file(address: int, size: int) -> None:
+    """Takes a mapped file's pages out of this process's memory; they stay in the system's."""
+    if address:
+        _lola_ds.release_file(address, size)
 
 
 def sum_moments(x: np.ndarray, near: np.ndarray) -> np.ndarray:

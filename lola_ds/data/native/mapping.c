@@ -26,6 +26,11 @@ void unmap_file(int64_t address, int64_t size)
     munmap((void *)address, (size_t)size);
 }
 
+void release_file(int64_t address, int64_t size)
+{
+    madvise((void *)address, (size_t)size, MADV_DONTNEED);
+}
+
 static void handle(int number, siginfo_t *info, void *context)
 {
     (void)info, (void)context;

@@ -6,7 +6,7 @@
 #include "native.h"
 
 /* Raised by one whenever what Python passes or gets changes; `lola_ds.data.native` compares it. */
-enum { INTERFACE = 3 };
+enum { INTERFACE = 4 };
 
 static reader *read_best = read_frames_baseline;
 
@@ -127,6 +127,16 @@ static PyObject *unmap_file_at(PyObject *module, PyObject *args)
     return Py_NewRef(Py_None);
 }
 
+static PyObject *release_file_at(PyObject *module, PyObject *args)
+{
+    long long address, size;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "LL:release_file", &address, &size))
+        return NULL;
+    release_file(address, size);
+    return Py_NewRef(Py_None);
+}
+
 static PyObject *sum_moments(PyObject *module, PyObject *args)
 {
     Py_buffer x, near, sums;
@@ -156,6 +166,7 @@ static PyMethodDef METHODS[] = {
     {"read_frames", read_frames, METH_VARARGS, NULL},
     {"map_file", map_file_of, METH_VARARGS, NULL},
     {"unmap_file", unmap_file_at, METH_VARARGS, NULL},
+    {"release_file", release_file_at, METH_VARARGS, NULL},
     {"sum_moments", sum_moments, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

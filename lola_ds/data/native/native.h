@@ -67,6 +67,9 @@ reader read_frames_baseline, read_frames_avx2, read_frames_avx512;
 int64_t map_file(int descriptor, int64_t size);
 void unmap_file(int64_t address, int64_t size);
 
+/* Takes its pages out of this process's memory, not out of the system's; they come when needed. */
+void release_file(int64_t address, int64_t size);
+
 /* Where this thread goes on if the mapped memory that it reads is no longer backed by a file. */
 extern _Thread_local sigjmp_buf *on_fault __attribute__((tls_model("initial-exec")));
 
