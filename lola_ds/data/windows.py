@@ -21,6 +21,8 @@ from .format import STORED, decode_frames
 from .index import Index, open_index
 from .reader import FrameReader
 
+RELEASED_BYTES = 1 << 24  # of a trajectory that are in memory twice, in the mapped shard, too
+
 
 class ShardDataset:
     """The windows of one split, or of several with the same fields and grid.
@@ -193,8 +195,10 @@ class ShardDataset:
         chosen = np.arange(int(self.frames[i]))[frames]
         stored = np.empty((len(chosen), *self.shape), STORED[self.dtype])
         reader = self._readers[self._part[i]]
-        reader.read(self._first[i] + chosen, stored)
-        reader.release()
+        at_once = max(RELEASED_BYTES // self.indexes[0].frame_bytes, 1)
+        for k in range(0, len(chosen), at_once):
+            reader.read(self._first[i] + chosen[k : k + at_once], stored[k : k + at_once])
+            reader.release()
         return torch.from_numpy(decode_frames(stored, self.dtype)).transpose(0, 1)
 
     def label(self, i: int) -> Tensor:
