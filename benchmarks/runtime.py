@@ -60,7 +60,7 @@ ENGINE = ("forward", "backward", "optimizer")
 LOOP = ("data", "prepare", "checks", "average", "record")
 WARMUP = 10
 NETWORK = {
-    "cpu": ["hid_channels=96", "hid_blocks=3", "attention_heads=4", "patch_size=[1,4,4]"],
+    "cpu": ["hid_channels=96", "hid_blocks=2", "attention_heads=4", "patch_size=[1,4,4]"],
     "cuda": ["hid_channels=1024", "hid_blocks=12", "attention_heads=16", "patch_size=[1,4,4]"],
 }
 SAVED = {  # more to save, in fewer tokens
