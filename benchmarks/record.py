@@ -98,20 +98,25 @@ def describe_machine(packages: Sequence[str]) -> dict[str, str]:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             versions.append(f"{name} -")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
     return {
         "device": device_name(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
         "load": f"{os.getloadavg()[0]:.1f}",
         "versions": f"python {platform.python_version()}; " + "; ".join(versions),
-        "commit": commit.stdout.strip(),
+        "commit": current_commit(),
     }
+
+
+def current_commit() -> str:
+    """The checkout's commit; empty where it is none."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        )
+    except FileNotFoundError:  # no git here
+        return ""
+    return done.stdout.strip()
 
 
 def device_name() -> str:

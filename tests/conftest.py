@@ -8,6 +8,7 @@ is no GPU, Triton's kernels run in its interpreter.
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a GPU's deterministic products
 
 import torch
 

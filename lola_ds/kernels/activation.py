@@ -28,50 +28,43 @@ import triton.language as tl
 from torch import Tensor
 
 LEVELS = 1 << 16
-BLOCK = 8192
-"""Elements of a program: 8 runs, each 8 elements for each of 128 threads."""
+ROWS = 512
+"""Runs of 8 elements that a program handles: 4 for each of its 128 threads."""
 
 
 @triton.jit
 def _kernel(
     x, grad, seed, out, size, scale, threshold,
-    BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+    BACKWARD: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    RUN: tl.constexpr = BLOCK // 8
-    program = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, RUN)
-    call = program * RUN + lane
-    low, high = call.to(tl.uint32), (call >> 32).to(tl.uint32)
+    # A row is what one call of the generator decides and one thread reads: 8 neighbours.
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    low, high = row.to(tl.uint32), (row >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(tl.load(seed), low, high, zero, zero, n_rounds=7)
-    for run in tl.static_range(8):
-        place = program * BLOCK + run * RUN + lane
-        if run // 2 == 0:
-            word = w0
-        elif run // 2 == 1:
-            word = w1
-        elif run // 2 == 2:
-            word = w2
-        else:
-            word = w3
-        keep = ((word >> (16 * (run % 2))) & 0xFFFF) >= threshold
-        v = tl.load(x + place, mask=place < size, other=0.0).to(tl.float32)
-        s = tl.sigmoid(v)
-        if BACKWARD:
-            g = tl.load(grad + place, mask=place < size, other=0.0).to(tl.float32)
-            y = g * s * (1 + v * (1 - s))
-        else:
-            y = v * s
-        tl.store(out + place, tl.where(keep, y * scale, 0.0), mask=place < size)
+    column = tl.arange(0, 8)[None, :]
+    first = tl.where(column < 2, w0[:, None], w1[:, None])
+    last = tl.where(column < 6, w2[:, None], w3[:, None])
+    word = tl.where(column < 4, first, last)
+    keep = ((word >> (16 * (column % 2)).to(tl.uint32)) & 0xFFFF) >= threshold
+    place = row[:, None] * 8 + column
+    v = tl.load(x + place, mask=place < size, other=0.0).to(tl.float32)
+    s = tl.sigmoid(v)
+    if BACKWARD:
+        g = tl.load(grad + place, mask=place < size, other=0.0).to(tl.float32)
+        y = g * s * (1 + v * (1 - s))
+    else:
+        y = v * s
+    tl.store(out + place, tl.where(keep, y * scale, 0.0), mask=place < size)
 
 
 def _launch(x: Tensor, grad: Tensor | None, seed: Tensor, threshold: int) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x = x.contiguous()
     with torch.cuda.device_of(x):
-        _kernel[(triton.cdiv(x.numel(), BLOCK),)](
+        _kernel[(triton.cdiv(x.numel(), 8 * ROWS),)](
             x, x if grad is None else grad.contiguous(), seed, out, x.numel(),
-            LEVELS / (LEVELS - threshold), threshold, BACKWARD=grad is not None, BLOCK=BLOCK,
+            LEVELS / (LEVELS - threshold), threshold, BACKWARD=grad is not None, ROWS=ROWS,
         )  # fmt: skip
     return out
 

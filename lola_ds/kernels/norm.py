@@ -31,8 +31,11 @@ from torch import Tensor
 
 from .residual import sum_to
 
-TILE, CHUNK = 4096, 32
-"""Elements of a tile (32 a thread), and the tokens of a program's backward."""
+TILE = 4096
+"""Elements of a tile of the forward, 32 a thread."""
+WALKED, CHUNK, STAGES = 2048, 32, 2
+"""Elements of a tile of the backward, the tokens over which a program walks in such tiles, and how
+many are on their way at a time."""
 WIDEST = 8192
 """The largest H: a row is held in registers."""
 
@@ -67,7 +70,7 @@ def _forward_kernel(
 def _backward_kernel(
     x, a, mean, rstd, grad, grad_x, grad_a, grad_b, T, stride_a,
     H: tl.constexpr, CORRECTION: tl.constexpr, MODULATED: tl.constexpr,
-    CHUNK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(1).to(tl.int64)
     f = tl.arange(0, WIDTH)
@@ -76,7 +79,7 @@ def _backward_kernel(
         sum_a = tl.zeros((ROWS, WIDTH), tl.float32)
         sum_b = tl.zeros((ROWS, WIDTH), tl.float32)
     first = tl.program_id(0) * CHUNK
-    for start in range(first, first + CHUNK, ROWS):
+    for start in tl.range(first, min(first + CHUNK, T), ROWS, num_stages=STAGES):
         t = start + tl.arange(0, ROWS)
         here = (t < T)[:, None] & (f < H)[None, :]
         row = sample * T + t
@@ -134,7 +137,7 @@ def _backward(
     """Gradients with respect to x, and those to a and b as the chunks' sums (B, chunks, H)."""
     B, T, H = x.shape
     width = triton.next_power_of_2(H)
-    rows = min(_rows(T, width, TILE // 2), CHUNK)
+    rows = min(_rows(T, width, WALKED), CHUNK)
     chunks = triton.cdiv(T, CHUNK)
     grad_x = x.new_empty(B, T, H)
     grad_a, grad_b = (
@@ -144,7 +147,7 @@ def _backward(
         _backward_kernel[chunks, B](
             x.contiguous(), a, mean, rstd, grad.contiguous(), grad_x, grad_a, grad_b, T,
             _stride(a), H=H, CORRECTION=correction, MODULATED=a.numel() > 0,
-            CHUNK=CHUNK, ROWS=rows, WIDTH=width, num_warps=_warps(width),
+            CHUNK=CHUNK, ROWS=rows, WIDTH=width, STAGES=STAGES, num_warps=_warps(width),
         )  # fmt: skip
     return grad_x, grad_a, grad_b
 

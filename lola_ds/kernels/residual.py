@@ -29,8 +29,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHANNELS, TOKENS, CHUNK = 256, 8, 64
-"""A tile's channels and tokens (16 elements a thread), and the tokens of a program's backward."""
+CHANNELS, TOKENS = 256, 8
+"""A tile of the forward, 16 elements a thread."""
+WALKED, CHUNK, STAGES = 512, 32, 2
+"""Channels and tokens of a program of the backward, which walks over the tokens one by one, four
+elements a thread, while so many less one are on their way: the sums take the registers."""
 
 
 @triton.jit
@@ -66,34 +69,31 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     x, y, c, skip, d, grad, grad_x, grad_y, grad_skip, grad_c, grad_d, T, H, stride_c, stride_d,
-    SKIP: tl.constexpr, CHUNK: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    SKIP: tl.constexpr, CHUNK: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     f = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     sample = tl.program_id(2).to(tl.int64)
     gate, other, u, w = _gates(c, d, sample, f, stride_c, stride_d, H, SKIP)
-    gate, other, u, w = gate[None, :], other[None, :], u[None, :], w[None, :]
-    sum_c = tl.zeros((TOKENS, CHANNELS), tl.float32)
-    sum_d = tl.zeros((TOKENS, CHANNELS), tl.float32)
+    sum_c = tl.zeros((CHANNELS,), tl.float32)
+    sum_d = tl.zeros((CHANNELS,), tl.float32)
     first = tl.program_id(1) * CHUNK
-    for start in range(first, first + CHUNK, TOKENS):
-        t = start + tl.arange(0, TOKENS)
-        here = (t < T)[:, None] & (f < H)[None, :]
-        place = (sample * T + t)[:, None] * H + f[None, :]
-        g = tl.load(grad + place, mask=here, other=0.0).to(tl.float32) * w
-        branch = tl.load(y + place, mask=here, other=0.0).to(tl.float32)
-        z = tl.load(x + place, mask=here, other=0.0).to(tl.float32)
+    for t in tl.range(first, min(first + CHUNK, T), num_stages=STAGES):
+        place = (sample * T + t) * H + f
+        g = tl.load(grad + place, mask=f < H, other=0.0).to(tl.float32) * w
+        branch = tl.load(y + place, mask=f < H, other=0.0).to(tl.float32)
+        z = tl.load(x + place, mask=f < H, other=0.0).to(tl.float32)
         z = (z + gate * branch) * u
         if SKIP:
-            s = tl.load(skip + place, mask=here, other=0.0).to(tl.float32)
+            s = tl.load(skip + place, mask=f < H, other=0.0).to(tl.float32)
             sum_d += g * (s - other * w * w * (z + other * s))
-            tl.store(grad_skip + place, g * other, mask=here)
+            tl.store(grad_skip + place, g * other, mask=f < H)
         sum_c += g * u * (branch - gate * u * z)
-        tl.store(grad_x + place, g * u, mask=here)
-        tl.store(grad_y + place, g * u * gate, mask=here)
+        tl.store(grad_x + place, g * u, mask=f < H)
+        tl.store(grad_y + place, g * u * gate, mask=f < H)
     row = (sample * tl.num_programs(1) + tl.program_id(1)) * H + f
-    tl.store(grad_c + row, tl.sum(sum_c, axis=0), mask=f < H)
+    tl.store(grad_c + row, sum_c, mask=f < H)
     if SKIP:
-        tl.store(grad_d + row, tl.sum(sum_d, axis=0), mask=f < H)
+        tl.store(grad_d + row, sum_d, mask=f < H)
 
 
 def _sample_stride(gate: Tensor) -> int:
@@ -133,16 +133,16 @@ def add_gated_backward(
     """Gradients with respect to x, y, c, skip and d, from that of the output."""
     B, T, H = x.shape
     c, d = _channel_rows(c), _channel_rows(d)
-    chunks = triton.cdiv(T, CHUNK)
+    chunks, width = triton.cdiv(T, CHUNK), min(WALKED, triton.next_power_of_2(H))
     grad_x, grad_y, grad_skip = (torch.empty(a.shape, dtype=a.dtype, device=a.device)
                                  for a in (x, y, skip))  # fmt: skip
     grad_c = x.new_empty(B, chunks, H, dtype=torch.float32)
     grad_d = torch.empty_like(grad_c) if skip.numel() else grad_c
     with torch.cuda.device_of(x):
-        _backward_kernel[triton.cdiv(H, CHANNELS), chunks, B](
+        _backward_kernel[triton.cdiv(H, width), chunks, B](
             x.contiguous(), y.contiguous(), c, skip.contiguous(), d, grad.contiguous(),
             grad_x, grad_y, grad_skip, grad_c, grad_d, T, H, _sample_stride(c), _sample_stride(d),
-            SKIP=skip.numel() > 0, CHUNK=CHUNK, TOKENS=TOKENS, CHANNELS=CHANNELS,
+            SKIP=skip.numel() > 0, CHUNK=CHUNK, CHANNELS=width, STAGES=STAGES,
         )  # fmt: skip
     total_c = sum_to(grad_c, c)
     return grad_x, grad_y, total_c, grad_skip, sum_to(grad_d, d) if skip.numel() else d.clone()

@@ -149,6 +149,26 @@ def test_windows_in_blocks_are_the_same_windows(periodic: tuple) -> None:
     torch.testing.assert_close(flex_attention(q, k, v, block_mask=blocks), expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on a GPU alone")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_on_a_gpu_train_as_on_a_cpu(dtype: torch.dtype) -> None:
+    """Blocks and their gradients against the dense mask in float64, with a ragged last block."""
+    shape, window, periodic = (3, 10, 8), (3, 5, 3), (False, True, True)
+    dense = local_window(shape, window, periodic, torch.device("cpu"))
+    blocks = local_window(shape, window, periodic, torch.device("cuda"))
+    exact = [torch.randn(2, 2, 240, 64).to(dtype).double().requires_grad_() for _ in range(3)]
+    inputs = [x.detach().to("cuda", dtype).requires_grad_() for x in exact]
+    weights = torch.randn(2, 2, 240, 64).to(dtype)
+    y = attend(*exact, dense)
+    expected = [y, *torch.autograd.grad(y, exact, weights.double())]
+    y = attend(*inputs, blocks)
+    found = [y, *torch.autograd.grad(y, inputs, weights.cuda())]
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3  # TF32 products by Triton's default
+    for a, b in zip(found, expected, strict=True):
+        error = (a.detach().cpu().double() - b.detach()).norm() / b.detach().norm()
+        assert error < tolerance
+
+
 def test_angles_stay_exact_under_autocast() -> None:
     theta, coordinates = init_theta(1, 64), grid_coordinates((512,))
     with torch.autocast("cpu", torch.bfloat16):
