@@ -146,8 +146,9 @@ def test_step(tmp_path: Path, compiled: bool) -> None:
         assert float(ours["speedup"]) > 0
         assert float(ours["difference"]) < 2e-2
         assert published["attention"] == "_scaled_dot_product_flash_attention_for_cpu"
-        plain = "matrix products" if compiled else published["attention"]
-        assert ours["attention"] == plain
+        # The compiler recognises attention in float32 products, not in those of narrowed tensors.
+        plain = compiled and ours["precision"] == "bf16"
+        assert ours["attention"] == ("matrix products" if plain else published["attention"])
 
 
 def test_inference(tmp_path: Path) -> None:
