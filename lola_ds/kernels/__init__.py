@@ -8,7 +8,8 @@ graphs, activation checkpointing and every ZeRO stage take it as they take torch
 | function | where |
 |---|---|
 | `qk_norm_rope` | queries and keys of every transformer block |
-| `modulate` | before every block of a transformer |
+| `fork_modulated` | before every block of a transformer |
+| `modulate` | the same, where nothing forks |
 | `gated_residual` | after every block of a transformer |
 | `silu_dropout` | feed-forward layers |
 | `channel_norm` | convolutional autoencoders |
@@ -37,6 +38,7 @@ __all__ = [
     "channel_norm",
     "denoising_errors",
     "ema",
+    "fork_modulated",
     "gated_residual",
     "get_kernels",
     "modulate",
@@ -82,6 +84,17 @@ def modulate(
 
         return norm.modulate(x, a, b, dtype, eps)
     return reference.modulate(x, a, b, dtype, eps)
+
+
+def fork_modulated(
+    x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `modulate`, for a result that is used twice beside x; see `reference.fork_modulated`."""
+    if use_triton("modulate", x, _first((x.shape[-1] > 8192, "more than 8192 channels"))):
+        from . import norm
+
+        return norm.fork_modulated(x, a, b, dtype, eps)
+    return reference.fork_modulated(x, a, b, dtype, eps)
 
 
 def gated_residual(

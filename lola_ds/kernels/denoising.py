@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096
+BLOCK = 1024
 
 
 @triton.jit

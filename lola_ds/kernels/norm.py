@@ -14,7 +14,8 @@ The variance is the mean square of :math:`x - \mu` (two passes, in registers), o
 and M = C - 1 for the channels of a field; mean and r are kept in float32. As in `residual`, a
 program of the backward walks over a chunk of tokens; `sum` adds the chunks.
 
-Bytes an element, the stream in 4 bytes and the result in 2: 6 forward, 10 backward.
+Bytes an element, the stream in 4 bytes and the result in 2: 6 forward, 10 backward, and 16 where
+the backward adds two other gradients on its way (`Fork`).
 """
 
 # Triton types a launch as a call of the kernel, its sizes as constants of the kernel's own type.
@@ -23,6 +24,8 @@ Bytes an element, the stream in 4 bytes and the result in 2: 6 forward, 10 backw
 # pyright: reportUnboundVariable=false, reportCallIssue=false
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -33,9 +36,24 @@ from .residual import sum_to
 
 TILE = 4096
 """Elements of a tile of the forward, 32 a thread."""
-WALKED, CHUNK, STAGES = 2048, 32, 2
-"""Elements of a tile of the backward, the tokens over which a program walks in such tiles, and how
-many are on their way at a time."""
+
+
+class Walk(NamedTuple):
+    """How a program of the backward walks over tokens.
+
+    Attributes:
+        tile: elements of the tiles it takes, a token at least.
+        tokens: of all its tiles together.
+        stages: tiles that are on their way at a time.
+    """
+
+    tile: int
+    tokens: int
+    stages: int
+
+
+MODULATED, PLAIN = Walk(1024, 64, 1), Walk(4096, 64, 2)
+"""Token by token, where sums over them take the registers, and one tile a program."""
 WIDEST = 8192
 """The largest H: a row is held in registers."""
 
@@ -68,8 +86,8 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x, a, mean, rstd, grad, grad_x, grad_a, grad_b, T, stride_a,
-    H: tl.constexpr, CORRECTION: tl.constexpr, MODULATED: tl.constexpr,
+    x, a, mean, rstd, grad, again, through, grad_x, grad_a, grad_b, T, stride_a,
+    H: tl.constexpr, CORRECTION: tl.constexpr, MODULATED: tl.constexpr, FORKED: tl.constexpr,
     CHUNK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(1).to(tl.int64)
@@ -89,6 +107,8 @@ def _backward_kernel(
         n = (tl.load(x + place, mask=here, other=0.0).to(tl.float32) - centre[:, None]) * r[:, None]
         n = tl.where(here, n, 0.0)
         g = tl.load(grad + place, mask=here, other=0.0).to(tl.float32)
+        if FORKED:
+            g += tl.load(again + place, mask=here, other=0.0).to(tl.float32)
         if MODULATED:
             sum_a += g * n
             sum_b += g
@@ -98,7 +118,10 @@ def _backward_kernel(
             - (tl.sum(g, axis=1) / H)[:, None]
             - n * (tl.sum(g * n, axis=1) / (H - CORRECTION))[:, None]
         )
-        tl.store(grad_x + place, g * r[:, None], mask=here)
+        g = g * r[:, None]
+        if FORKED:
+            g += tl.load(through + place, mask=here, other=0.0).to(tl.float32)
+        tl.store(grad_x + place, g, mask=here)
     if MODULATED:
         place = (sample * tl.num_programs(0) + tl.program_id(0)) * H + f
         tl.store(grad_a + place, tl.sum(sum_a, axis=0), mask=f < H)
@@ -132,22 +155,34 @@ def _forward(
 
 
 def _backward(
-    x: Tensor, a: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor, correction: int
+    x: Tensor,
+    a: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad: Tensor,
+    correction: int,
+    walk: Walk,
+    again: Tensor | None = None,
+    through: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to x, and those to a and b as the chunks' sums (B, chunks, H)."""
     B, T, H = x.shape
     width = triton.next_power_of_2(H)
-    rows = min(_rows(T, width, WALKED), CHUNK)
-    chunks = triton.cdiv(T, CHUNK)
+    rows = min(_rows(T, width, walk.tile), walk.tokens)
+    chunks = triton.cdiv(T, walk.tokens)
     grad_x = x.new_empty(B, T, H)
     grad_a, grad_b = (
         x.new_empty((B, chunks, H) if a.numel() else 0, dtype=torch.float32) for _ in range(2)
     )
+    forked = again is not None
+    others = [grad if other is None else other.contiguous() for other in (again, through)]
     with torch.cuda.device_of(x):
         _backward_kernel[chunks, B](
-            x.contiguous(), a, mean, rstd, grad.contiguous(), grad_x, grad_a, grad_b, T,
-            _stride(a), H=H, CORRECTION=correction, MODULATED=a.numel() > 0,
-            CHUNK=CHUNK, ROWS=rows, WIDTH=width, STAGES=STAGES, num_warps=_warps(width),
+            x.contiguous(), a, mean, rstd, grad.contiguous(), *others, grad_x, grad_a,
+            grad_b, T, _stride(a),
+            H=H, CORRECTION=correction, MODULATED=a.numel() > 0, FORKED=forked,
+            CHUNK=walk.tokens, ROWS=rows, WIDTH=width, STAGES=walk.stages,
+            num_warps=_warps(width),
         )  # fmt: skip
     return grad_x, grad_a, grad_b
 
@@ -179,16 +214,29 @@ def _(
 
 @torch.library.custom_op("lola_ds::modulate_backward", mutates_args=())
 def modulated_norm_backward(
-    x: Tensor, a: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor
+    x: Tensor,
+    a: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad: Tensor,
+    again: Tensor | None = None,
+    through: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, a and b, from that of y."""
-    grad_x, grad_a, grad_b = _backward(x, _dense(a), mean, rstd, grad, 0)
+    """Gradients with respect to x, a and b, from that of y; see `Fork` for the others."""
+    found = _backward(x, _dense(a), mean, rstd, grad, 0, MODULATED, again, through)
+    grad_x, grad_a, grad_b = found
     return grad_x, sum_to(grad_a, a), sum_to(grad_b, a)
 
 
 @modulated_norm_backward.register_fake
 def _(
-    x: Tensor, a: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor
+    x: Tensor,
+    a: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad: Tensor,
+    again: Tensor | None = None,
+    through: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), a.new_empty(a.shape), a.new_empty(a.shape)
 
@@ -212,6 +260,39 @@ def modulate(
     return modulated_norm(x, a, b, dtype or x.dtype, eps)[0]
 
 
+class Fork(torch.autograd.Function):
+    """y, y once more and x itself, whose three gradients the backward adds in its one pass.
+
+    Where y goes two ways and x goes on, as in a block of a transformer, each sum of two gradients
+    would be a pass of its own: 12 bytes an element of the stream, and 6 of y, instead of 4 and 2.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `fork_modulated`."""
+        y, mean, rstd = modulated_norm(x, a, b, dtype, eps)
+        ctx.save_for_backward(x, a, mean, rstd)
+        return y, y.view_as(y), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, again: Tensor, through: Tensor) -> tuple:
+        """The gradients of x, a and b."""
+        gradients = modulated_norm_backward(*ctx.saved_tensors, grad, again, through)
+        return *gradients, None, None
+
+
+def fork_modulated(
+    x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.fork_modulated`, by the kernel."""
+    if torch.is_grad_enabled():
+        return Fork.apply(x, a, b, dtype or x.dtype, eps)
+    y = modulate(x, a, b, dtype, eps)
+    return y, y, x
+
+
 @torch.library.custom_op("lola_ds::channel_norm", mutates_args=())
 def rows_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalises rows (R, C), the variance over C - 1. Returns y, mean and r."""
@@ -229,7 +310,7 @@ def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("lola_ds::channel_norm_backward", mutates_args=())
 def rows_norm_backward(x: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor) -> Tensor:
     """The gradient with respect to the rows, from that of y."""
-    return _backward(x[None], x.new_empty(0), mean[None], rstd[None], grad[None], 1)[0][0]
+    return _backward(x[None], x.new_empty(0), mean[None], rstd[None], grad[None], 1, PLAIN)[0][0]
 
 
 @rows_norm_backward.register_fake

@@ -123,6 +123,14 @@ def modulate(
     return y.to(dtype or x.dtype)
 
 
+def fork_modulated(
+    x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `modulate`, with the result twice and `x`: where a block's ways part."""
+    y = modulate(x, a, b, dtype, eps)
+    return y, y, x
+
+
 def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     r"""Normalises (B, C, \*S) over C, with the variance over C - 1.
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 CHANNELS, TOKENS = 256, 8
 """A tile of the forward, 16 elements a thread."""
-WALKED, CHUNK, STAGES = 512, 32, 2
+WALKED, CHUNK, STAGES = 512, 64, 3
 """Channels and tokens of a program of the backward, which walks over the tokens one by one, four
 elements a thread, while so many less one are on their way: the sums take the registers."""
 

@@ -14,7 +14,7 @@ and backwards, with the gradient :math:`g` with respect to :math:`q'`,
 since a rotation changes no mean of products. So the outputs and r, one float32 a head, are all that
 the backward keeps: attention keeps the outputs anyway, and the packed projection is freed.
 The values are copied, which costs a third of the pass: were they a view, the whole packed tensor
-would live until the backward.
+would live until the backward. Where there is none, they are one.
 
 Bytes a token for H channels of 2 bytes: 12 H forward, 16 H backward. A program takes a tile of
 tokens of one head and walks over samples, so that cosines and sines, and the sum over samples of
@@ -35,9 +35,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 2048
-"""Elements of a tile: 16 for each of the 128 threads of a program."""
-PROGRAMS = 4096
+TILE = 1024
+"""Elements of a tile: 8 for each of the 128 threads of a program."""
+PROGRAMS = 8192
 """Programs that fill a large GPU several times over; beyond them, each walks over more samples."""
 
 
@@ -69,7 +69,7 @@ def _turn(x, cos, sin, BLOCK_T: tl.constexpr, PAIRS: tl.constexpr):
 def _forward_kernel(
     qkv, coordinates, theta, q, k, v, rstd, B, T, samples, eps,
     HEADS: tl.constexpr, D: tl.constexpr, N: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_T: tl.constexpr, PAIRS: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_T: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -83,7 +83,7 @@ def _forward_kernel(
         token = (b * T + t).to(tl.int64)
         here = tile & (b < B)
         out = (token * HEADS + head)[:, None] * D + f[None, :]
-        for part in tl.static_range(3):
+        for part in tl.static_range(PARTS):
             packed = ((token * 3 + part) * HEADS + head)[:, None] * D + f[None, :]
             x = tl.load(qkv + packed, mask=here, other=0.0)
             if part == 2:
@@ -169,7 +169,7 @@ def _launch(B: int, T: int, heads: int, d: int) -> tuple[tuple[int, int, int], d
 
 @torch.library.custom_op("lola_ds::qk_norm_rope", mutates_args=())
 def rotate_qk(
-    qkv: Tensor, coordinates: Tensor, theta: Tensor, norm: bool, eps: float
+    qkv: Tensor, coordinates: Tensor, theta: Tensor, norm: bool, eps: float, values: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The kernel; see `reference.qk_norm_rope`.
 
@@ -179,28 +179,32 @@ def rotate_qk(
         theta: the frequencies of each axis, with shape (N, h d / 2), float32.
         norm: whether queries and keys are normalised.
         eps: added to their mean square.
+        values: whether the values are copied.
 
     Returns:
-        Queries, keys and values, each with shape (B, T, h, d), and r, with shape (B, T, 2, h).
+        Queries, keys and values, each with shape (B, T, h, d), values that are not copied empty;
+        and r, with shape (B, T, 2, h).
     """
     B, T, _, heads, d = qkv.shape
-    q, k, v = (qkv.new_empty(B, T, heads, d) for _ in range(3))
+    q, k = (qkv.new_empty(B, T, heads, d) for _ in range(2))
+    v = qkv.new_empty((B, T, heads, d) if values else 0)
     rstd = qkv.new_empty((B, T, 2, heads) if norm else 0, dtype=torch.float32)
     grid, sizes = _launch(B, T, heads, d)
     with torch.cuda.device_of(qkv):
         _forward_kernel[grid](
             qkv.contiguous(), coordinates.contiguous(), theta.contiguous(), q, k, v, rstd,
-            B, T, eps=eps, N=len(theta), NORM=norm, **sizes,
+            B, T, eps=eps, N=len(theta), NORM=norm, PARTS=3 if values else 2, **sizes,
         )  # fmt: skip
     return q, k, v, rstd
 
 
 @rotate_qk.register_fake
 def _(
-    qkv: Tensor, coordinates: Tensor, theta: Tensor, norm: bool, eps: float
+    qkv: Tensor, coordinates: Tensor, theta: Tensor, norm: bool, eps: float, values: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, _, heads, d = qkv.shape
-    q, k, v = (qkv.new_empty(B, T, heads, d) for _ in range(3))
+    q, k = (qkv.new_empty(B, T, heads, d) for _ in range(2))
+    v = qkv.new_empty((B, T, heads, d) if values else (0,))
     return q, k, v, qkv.new_empty((B, T, 2, heads) if norm else (0,), dtype=torch.float32)
 
 
@@ -247,7 +251,7 @@ def _(
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    _, coordinates, theta, ctx.norm, _ = inputs
+    _, coordinates, theta, ctx.norm, _, _ = inputs
     q, k, _, rstd = output
     ctx.save_for_backward(q, k, rstd, coordinates, theta)
 
@@ -255,7 +259,7 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _backward(ctx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, _: Tensor) -> tuple:
     gradients = rotate_qk_backward(*ctx.saved_tensors, grad_q, grad_k, grad_v, ctx.norm)
     grad_qkv, grad_theta = gradients
-    return grad_qkv, None, grad_theta, None, None
+    return grad_qkv, None, grad_theta, None, None, None
 
 
 rotate_qk.register_autograd(_backward, setup_context=_save)
@@ -272,5 +276,6 @@ def qk_norm_rope(
     if coordinates is None or theta is None:
         coordinates = qkv.new_empty(qkv.shape[1], 0, dtype=torch.float32)
         theta = qkv.new_empty(0, qkv.shape[3] * qkv.shape[4] // 2, dtype=torch.float32)
-    q, k, v, _ = rotate_qk(qkv, coordinates, theta, norm, eps)
-    return q, k, v
+    values = torch.is_grad_enabled()
+    q, k, v, _ = rotate_qk(qkv, coordinates, theta, norm, eps, values)
+    return q, k, v if values else qkv[:, :, 2]

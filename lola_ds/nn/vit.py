@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lola_ds.kernels import gated_residual, modulate
+from lola_ds.kernels import fork_modulated, gated_residual
 from lola_ds.nn.attention import (
     MultiheadSelfAttention,
     grid_coordinates,
@@ -67,6 +67,7 @@ class ViTBlock(nn.Module):
         attention_heads: the number of heads.
         qk_norm: whether queries and keys are normalised.
         value_residual: whether the attention's values are mixed with those of the first block.
+        gives_values: whether it hands on its values.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class ViTBlock(nn.Module):
         attention_heads: int = 1,
         qk_norm: bool = True,
         value_residual: bool = False,
+        gives_values: bool = False,
     ) -> None:
         super().__init__()
+        self.gives_values = gives_values
         self.ada_zero = make_modulation(mod_features, (4, channels))
         self.theta = nn.Parameter(init_theta(axes, channels)) if rope else None
         self.msa = MultiheadSelfAttention(channels, attention_heads, qk_norm, value_residual)
@@ -99,7 +102,7 @@ class ViTBlock(nn.Module):
         skip: Tensor | None = None,
         mask: Tensor | BlockMask | None = None,
         first_values: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Transforms tokens.
 
         Arguments:
@@ -111,13 +114,15 @@ class ViTBlock(nn.Module):
             first_values: the attention's values in the first block, where values are residual.
 
         Returns:
-            Tokens, with shape (B, T, H), float32, and the attention's values in this block.
+            Tokens, with shape (B, T, H), float32, and the attention's values in this block where
+            they are handed on: an output that nobody takes has a gradient, zeros, which would be
+            written and added.
         """
         a, b, c, d = (scale.unsqueeze(1) for scale in modulation(self.ada_zero, mod, 4))
-        y = modulate(x, a, b, matmul_dtype(x))
+        y, z, x = fork_modulated(x, a, b, matmul_dtype(x))
         attended, values = self.msa(y, coordinates, self.theta, mask, first_values)
-        y = self.ffn(y + attended)
-        return gated_residual(x, y, c, skip, d), values
+        y = self.ffn(z + attended)
+        return gated_residual(x, y, c, skip, d), values if self.gives_values else None
 
 
 class ViT(nn.Module):
@@ -197,6 +202,7 @@ class ViT(nn.Module):
                 attention_heads=attention_heads,
                 qk_norm=qk_norm,
                 value_residual=value_residual and depth > 0,
+                gives_values=value_residual and depth == 0,
             )
             for depth in range(hid_blocks)
         )

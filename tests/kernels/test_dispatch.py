@@ -112,6 +112,7 @@ def test_recomputed_blocks_draw_the_same_dropout(policy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # dynamo's
 def test_compiled_blocks_hold_the_kernels() -> None:
     """One graph without a break, which calls the kernels' operators."""
     kernels.set_kernels("triton")
@@ -132,7 +133,8 @@ def test_compiled_blocks_hold_the_kernels() -> None:
     assert not report["graph_break"]
 
 
-def test_convolutional_networks_take_the_kernels() -> None:
+def test_convolutional_networks_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     net = DCEncoder(2, 3, (8, 12), (1, 1)).to(DEVICE)
     x = torch.randn(2, 2, 8, 8, device=DEVICE)

@@ -123,6 +123,17 @@ def test_qk_norm_rope(
     )
 
 
+def test_values_are_copied_for_a_backward_alone() -> None:
+    qkv, coordinates, theta = draw(2, 7, 3, 2, 16), torch.arange(7.0).view(7, 1), draw(1, 16)
+    trained = rotary.qk_norm_rope(qkv, coordinates, theta)
+    with torch.no_grad():
+        sampled = rotary.qk_norm_rope(qkv, coordinates, theta)
+    assert trained[2].is_contiguous()
+    assert sampled[2].data_ptr() == qkv[:, :, 2].data_ptr()
+    for a, b in zip(trained, sampled, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_qk_norm_rope_walks_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """More tiles than programs: each takes several samples, the last fewer."""
     monkeypatch.setattr(rotary, "PROGRAMS", 10)
@@ -175,6 +186,23 @@ def test_modulate(dtype: torch.dtype, B: int, T: int, H: int, shared: bool) -> N
         [x, draw(gates, 1, H), draw(gates, 1, H)],
         [0, 1, 2],
     )
+
+
+@pytest.mark.parametrize(("dtype", "T", "H"), [(F32, 7, 96), (BF16, 70, 200), (F16, 3, 2048)])
+def test_fork_modulated(dtype: torch.dtype, T: int, H: int) -> None:
+    """The three gradients that meet are added before they are rounded."""
+    inputs = [3 * draw(2, T, H) + 1, draw(2, 1, H), draw(2, 1, H)]
+    compare(
+        lambda *x: norm.fork_modulated(*x, dtype),
+        lambda *x: reference.fork_modulated(*x, torch.float64),
+        inputs,
+        [0, 1, 2],
+    )
+    with torch.no_grad():
+        y, z, x = norm.fork_modulated(*inputs, dtype)
+    assert torch.equal(y, norm.modulate(*inputs, dtype))
+    assert torch.equal(z, y)
+    assert torch.equal(x, inputs[0])
 
 
 @pytest.mark.parametrize(
