@@ -27,6 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import operator
+
 LEVELS = 1 << 16
 ROWS = 512
 """Runs of 8 elements that a program handles: 4 for each of its 128 threads."""
@@ -69,7 +71,7 @@ def _launch(x: Tensor, grad: Tensor | None, seed: Tensor, threshold: int) -> Ten
     return out
 
 
-@torch.library.custom_op("lola_ds::silu_dropout", mutates_args=())
+@operator("silu_dropout")
 def masked_silu(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     """The kernel.
 
@@ -89,7 +91,7 @@ def _(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("lola_ds::silu_dropout_backward", mutates_args=())
+@operator("silu_dropout_backward")
 def masked_silu_backward(x: Tensor, grad: Tensor, seed: Tensor, threshold: int) -> Tensor:
     """The gradient with respect to `x`, from that of the output."""
     return _launch(x, grad, seed, threshold)

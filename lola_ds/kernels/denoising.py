@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import operator
+
 BLOCK = 1024
 
 
@@ -63,7 +65,7 @@ def _launch(tensors: tuple[Tensor, ...], weight: Tensor | None, result: Tensor) 
         )  # fmt: skip
 
 
-@torch.library.custom_op("lola_ds::denoising_errors", mutates_args=())
+@operator("denoising_errors")
 def squared_errors(
     output: Tensor, x: Tensor, noise: Tensor, mask: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
@@ -82,7 +84,7 @@ def _(
     return x.new_empty(len(x), x.shape[2])
 
 
-@torch.library.custom_op("lola_ds::denoising_errors_backward", mutates_args=())
+@operator("denoising_errors_backward")
 def squared_errors_backward(
     output: Tensor,
     x: Tensor,

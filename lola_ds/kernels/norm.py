@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import operator
 from .residual import sum_to
 
 TILE = 4096
@@ -196,7 +197,7 @@ def _dense(a: Tensor) -> Tensor:
     return a if a.stride(-1) == 1 else a.contiguous()
 
 
-@torch.library.custom_op("lola_ds::modulate", mutates_args=())
+@operator("modulate")
 def modulated_norm(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +213,7 @@ def _(
     return x.new_empty(x.shape, dtype=dtype), mean, rstd
 
 
-@torch.library.custom_op("lola_ds::modulate_backward", mutates_args=())
+@operator("modulate_backward")
 def modulated_norm_backward(
     x: Tensor,
     a: Tensor,
@@ -293,7 +294,7 @@ def fork_modulated(
     return y, y, x
 
 
-@torch.library.custom_op("lola_ds::channel_norm", mutates_args=())
+@operator("channel_norm")
 def rows_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalises rows (R, C), the variance over C - 1. Returns y, mean and r."""
     none = x.new_empty(0)
@@ -307,7 +308,7 @@ def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), mean, rstd
 
 
-@torch.library.custom_op("lola_ds::channel_norm_backward", mutates_args=())
+@operator("channel_norm_backward")
 def rows_norm_backward(x: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor) -> Tensor:
     """The gradient with respect to the rows, from that of y."""
     return _backward(x[None], x.new_empty(0), mean[None], rstd[None], grad[None], 1, PLAIN)[0][0]

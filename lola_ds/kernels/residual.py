@@ -29,6 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import operator
+
 CHANNELS, TOKENS = 256, 8
 """A tile of the forward, 16 elements a thread."""
 WALKED, CHUNK, STAGES = 512, 64, 3
@@ -106,7 +108,7 @@ def _channel_rows(gate: Tensor) -> Tensor:
     return gate if gate.stride(-1) == 1 else gate.contiguous()
 
 
-@torch.library.custom_op("lola_ds::gated_residual", mutates_args=())
+@operator("gated_residual")
 def add_gated(x: Tensor, y: Tensor, c: Tensor, skip: Tensor, d: Tensor) -> Tensor:
     """The kernel; see `reference.gated_residual`. An empty `skip` stands for none."""
     B, T, H = x.shape
@@ -126,7 +128,7 @@ def _(x: Tensor, y: Tensor, c: Tensor, skip: Tensor, d: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("lola_ds::gated_residual_backward", mutates_args=())
+@operator("gated_residual_backward")
 def add_gated_backward(
     x: Tensor, y: Tensor, c: Tensor, skip: Tensor, d: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -35,6 +35,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operator import operator
+
 TILE = 1024
 """Elements of a tile: 8 for each of the 128 threads of a program."""
 PROGRAMS = 8192
@@ -167,7 +169,7 @@ def _launch(B: int, T: int, heads: int, d: int) -> tuple[tuple[int, int, int], d
     return (heads, tiles, triton.cdiv(B, samples)), {"samples": samples, **sizes}
 
 
-@torch.library.custom_op("lola_ds::qk_norm_rope", mutates_args=())
+@operator("qk_norm_rope")
 def rotate_qk(
     qkv: Tensor, coordinates: Tensor, theta: Tensor, norm: bool, eps: float, values: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -208,7 +210,7 @@ def _(
     return q, k, v, qkv.new_empty((B, T, 2, heads) if norm else (0,), dtype=torch.float32)
 
 
-@torch.library.custom_op("lola_ds::qk_norm_rope_backward", mutates_args=())
+@operator("qk_norm_rope_backward")
 def rotate_qk_backward(
     q: Tensor,
     k: Tensor,

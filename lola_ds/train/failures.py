@@ -41,9 +41,8 @@ def explained(error: Exception, run: str, advise: Callable[[], str]) -> Exceptio
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)
     ):
-        return ValueError(
-            f"out of memory ({text.splitlines()[0][:200] if text else 'host'}); {advise()}"
-        )
+        said = text.splitlines()[0][:200] if text else "host"
+        return ValueError(f"out of memory ({said}){_taken_by_others()}; {advise()}")
     if isinstance(error, OSError) and (
         error.errno in _NO_DISK or any(f"[Errno {number}]" in text for number in _NO_DISK)
     ):
@@ -59,3 +58,14 @@ def explained(error: Exception, run: str, advise: Callable[[], str]) -> Exceptio
             "command resumes from the last complete checkpoint"
         )
     return error
+
+
+def _taken_by_others() -> str:
+    """What other processes have of the GPU's memory, where it is much; nothing otherwise."""
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    others = (total - free - torch.cuda.memory_reserved()) / 2**30
+    if others < 2:  # a process's context and libraries take up to one
+        return ""
+    return f"; other processes have {others:.1f} of the GPU's {total / 2**30:.1f} GiB (nvidia-smi)"

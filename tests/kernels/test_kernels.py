@@ -275,6 +275,37 @@ def test_ema_follows_each_decay() -> None:
         averages.ema([[weights[0].half()]], [weights[0]], [0.5])
 
 
+def operators() -> Iterator[tuple[str, tuple]]:
+    """Every operator, and arguments for it."""
+    x, y, gate = draw(2, 7, 24), draw(2, 7, 24, dtype=BF16), draw(2, 1, 24)
+    seed, field = torch.tensor([1]), draw(3, 8)
+    yield "modulate", (x, gate, gate, BF16, 1e-5)
+    mean, rstd = norm.modulated_norm(x, gate, gate, BF16, 1e-5)[1:]
+    yield "modulate_backward", (x, gate, mean, rstd, y, y, x)
+    yield "channel_norm", (field, 1e-5)
+    yield "channel_norm_backward", (field, *norm.rows_norm(field, 1e-5)[1:], field)
+    yield "gated_residual", (x, y, gate, x + 1, gate)
+    yield "gated_residual_backward", (x, y, gate, x + 1, gate, x)
+    yield "silu_dropout", (y, seed, 1000)
+    yield "silu_dropout_backward", (y, y, seed, 1000)
+    qkv, coordinates, theta = draw(2, 7, 3, 2, 12), torch.arange(7.0).view(7, 1), draw(1, 12)
+    yield "qk_norm_rope", (qkv, coordinates, theta, True, 1e-5, True)
+    q, k, v, r = rotary.rotate_qk(qkv, coordinates, theta, True, 1e-5, True)
+    yield "qk_norm_rope_backward", (q, k, r, coordinates, theta, q, k, v, True)
+    window, mask, scale = draw(2, 3, 4, 5), torch.rand(2, 4) < 0.5, torch.rand(2) + 0.1
+    yield "denoising_errors", (window, window, window, mask, scale, scale)
+    weight = draw(2, 4)
+    yield "denoising_errors_backward", (window, window, window, mask, scale, scale, weight)
+
+
+def test_operators_give_new_tensors_of_the_shapes_they_say() -> None:
+    """What a custom operator of torch sees to at every call; see `kernels/operator.py`."""
+    for name, arguments in operators():
+        overload = getattr(torch.ops.lola_ds, name).default
+        utils = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(overload, arguments, test_utils=utils)
+
+
 def test_kernels_start_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each launch, forward and backward, makes that device the current one, whatever it was."""
     entered = []
