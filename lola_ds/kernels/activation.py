@@ -118,10 +118,12 @@ masked_silu.register_autograd(_backward, setup_context=_save)
 def silu_dropout(x: Tensor, p: float) -> Tensor:
     """Applies SiLU, then drops each element with probability `p`; the seed is torch's.
 
-    Fields whose channels are last in memory stay so.
+    Fields whose channels are last in memory stay so. They are handed on as rows: the compiler takes
+    any four axes for a field's and would move the third one last.
     """
     seed = torch.randint(1 << 62, (1,), device=x.device)
     last = x.movedim(1, -1) if x.ndim > 1 else x
     if not x.is_contiguous() and last.is_contiguous():
-        return masked_silu(last, seed, round(p * LEVELS)).movedim(-1, 1)
+        rows = masked_silu(last.flatten(0, -2), seed, round(p * LEVELS))
+        return rows.view(last.shape).movedim(-1, 1)
     return masked_silu(x, seed, round(p * LEVELS))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lola_ds.kernels import channel_norm, silu_dropout
@@ -164,15 +165,24 @@ class _CircularPad(torch.autograd.Function):
     """Wraps halos around a field in one buffer; backward folds the halos' gradients back.
 
     Chains of `torch.cat` do the same and take a third of a training step on a CPU: each slice's
-    backward is a full field of zeros, in another memory format.
+    backward is a full field of zeros, in another memory format. A compiler, to which writing slices
+    in place is a pass over the field for each, gets expressions for every point instead, which it
+    fuses with what comes before and after.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:
         ctx.pad = pad
-        y = x.new_empty([*x.shape[:2], *(s + 2 * p for s, p in zip(x.shape[2:], pad))])
-        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            y = y.to(memory_format=torch.channels_last)
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format
+        if torch.compiler.is_compiling():
+            for axis, p in enumerate(pad, start=2):
+                if p:
+                    n = x.shape[axis]
+                    x = x.index_select(axis, torch.arange(-p, n + p, device=x.device) % n)
+            return x.contiguous(memory_format=order)
+        shape = [*x.shape[:2], *(s + 2 * p for s, p in zip(x.shape[2:], pad))]
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
         _interior(y, pad).copy_(x)
         for axis, p in enumerate(pad, start=2):
             if p:
@@ -183,6 +193,15 @@ class _CircularPad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        if torch.compiler.is_compiling():
+            for axis, p in reversed(list(enumerate(ctx.pad, start=2))):
+                if p:
+                    n = grad.shape[axis] - 2 * p
+                    behind = (0, 0) * (grad.ndim - 1 - axis)
+                    first = F.pad(grad.narrow(axis, n + p, p), (*behind, 0, n - p))
+                    last = F.pad(grad.narrow(axis, 0, p), (*behind, n - p, 0))
+                    grad = grad.narrow(axis, p, n) + first + last
+            return grad, None
         grad = grad.clone()
         for axis, p in reversed(list(enumerate(ctx.pad, start=2))):
             if p:
@@ -209,6 +228,23 @@ def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
     return _CircularPad.apply(x, tuple(pad)) if any(pad) else x
 
 
+class _ChannelsLast(torch.autograd.Function):
+    """Weights cast and laid out as a convolution reads them, in one pass.
+
+    Their gradient comes back as the weights are stored, or it would be copied once more where it is
+    accumulated.
+    """
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = weight.dtype
+        return weight.to(dtype, memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype, memory_format=torch.contiguous_format), None
+
+
 class _Convolution:
     """Mixes per-axis padding (circular where periodic, zeros elsewhere) in torch's convolutions."""
 
@@ -220,7 +256,11 @@ class _Convolution:
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, *S) to (B, C_out, *S/stride)."""
         x = pad_circular(x.to(matmul_dtype(x)), self.wrap)
-        return self._conv_forward(x, self.weight, self.bias)
+        weight = self.weight
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if last and weight.dtype != x.dtype:
+            weight = _ChannelsLast.apply(weight, x.dtype)
+        return self._conv_forward(x, weight, self.bias)
 
 
 class Conv1d(_Convolution, nn.Conv1d):

@@ -112,7 +112,6 @@ def test_recomputed_blocks_draw_the_same_dropout(policy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
-@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # dynamo's
 def test_compiled_blocks_hold_the_kernels() -> None:
     """One graph without a break, which calls the kernels' operators."""
     kernels.set_kernels("triton")

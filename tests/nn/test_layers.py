@@ -124,6 +124,38 @@ def test_circular_padding_and_its_gradient(layout: torch.memory_format) -> None:
     assert torch.autograd.gradcheck(lambda x: pad_circular(x, (2, 1)), x)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_padding_is_the_same(layout: torch.memory_format) -> None:
+    compiled = torch.compile(pad_circular, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=layout)
+    x.requires_grad_()
+    grad = torch.randn(2, 3, 8, 7, dtype=torch.float64)
+    results = []
+    for function in (pad_circular, compiled):
+        y = function(x, (2, 1))
+        assert y.is_contiguous(memory_format=layout)
+        results.append((y, *torch.autograd.grad(y, x, grad)))
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain)
+
+
+def test_narrowed_weights_and_their_gradients_keep_their_values() -> None:
+    """Channels-last under autocast against contiguous fields, for which nothing is laid out."""
+    conv = convolution(16, 8, 2, periodic=True)
+    x = torch.randn(2, 16, 6, 7)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x.contiguous(memory_format=layout))
+        assert y.is_contiguous(memory_format=layout)
+        y.float().square().sum().backward()
+        assert conv.weight.grad.is_contiguous()
+        results.append((y.detach(), conv.weight.grad, conv.bias.grad))
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain, rtol=2e-2, atol=2e-2 * float(plain.abs().max()))
+
+
 def test_circular_padding_refuses_small_grids() -> None:
     with pytest.raises(ValueError, match="too small"):
         pad_circular(torch.zeros(1, 1, 1, 4), (2, 1))
