@@ -14,6 +14,7 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from lola_ds.nn import dcae, unet
@@ -53,6 +54,8 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
     if not kinds:
         raise ValueError(f"{type(network).__name__} has no block to compile; choose compile=false")
     torch._dynamo.config.recompile_limit = SHAPES  # of the process; torch 2.11 has no other
+    # As the training loop does it: otherwise the gradients of float32 layers are rounded too.
+    torch._functorch.config.backward_pass_autocast = "off"
     compiled = {
         kind: torch.compile(getattr(kind, BLOCKS[kind]), fullgraph=True, dynamic=False)
         for kind in kinds

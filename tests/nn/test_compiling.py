@@ -12,6 +12,7 @@ from torch import nn
 from lola_ds.config import compose
 from lola_ds.nn.compiling import compile_blocks, round_weights
 from lola_ds.nn.dcae import DCEncoder, ResidualBlock
+from lola_ds.nn.modulation import AdaZero
 from lola_ds.nn.unet import ModulatedBlock, UNet
 from lola_ds.nn.vit import ViT, ViTBlock
 
@@ -77,6 +78,21 @@ def test_what_cannot_be_one_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lola_ds.nn.vit.fork_modulated", torch._dynamo.disable(lambda x, *_: x))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         network(torch.randn(1, 2, 2, 3), torch.randn(1, 4))
+
+
+def test_gradients_of_float32_layers_are_not_rounded_under_autocast() -> None:
+    compile_blocks(ViT(2, 2, hid_channels=16, hid_blocks=1, attention_heads=1))
+    torch.manual_seed(0)
+    layer = AdaZero(32, 8)
+    compiled = torch.compile(layer.forward, backend="aot_eager", fullgraph=True)
+    mod, grad = torch.randn(4, 32), torch.randn(4, 8)
+    results = []
+    for function in (layer.forward, compiled):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(mod)
+        results.append(torch.autograd.grad(y, list(layer.parameters()), grad))
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
 
 
 def test_refusals_name_the_way_out() -> None:
