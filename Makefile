@@ -34,11 +34,11 @@ test: setup lint  ## every test but the long proofs, about 10 minutes on 2 cores
 test-full: setup lint  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-bench-gpu: setup  ## kernels, training steps and sampling on a GPU: benchmarks/*_gpu.csv, about 20 minutes
+bench-gpu: setup  ## kernels, attention, training steps and sampling on a GPU: benchmarks/*_gpu.csv, about 20 minutes
 	@command -v nvidia-smi >/dev/null || { echo "bench-gpu needs a GPU: nvidia-smi is missing"; exit 1; }
 	status=0; \
-	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/emulate/test_capture.py || status=1; \
-	for name in kernels step inference; do \
+	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/nn/test_attention.py tests/emulate/test_capture.py || status=1; \
+	for name in kernels attention fusion step inference; do \
 	  $(BIN)/python -m benchmarks.$$name out=benchmarks/$${name}_gpu.csv || status=1; \
 	done; \
 	exit $$status

@@ -84,13 +84,17 @@ def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
     def draw(*shape: int, dtype: torch.dtype = torch.float32, learned: bool = True) -> Tensor:
         return torch.randn(shape, dtype=dtype, device=device).requires_grad_(learned)
 
+    def rotate(qkv: Tensor, coordinates: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
+        # As in training: where nothing is differentiated, values are not copied.
+        return rotary.rotate_qk(qkv, coordinates, theta, True, 1e-5, True)[:3]
+
     coordinates = torch.randint(0, 16, (T, 3), device=device).float()
     yield (
         "qk_norm_rope",
         Entry(
             [draw(B, T, 3, heads, d, dtype=half), coordinates, draw(3, H // 2)],
             reference.qk_norm_rope,
-            rotary.qk_norm_rope,
+            rotate,
             forward=12 * n,
             backward=16 * n,
         ),

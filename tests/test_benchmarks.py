@@ -151,6 +151,24 @@ def test_step(tmp_path: Path, compiled: bool) -> None:
         assert ours["attention"] == ("matrix products" if plain else published["attention"])
 
 
+def test_attention(tmp_path: Path) -> None:
+    rows = run("attention", f"out={tmp_path / 'a.csv'}", "rounds=1", "cases=tiny")
+    assert {"attend", "flash", "plain", "dense window"} <= {row["attention"] for row in rows}
+    for row in rows:
+        assert 0 < float(row["forward_ms"]) < float(row["both_ms"])
+        assert row["commit"]
+
+
+@pytest.mark.slow
+def test_fusion(tmp_path: Path) -> None:
+    rows = run("fusion", f"out={tmp_path / 'f.csv'}", "rounds=1", "batch=2", "blocks=1")
+    assert [row["by_compiler"] for row in rows][:2] == ["", "qk_norm_rope"]
+    assert rows[-1]["by_compiler"] == "all"
+    assert len({row["loss"] for row in rows}) == 1
+    with pytest.raises(AssertionError, match="has no transformer"):
+        run("fusion", f"out={tmp_path / 'f.csv'}", "case=autoencoder")
+
+
 def test_inference(tmp_path: Path) -> None:
     words = ["cases=demo_surrogate", "steps=1", "rounds=1", "precision=bf16"]
     (row,) = run("inference", f"out={tmp_path / 'i.csv'}", *words)

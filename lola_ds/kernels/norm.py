@@ -53,7 +53,7 @@ class Walk(NamedTuple):
     stages: int
 
 
-MODULATED, PLAIN = Walk(1024, 64, 1), Walk(4096, 64, 2)
+MODULATED, PLAIN = Walk(1024, 64, 2), Walk(4096, 64, 2)
 """Token by token, where sums over them take the registers, and one tile a program."""
 WIDEST = 8192
 """The largest H: a row is held in registers."""

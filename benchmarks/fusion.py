@@ -1,0 +1,104 @@
+"""What each kernel gains in a compiled training step, where the compiler would fuse in its place.
+
+    python -m benchmarks.fusion [out=benchmarks/fusion.csv] [case=euler] [batch=0] [blocks=4]
+                                [rounds=10]
+
+`benchmarks/kernels.py` times operations alone. Here a transformer of `benchmarks/step.py`, cut to a
+few blocks, takes whole steps in turns: with all kernels, and with some of them left to the compiler
+as plain torch. `gpu_ms` is the GPU's own time, `ms` that of a step on the clock, which includes
+what the processor takes to launch it.
+
+On a CPU no kernel runs in either variant: that only shows that this file works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.record import alternate, describe_machine, write_rows
+from benchmarks.step import CASES, Side, make_batch, make_model
+from lola_ds.cli.common import parse_pairs
+from lola_ds.kernels import reference
+from lola_ds.nn import attention, layers, vit
+
+
+def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """`lola_ds.kernels.silu_dropout` in plain torch."""
+    return F.dropout(F.silu(x), p, training)
+
+
+KERNELS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "qk_norm_rope": (attention, "qk_norm_rope", reference.qk_norm_rope),
+    "silu_dropout": (layers, "silu_dropout", silu_dropout),
+    "modulate": (vit, "fork_modulated", reference.fork_modulated),
+    "gated_residual": (vit, "gated_residual", reference.gated_residual),
+}
+"""Where a transformer calls each kernel, and what stands there in plain torch."""
+VARIANTS = ((), *((name,) for name in KERNELS), ("modulate", "gated_residual"), tuple(KERNELS))
+
+
+def make_step(side: Side, batch: Any, plain: Sequence[str]) -> Callable[[], Tensor]:
+    """A training step in which the kernels named `plain` are the compiler's."""
+
+    def step() -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for name in plain:
+                module, attribute, function = KERNELS[name]
+                stack.enter_context(mock.patch.object(module, attribute, function))
+            return side.step(batch)
+
+    return step
+
+
+def main(words: Sequence[str]) -> None:
+    """Runs the benchmark; see the module's docstring."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    defaults = {"out": "benchmarks/fusion.csv", "case": "euler" if gpu else "demo"}
+    values = parse_pairs(words, {**defaults, "batch": 0, "blocks": 4, "rounds": 10})
+    if CASES[values["case"]].task == "autoencoder":
+        raise ValueError(f"case={values['case']} has no transformer; choose another of {[*CASES]}")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    case = CASES[values["case"]]
+    group = "denoiser" if case.task == "diffusion" else "surrogate"
+    case = replace(case, words=(*case.words, f"{group}.hid_blocks={values['blocks']}"))
+    case = replace(case, batch=values["batch"] or case.batch)
+    batch = make_batch(case, device)
+    steps = [
+        make_step(Side(case, make_model(case, "").to(device), ours=True), batch, plain)
+        for plain in VARIANTS
+    ]
+    losses = [float(step()) for step in steps]
+    on_clock, on_gpu = (
+        alternate(steps, values["rounds"], device, launched=launched) for launched in (True, False)
+    )
+    rows = []
+    for plain, loss, clock, own in zip(VARIANTS, losses, on_clock, on_gpu):
+        row = {
+            "case": values["case"],
+            "batch": case.batch,
+            "blocks": values["blocks"],
+            "by_compiler": " ".join(plain) if len(plain) < len(KERNELS) else "all",
+            "gpu_ms": f"{1e3 * own.best:.2f}",
+            "median_gpu_ms": f"{1e3 * own.median:.2f}",
+            "ms": f"{1e3 * clock.best:.2f}",
+            "median_ms": f"{1e3 * clock.median:.2f}",
+            "peak_gib": f"{clock.peak / 2**30:.2f}" if clock.peak else "",
+            "loss": f"{loss:.6f}",
+        }
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        rows.append({**row, **describe_machine(("torch", "triton"))})
+    write_rows(values["out"], rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
