@@ -174,15 +174,16 @@ class _CircularPad(torch.autograd.Function):
     def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:
         ctx.pad = pad
         last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        order = torch.channels_last if last else torch.contiguous_format
         if torch.compiler.is_compiling():
+            order = torch.channels_last if last else torch.contiguous_format
             for axis, p in enumerate(pad, start=2):
                 if p:
                     n = x.shape[axis]
                     x = x.index_select(axis, torch.arange(-p, n + p, device=x.device) % n)
             return x.contiguous(memory_format=order)
-        shape = [*x.shape[:2], *(s + 2 * p for s, p in zip(x.shape[2:], pad))]
-        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+        B, C, *points = x.shape
+        points = [s + 2 * p for s, p in zip(points, pad)]
+        y = x.new_empty(B, *points, C).movedim(-1, 1) if last else x.new_empty(B, C, *points)
         _interior(y, pad).copy_(x)
         for axis, p in enumerate(pad, start=2):
             if p:
