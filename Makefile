@@ -28,13 +28,13 @@ $(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard lola_ds/dat
 demo: setup  ## the whole method on freshly solved Euler flows, about 15 minutes on 2 cores
 	$(BIN)/python -m launch.demo
 
-test: setup lint  ## every test but the long proofs, about 10 minutes on 2 cores
+test: setup lint  ## every test but the long proofs, 10 to 12 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-full: setup lint  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-bench-gpu: setup  ## kernels, attention, training steps and sampling on a GPU: benchmarks/*_gpu.csv, about 20 minutes
+bench-gpu: setup  ## kernels, attention, training steps and sampling on a GPU: benchmarks/*_gpu.csv
 	@command -v nvidia-smi >/dev/null || { echo "bench-gpu needs a GPU: nvidia-smi is missing"; exit 1; }
 	status=0; \
 	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/nn/test_attention.py tests/emulate/test_capture.py || status=1; \

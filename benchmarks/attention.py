@@ -73,9 +73,8 @@ def only(backend: SDPBackend) -> Attention:
 def rivals(case: Case, device: torch.device) -> dict[str, Attention]:
     """What can run, by name: `attend` is what the project's networks call."""
     grid = case.grid
-    window = (min(WINDOW, 2 * grid[0] + 1), *[WINDOW] * (len(grid) - 1))
     periodic = (False, *[True] * (len(grid) - 1))
-    blocks = local_window(grid, window, periodic, device)
+    blocks = local_window(grid, (WINDOW,) * len(grid), periodic, device)
     found: dict[str, Attention] = {"attend": attend}
     found |= {name: only(backend) for name, backend in BACKENDS.items()}
     found["flex window" if device.type == "cuda" else "dense window"] = lambda q, k, v: attend(

@@ -65,8 +65,9 @@ def main(words: Sequence[str]) -> None:
     device = torch.device("cuda" if gpu else "cpu")
     defaults = {"out": "benchmarks/fusion.csv", "case": "euler" if gpu else "demo"}
     values = parse_pairs(words, {**defaults, "batch": 0, "blocks": 4, "rounds": 10})
-    if CASES[values["case"]].task == "autoencoder":
-        raise ValueError(f"case={values['case']} has no transformer; choose another of {[*CASES]}")
+    known = [name for name, case in CASES.items() if case.task != "autoencoder"]
+    if values["case"] not in known:
+        raise ValueError(f"case={values['case']} is no transformer's; known: {', '.join(known)}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     case = CASES[values["case"]]
     group = "denoiser" if case.task == "diffusion" else "surrogate"

@@ -165,7 +165,7 @@ def test_fusion(tmp_path: Path) -> None:
     assert [row["by_compiler"] for row in rows][:2] == ["", "qk_norm_rope"]
     assert rows[-1]["by_compiler"] == "all"
     assert len({row["loss"] for row in rows}) == 1
-    with pytest.raises(AssertionError, match="has no transformer"):
+    with pytest.raises(AssertionError, match="is no transformer's; known: demo"):
         run("fusion", f"out={tmp_path / 'f.csv'}", "case=autoencoder")
 
 

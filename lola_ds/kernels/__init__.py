@@ -9,7 +9,6 @@ graphs, activation checkpointing and every ZeRO stage take it as they take torch
 |---|---|
 | `qk_norm_rope` | queries and keys of every transformer block |
 | `fork_modulated` | before every block of a transformer |
-| `modulate` | the same, where nothing forks |
 | `gated_residual` | after every block of a transformer |
 | `silu_dropout` | feed-forward layers |
 | `channel_norm` | convolutional autoencoders |
@@ -41,7 +40,6 @@ __all__ = [
     "fork_modulated",
     "gated_residual",
     "get_kernels",
-    "modulate",
     "qk_norm_rope",
     "second_derivatives",
     "set_kernels",
@@ -75,21 +73,10 @@ def qk_norm_rope(
     return reference.qk_norm_rope(qkv, coordinates, theta, norm, eps)
 
 
-def modulate(
-    x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
-) -> Tensor:
-    """Normalises, scales and shifts tokens; see `reference.modulate`."""
-    if use_triton("modulate", x, _first((x.shape[-1] > 8192, "more than 8192 channels"))):
-        from . import norm
-
-        return norm.modulate(x, a, b, dtype, eps)
-    return reference.modulate(x, a, b, dtype, eps)
-
-
 def fork_modulated(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `modulate`, for a result that is used twice beside x; see `reference.fork_modulated`."""
+    """Normalises, scales and shifts tokens for two uses; see `reference.fork_modulated`."""
     if use_triton("modulate", x, _first((x.shape[-1] > 8192, "more than 8192 channels"))):
         from . import norm
 

@@ -173,7 +173,7 @@ class _CircularPad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:
         ctx.pad = pad
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        last = _is_channels_last(x)
         if torch.compiler.is_compiling():
             order = torch.channels_last if last else torch.contiguous_format
             for axis, p in enumerate(pad, start=2):
@@ -210,6 +210,10 @@ class _CircularPad(torch.autograd.Function):
                 grad.narrow(axis, n, p).add_(grad.narrow(axis, 0, p))
                 grad.narrow(axis, p, p).add_(grad.narrow(axis, n + p, p))
         return _interior(grad, ctx.pad), None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _interior(x: Tensor, pad: Sequence[int]) -> Tensor:
@@ -258,8 +262,7 @@ class _Convolution:
         """(B, C_in, *S) to (B, C_out, *S/stride)."""
         x = pad_circular(x.to(matmul_dtype(x)), self.wrap)
         weight = self.weight
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        if last and weight.dtype != x.dtype:
+        if _is_channels_last(x) and weight.dtype != x.dtype:
             weight = _ChannelsLast.apply(weight, x.dtype)
         return self._conv_forward(x, weight, self.bias)
 

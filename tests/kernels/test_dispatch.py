@@ -33,11 +33,11 @@ def test_torch_runs_on_a_cpu_unless_triton_is_forced(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, "lola_ds.kernels"):
         kernels.set_kernels("auto")
         for _ in range(3):
-            assert torch.equal(kernels.modulate(x, a, a), expected)
+            assert torch.equal(kernels.fork_modulated(x, a, a)[0], expected)
         kernels.set_kernels("triton")
-        assert not torch.equal(kernels.modulate(x, a, a), expected)
+        assert not torch.equal(kernels.fork_modulated(x, a, a)[0], expected)
         kernels.set_kernels("torch")
-        assert torch.equal(kernels.modulate(x, a, a), expected)
+        assert torch.equal(kernels.fork_modulated(x, a, a)[0], expected)
     first, second = caplog.messages
     assert first.startswith("modulate, float32 on cpu: torch (tensors lie on cpu")
     assert second == "modulate, float32 on cpu: triton"
@@ -49,12 +49,12 @@ def test_refusals_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels.set_kernels("triton")
     x, a = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 1, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"modulate cannot run: torch.float64 .* kernels=auto"):
-        kernels.modulate(x, a, a)
+        kernels.fork_modulated(x, a, a)[0]
     with pytest.raises(ValueError, match="heads of 258 > 256 channels"):
         kernels.qk_norm_rope(torch.randn(1, 2, 3, 1, 258))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match=r"tensors lie on cpu .*TRITON_INTERPRET=1"):
-        kernels.modulate(x.float(), a.float(), a.float())
+        kernels.fork_modulated(x.float(), a.float(), a.float())
 
 
 def make_vit(blocks: int = 1, **options: object) -> ViT:
