@@ -12,9 +12,10 @@ block computes for itself, convolutions padded by torch in its default memory fo
 makes it, azula's Adams–Bashforth sampler.
 `ours` is what this project runs: bfloat16 matrix products and attention around float32 streams
 (where the device has them; column `precision`), compiled blocks (the whole network where a CPU
-samples), fused operations (Triton on a GPU), channels-last convolutions, fused AdamW, a sampler
-whose coefficients are computed once and whose steps are one CUDA graph on a GPU. Where `published`
-recomputes every block in the backward pass, as `pixel` does, ours keeps its activations.
+samples), in sampling the modulations of all blocks at once, fused operations (Triton on a GPU),
+channels-last convolutions, fused AdamW, a sampler whose coefficients are computed once and whose
+steps are one CUDA graph on a GPU. Where `published` recomputes every block in the backward pass, as
+`pixel` does, ours keeps its activations.
 
 Cases: `demo` (the demo's diffusion model, for a CPU); for a GPU `euler`, `rayleigh_benard`
 (vit_large on latents), `pixel` (vit_pixel) and `autoencoder` (dcae_f32c64_large). Columns: samples
@@ -53,12 +54,13 @@ from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose, to_dict
 from lola_ds.data import Batch
-from lola_ds.emulate.capture import Captured
-from lola_ds.emulate.sampling import ConditionedDenoiser, sample
+from lola_ds.emulate.capture import CapturedSampling
+from lola_ds.emulate.sampling import ConditionedDenoiser
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 from lola_ds.nn import dcae
 from lola_ds.nn.attention import MultiheadSelfAttention
-from lola_ds.nn.compiling import BLOCKS, compile_blocks, round_weights
+from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.inference import make_ready
 from lola_ds.nn.layers import ChannelNorm, Conv2d
 from lola_ds.nn.modulation import modulation
 from lola_ds.nn.vit import ViT, ViTBlock
@@ -205,17 +207,6 @@ def keep_activations(model: nn.Module) -> None:
             module.policies = ["none"] * len(module.policies)
 
 
-def compile_whole(model: nn.Module) -> None:
-    """One graph for the network, no longer one for its blocks, as no hooks have to be kept out.
-
-    A CPU gains what a GPU has from one CUDA graph around everything.
-    """
-    for module in model.modules():
-        if type(module) in BLOCKS:
-            vars(module).pop(BLOCKS[type(module)], None)
-    model.compile(dynamic=False)
-
-
 # One side of the comparison
 
 
@@ -244,7 +235,7 @@ class Side:
         self.precision = choose_precision("auto", device) if ours else "fp32"
         self.objective = make(model, precision=self.precision)
         self.model = model
-        self.captured = Captured(self._draw)
+        self.draw = CapturedSampling()
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=ours or None)
         self.average = [p.detach().clone() for p in self.parameters]
@@ -275,16 +266,23 @@ class Side:
                 kernels.ema([self.average], self.parameters, [0.999])
         return loss.detach()
 
-    def _draw(self, mask: Tensor, x_obs: Tensor, label: Tensor, start: Tensor) -> Tensor:
-        narrow = self.precision == "bf16"
-        with torch.autocast(start.device.type, dtype=torch.bfloat16, enabled=narrow):
-            return sample(self.model, mask, x_obs, label, "ab", SAMPLER_STEPS, start)
+    def stop_training(self, case: Case) -> None:
+        """Makes its model one that samples: ours a new one, compiled for that."""
+        state, device = self.model.state_dict(), self.parameters[0].device
+        if self.ours:
+            self.model = make_model(case, "").to(device)
+            self.model.load_state_dict(state)
+            make_ready(self.model, self.precision, self.compiled)
+        self.model.eval().requires_grad_(False)
+        self.parameters = list(self.model.parameters())
 
     def sample(self, start: Tensor, mask: Tensor, x_obs: Tensor, label: Tensor) -> Tensor:
         """Windows given their known frames, by 16 steps of Adams–Bashforth."""
-        with self.recipe():
+        narrow = torch.autocast(start.device.type, torch.bfloat16, self.precision == "bf16")
+        with self.recipe(), narrow:
             if self.ours:
-                return self.captured(mask, x_obs, label, start)
+                how = {"sampler": "ab", "steps": SAMPLER_STEPS}
+                return self.draw(self.model, mask, x_obs, label, x_1=start, **how)
             conditioned: Any = ConditionedDenoiser(self.model, mask, x_obs, label)
             solver = zABSampler(conditioned, order=3, steps=SAMPLER_STEPS, silent=True)
             return solver(start)
@@ -399,11 +397,7 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
     sigma = sides[0].model.schedule(torch.ones((), device=device))[1]
     start = sigma * torch.randn_like(x)
     for side in sides:
-        side.objective.eval().requires_grad_(False)
-        if side.precision == "bf16":
-            round_weights(side.model, torch.bfloat16)
-        if side.ours and side.compiled and device.type == "cpu":
-            compile_whole(side.model)
+        side.stop_training(case)
     samples = [side.sample(start, mask, x_obs, label).float() for side in sides]
     timings = alternate(
         [lambda s=s: s.sample(start, mask, x_obs, label) for s in sides], rounds, device

@@ -249,7 +249,10 @@ def check_weights(source: str, state: Mapping[str, Tensor], model: nn.Module) ->
 
 
 def load_emulator(
-    path: str | Path, device: str | torch.device = "cpu", precision: str = "fp32"
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
 ) -> Emulator:
     """Loads an emulator with its autoencoder and field statistics: physical units in and out.
 
@@ -257,6 +260,7 @@ def load_emulator(
         path: a converted folder; emulators of latents hold their autoencoder in `autoencoder/`.
         device: where to put it.
         precision: `bf16` for speed; see `Emulator`.
+        compiled: true for speed, once it has compiled; see `Emulator`.
 
     Raises:
         FileNotFoundError: a part is missing.
@@ -280,6 +284,7 @@ def load_emulator(
         fields=config["dataset"]["fields"],
         axes=config["dataset"]["dimensions"],
         precision=precision,
+        compiled=compiled,
     )
 
 

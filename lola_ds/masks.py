@@ -19,7 +19,9 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -84,18 +86,16 @@ class ContextLaw:
         return k % (length - self.atleast) + self.atleast
 
     def _truncated(self, length: int, generator: torch.Generator | None) -> int:
-        counts = range(self.atleast, length)
-        log_weights = [c * math.log(self.rate) - math.lgamma(c + 1) for c in counts]
-        weights = torch.tensor(log_weights, dtype=torch.float64).softmax(dim=0)
-        u = torch.rand((), dtype=torch.float64, generator=generator)
-        index = torch.searchsorted(weights.cumsum(dim=0), u, right=True)
-        return counts[min(int(index), len(counts) - 1)]
+        u = torch.rand((), dtype=torch.float64, generator=generator).item()
+        below = bisect_right(_truncated_cdf(self.rate, self.atleast, length), u)
+        return min(self.atleast + below, length - 1)
 
 
-def context_mask(count: int, length: int, at_start: bool = True) -> Tensor:
-    """The mask of one window, with shape (L,): True for the `count` known frames."""
-    frames = torch.arange(length)
-    return frames < count if at_start else frames >= length - count
+@functools.cache
+def _truncated_cdf(rate: float, atleast: int, length: int) -> list[float]:
+    """The probabilities of at most c known frames, for c from `atleast` to L - 1."""
+    log_weights = [c * math.log(rate) - math.lgamma(c + 1) for c in range(atleast, length)]
+    return torch.tensor(log_weights, dtype=torch.float64).softmax(dim=0).cumsum(dim=0).tolist()
 
 
 def draw_context_masks(
@@ -111,5 +111,7 @@ def draw_context_masks(
     Returns:
         A boolean mask with shape (B, L), True where a frame is known.
     """
-    draws = [law.draw(length, generator) for generator in generators]
-    return torch.stack([context_mask(count, length, at_start) for count, at_start in draws])
+    counts, at_start = zip(*(law.draw(length, generator) for generator in generators), strict=True)
+    frames, count = torch.arange(length), torch.tensor(counts)[:, None]
+    start = torch.tensor(at_start)[:, None]
+    return torch.where(start, frames < count, frames >= length - count)

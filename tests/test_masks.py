@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lola_ds.masks import ContextLaw, context_mask, draw_context_masks
+from lola_ds.masks import ContextLaw, draw_context_masks
 
 DRAWS = 4000
 
@@ -47,9 +47,10 @@ def test_known_frames_stand_at_the_start_with_probability_rho(rho: float) -> Non
     assert abs(share - rho) <= 4 * math.sqrt(rho * (1 - rho) / DRAWS)
 
 
-def test_masks() -> None:
-    assert context_mask(2, 4).tolist() == [True, True, False, False]
-    assert context_mask(1, 3, at_start=False).tolist() == [False, False, True]
+@pytest.mark.parametrize(("rho", "mask"), [(1.0, [True, True, False]), (0.0, [False, True, True])])
+def test_masks(rho: float, mask: list[bool]) -> None:
+    law = ContextLaw(atleast=2, rho=rho)
+    assert draw_context_masks(law, 3, [None, None]).tolist() == [mask, mask]
 
 
 def test_a_mask_depends_on_its_generator_only() -> None:

@@ -13,9 +13,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lola_ds.emulate.sampling import sample
+from lola_ds.models.denoiser import Denoiser
 
 WARM_UP = 3
 """Calls before the capture, in which compilers compile and libraries choose and allocate."""
@@ -31,8 +35,8 @@ class Captured:
     place. Each graph keeps its own memory. Without a GPU the function is called as it is.
 
     Arguments:
-        function: takes tensors on one GPU and returns one; an autocast context it needs is its own,
-            not its caller's, whose casts would not outlive the capture.
+        function: takes tensors on one GPU and returns one. Weights that it casts are frozen, or its
+            autocast context is its own: what its caller's keeps would not outlive the capture.
     """
 
     def __init__(self, function: Function) -> None:
@@ -66,3 +70,42 @@ class Captured:
         with torch.cuda.graph(graph):
             value = self.function(*arguments)
         return graph, arguments, value
+
+
+class CapturedSampling:
+    """As `sample`; where a call depends on nothing but tensors, all its steps are one CUDA graph.
+
+    Those are unguided calls of `ab` on a GPU. Graphs live until a call has other options.
+    """
+
+    def __init__(self) -> None:
+        self.options: tuple[object, ...] = ()
+        self.captured: Captured | None = None
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        mask: Tensor,
+        x_obs: Tensor,
+        label: Tensor | None = None,
+        *,
+        sampler: str,
+        steps: int,
+        x_1: Tensor,
+        guide: Any = None,
+        label_weight: float = 1.0,
+        **noise: Any,
+    ) -> Tensor:
+        """Draws windows given their known values; see `sample`."""
+        given = {"sampler": sampler, "steps": steps, "label_weight": label_weight}
+        if sampler != "ab" or guide is not None or not x_obs.is_cuda:
+            return sample(denoiser, mask, x_obs, label, x_1=x_1, guide=guide, **given, **noise)
+        options = (denoiser, *given.values())
+        if self.captured is None or self.options != options:
+            self.options = options
+            self.captured = Captured(
+                lambda mask, x_obs, x_1, *label: sample(
+                    denoiser, mask, x_obs, *label, x_1=x_1, **given
+                )
+            )
+        return self.captured(mask, x_obs, x_1, *([] if label is None else [label]))

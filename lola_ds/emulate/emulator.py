@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from ..fields import Standardize
 from ..models import Autoencoder, Denoiser, Surrogate
+from ..nn.compiling import compile_blocks
+from ..nn.inference import make_ready
+from .capture import CapturedSampling
 from .guidance import Guidance, Guide, Observations, observe
 from .memory import working_bytes
 from .rollout import make_step, stream
-from .sampling import STOCHASTIC
+from .sampling import STOCHASTIC, sample
 
 if TYPE_CHECKING:
     import xarray
@@ -136,9 +139,12 @@ class Emulator:
         precision: of the matrix products and convolutions of the model and of the decoder, `fp32`
             or `bf16`. Sampled latents of a tiny model with random weights then differ by 1e-3 of
             their norm; `benchmarks/step.csv` has the figure of other models.
+        compiled: whether the networks are compiled and, on a GPU, the steps of the sampler `ab` one
+            CUDA graph: quicker from the second window of a shape on. Guided forecasts, which
+            differentiate the networks, run uncompiled.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: an unknown precision, or a network that cannot be compiled.
     """
 
     def __init__(
@@ -153,6 +159,7 @@ class Emulator:
         fields: Sequence[str] = (),
         axes: Sequence[str] = (),
         precision: str = "fp32",
+        compiled: bool = False,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision} is unknown; choose fp32 or bf16")
@@ -160,6 +167,12 @@ class Emulator:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.codec = Codec(autoencoder, standardize, device)
+        self._weights = fingerprint(self.model)
+        self.compiled = compiled
+        self._draw: Callable[..., Tensor] = CapturedSampling() if compiled else sample
+        make_ready(self.model, precision, compiled)
+        if compiled and self.codec.autoencoder is not None:
+            compile_blocks(self.codec.autoencoder, dynamic=None)
         self.length, self.stride = int(trajectory["length"]), int(trajectory["stride"])
         self.label_log = list(label_log)
         self.spatial = spatial
@@ -172,6 +185,16 @@ class Emulator:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """A context in which networks are as they would be without `compiled`."""
+        draw, self._draw = self._draw, sample
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self._draw = draw
 
     @property
     def generative(self) -> bool:
@@ -290,14 +313,16 @@ class Emulator:
                 rows=rows[part],
                 guide=guides([row // M for row in range(len(rows))[part]]),
                 label_weight=label_weight,
+                draw=self._draw,
             )
             for part in parts
         ]
+        plain = self.compiled and guidance is not None
 
         def step(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
             pieces = []
             for part, complete in zip(parts, advance):
-                with self.autocast():
+                with self.autocast(), self.uncompiled() if plain else nullcontext():
                     pieces.append(complete(mask, x_obs[part], i))
                 progress(len(pieces[-1]))
             return torch.cat(pieces)
@@ -382,9 +407,10 @@ class Emulator:
             return next(windows)
 
         network = nn.Sequential(self.model, self.codec.autoencoder or nn.Identity())
-        window = run().shape[2:]
+        with self.uncompiled():
+            window = run().shape[2:]
+            work = working_bytes(network if guided else self.model, run, self.device, guided)
         states = 4 * self.length * math.prod((window[0], *window[2:]))
-        work = working_bytes(network if guided else self.model, run, self.device, guided)
         return work + _WINDOWS * states
 
     def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
@@ -431,7 +457,8 @@ class Emulator:
     def identity(self) -> dict[str, Any]:
         """All that its forecasts depend on, weights and statistics as hashes; JSON values."""
         return {
-            "model": fingerprint(self.model),
+            "model": self._weights,
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
             **self.codec.identity(),
             "window": self.length,
             "stride": self.stride,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -123,6 +123,7 @@ def make_step(
     rows: Sequence[tuple[int, int]] | None = None,
     guide: Guide | None = None,
     label_weight: float = 1.0,
+    draw: Callable[..., Tensor] = sample,
 ) -> Step:
     """Makes the step of a rollout from a model.
 
@@ -139,6 +140,7 @@ def make_step(
         rows: the seed and the number of each member; by default (seed, 0), (seed, 1), ….
         guide: guides a denoiser's windows by observations, for all members or one for each.
         label_weight: the weight of a denoiser's label; see `sample`.
+        draw: draws windows, called as `sample`.
 
     Raises:
         ValueError: if the sampler is unknown, or a surrogate should be guided.
@@ -160,7 +162,7 @@ def make_step(
 
     def generate(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
         keys = [(seed, member) for member in range(len(x_obs))] if rows is None else rows
-        x_0 = sample(
+        x_0 = draw(
             denoiser,
             mask,
             x_obs,

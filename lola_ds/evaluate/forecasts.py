@@ -76,24 +76,29 @@ class Forecasts:
         self.mean: Tensor | None = None
 
     def prepare(self, out: Path, processes: Processes, progress: bool) -> int:
-        """Shares out the memory; a short forecast warms the device up; then the climatology."""
+        """Shares out the memory; warms the device up; then the climatology."""
         emulator, unit = self.emulator, self.units[0]
-        z = next(self._stream([unit], steps=1, sampling_steps=2))
-        window = emulator.length * z[0, 0, :, 0].numel() * z.element_size()
-        self.plan = self.resources.plan(
-            self.members,
-            state_bytes(self.dataset),
-            emulator.codec.decoding_bytes(z[0]),
-            window,
-            emulator.member_bytes(
-                self.known(unit),
-                self.dataset.label(unit.trajectory),
-                self.forecast.context,
-                self.forecast.guidance,
-                self._observations(unit),
-            ),
-            planned_share(emulator.device),
-        )
+        with emulator.uncompiled():
+            z = next(self._stream([unit], steps=1, sampling_steps=2))
+            window = emulator.length * z[0, 0, :, 0].numel() * z.element_size()
+            self.plan = self.resources.plan(
+                self.members,
+                state_bytes(self.dataset),
+                emulator.codec.decoding_bytes(z[0]),
+                window,
+                emulator.member_bytes(
+                    self.known(unit),
+                    self.dataset.label(unit.trajectory),
+                    self.forecast.context,
+                    self.forecast.guidance,
+                    self._observations(unit),
+                ),
+                planned_share(emulator.device, emulator.compiled),
+            )
+        if emulator.compiled:
+            side_by_side = processes.share(self.units)[: self.plan.forecasts] or [unit]
+            z = next(self._stream(side_by_side, steps=1, batch=self.plan.members))
+            emulator.decode(z[0], self.plan.states, emulator.device)
         if self.train is not None:
             cache = out / "climatology.npz"
             if processes.first:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -186,6 +187,7 @@ class ViT(nn.Module):
         self.value_residual = value_residual
         self.sequence = SequenceGroup()
         self.policies = [block_policy(checkpointing, depth) for depth in range(hid_blocks)]
+        self.modulations: nn.Module | None = None  # of all blocks at once; see `inference`
 
         in_features = math.prod(self.patch) * (in_channels + cond_channels)
         self.in_proj = FullLinear(in_features, hid_channels)
@@ -230,7 +232,8 @@ class ViT(nn.Module):
         skip = self.in_proj(self.sequence.take(x.flatten(2).transpose(1, 2)))
         x = skip + self.positional_embedding(coordinates)
         first_values = None
-        for block, policy in zip(self.blocks, self.policies):
+        mods = repeat(mod) if self.modulations is None else self.modulations(mod)
+        for block, policy, mod in zip(self.blocks, self.policies, mods):
             x, values = recompute(policy, block, x, mod, coordinates, skip, mask, first_values)
             if self.value_residual and first_values is None:
                 first_values = values

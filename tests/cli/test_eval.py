@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -171,6 +172,25 @@ def test_labels_are_weighed(
     capsys.readouterr()
 
 
+def test_precisions_are_not_mixed(
+    project: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    keys = {"steps": 2, "members": 2, "sampling_steps": 2, "trajectories": 1, "figures": "false"}
+    out = {name: tmp_path / name for name in ("fp32", "bf16")}
+    main(words(project, "diffusion", out["fp32"], **keys))
+    main(words(project, "diffusion", out["bf16"], precision="bf16", compile="true", **keys))
+    plain, short = (pd.read_csv(folder / "metrics.csv")["value"] for folder in out.values())
+    assert np.allclose(short, plain, rtol=0.2, atol=0.05)
+    assert not np.allclose(short, plain, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="precision"):
+        main(words(project, "diffusion", out["fp32"], precision="bf16", **keys))
+    capsys.readouterr()
+
+
 def test_surrogate(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(words(project, "surrogate", tmp_path, steps=4, trajectories=2))
     assert "emulator / persistence" in capsys.readouterr().out
@@ -209,6 +229,8 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("diffusion", {"label_weight": 0}, "trained with denoiser.label_dropout"),
         ("diffusion", {"label_weight": "much"}, "label_weight=much: expected numbers"),
         ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
+        ("ae", {"compile": "true"}, "compile=true: an autoencoder alone is evaluated in fp32"),
+        ("surrogate", {"precision": "fp16"}, "precision=fp16 is unknown; choose fp32 or bf16"),
     ],
 )
 def test_mistakes_end_in_one_line_and_nothing_written(

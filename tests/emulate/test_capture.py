@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lola_ds.emulate.adams_bashforth import ABSampler
-from lola_ds.emulate.capture import Captured
+from lola_ds.emulate.capture import Captured, CapturedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser, sample
 from lola_ds.models import make_denoiser
 from lola_ds.models.denoiser import Denoiser
@@ -70,6 +70,32 @@ def test_without_a_gpu_the_function_is_called_as_it_is() -> None:
     expected = sample(denoiser, mask, x, label, steps=3, x_1=noise)
     function = Captured(lambda mask, x, y, z: sample(denoiser, mask, x, y, "ab", 3, z))
     assert torch.equal(function(mask, x, label, noise), expected)
+
+
+@pytest.mark.parametrize("sampler", ["ab", "ddpm"])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sampling_is_the_same(sampler: str, labelled: bool, device: str) -> None:
+    """At calls with equal options, and with others; on a GPU, those of `ab` are graphs."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("CUDA graphs need a GPU")
+    denoiser = make_denoiser(
+        channels=3, schedule={"name": "log_logit"}, label_features=2 if labelled else 0,
+        emb_features=8, spatial=2, hid_channels=16, hid_blocks=1, attention_heads=2,
+    ).to(device).requires_grad_(False)  # fmt: skip
+    draw = CapturedSampling()
+    for steps in (2, 2, 3):
+        _, (mask, *inputs) = make_window(device)
+        x, label, noise = (x.normal_() for x in inputs)
+        found, expected = (
+            function(
+                denoiser, mask, x, label if labelled else None, sampler=sampler, steps=steps,
+                x_1=noise, generator=torch.Generator().manual_seed(0),
+            )
+            for function in (draw, sample)
+        )  # fmt: skip
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (draw.captured is not None) is (device == "cuda" and sampler == "ab")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

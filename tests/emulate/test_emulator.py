@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
 
 from lola_ds.emulate.emulator import Emulator
+from lola_ds.emulate.guidance import make_guidance
 from lola_ds.fields import Standardize
 from lola_ds.models import (
     Autoencoder,
@@ -227,15 +230,20 @@ def test_forecasts_have_names_in_xarray() -> None:
         emulator.to_xarray(states[0])
 
 
-def test_the_identity_follows_the_weights_and_statistics() -> None:
+def test_the_identity_follows_weights_statistics_and_precision() -> None:
     emulator = make_emulator("diffusion")
     before = emulator.identity()
     assert make_emulator("diffusion").identity() == before
     next(emulator.model.parameters()).data.flatten()[0] += 1e-6
-    after = emulator.identity()
+    window = {"length": LENGTH, "stride": 2}
+    codec = emulator.codec
+    other = Emulator(emulator.model, codec.autoencoder, codec.standardize, window)
+    after = other.identity()
     assert [key for key in before if before[key] != after[key]] == ["model"]
-    emulator.codec.standardize.mean += 1
-    assert emulator.identity()["statistics"] != before["statistics"]
+    codec.standardize.mean += 1
+    assert other.identity()["statistics"] != before["statistics"]
+    rounded = make_emulator("diffusion", precision="bf16").identity()
+    assert rounded == {**before, "precision": "bf16"}
 
 
 @pytest.mark.parametrize("kind", ["surrogate", "diffusion"])
@@ -246,3 +254,43 @@ def test_lower_precision_stays_close(kind: str) -> None:
     assert 0 < (x - expected).norm() / expected.norm() < 3e-2
     with pytest.raises(ValueError, match="precision=fp16 is unknown; choose fp32 or bf16"):
         make_emulator(kind, precision="fp16")
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run as they were traced; no machine code is made of them."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.parametrize(
+    ("kind", "precision", "error"), [("surrogate", "fp32", 1e-5), ("diffusion", "bf16", 1e-2)]
+)
+def test_compiled_forecasts_are_the_same(kind: str, precision: str, error: float) -> None:
+    plain, emulator = (make_emulator(kind, precision=precision, compiled=c) for c in (False, True))
+    graphs = torch._dynamo.utils.counters["stats"]
+    options = {"steps": 4, "members": 3, "sampling_steps": 2, "batch": 2}
+    expected, found = (e.rollout(known_states(), LABEL, **options) for e in (plain, emulator))
+    assert (found - expected).norm() <= error * expected.norm()
+    count = graphs["unique_graphs"]
+    assert count >= 2  # of the model and of the autoencoder
+    assert emulator.identity() == plain.identity()
+    emulator.rollout(known_states(), LABEL, **options)
+    with emulator.uncompiled():
+        emulator.rollout(known_states(), LABEL, **{**options, "members": 1, "batch": 1})
+    assert graphs["unique_graphs"] == count
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_guided_forecasts_run_uncompiled() -> None:
+    """Second derivatives of compiled networks do not exist."""
+    guidance = make_guidance(method="mmps", operator="subsample", every=4, std=0.5)
+    truth, results = known_states(3), []
+    for compiled in (False, True):
+        emulator = make_emulator("diffusion", compiled=compiled)
+        observations = emulator.observe(truth, guidance)
+        options = {"guidance": guidance, "observations": observations, "sampling_steps": 2}
+        results.append(emulator.rollout(known_states(), LABEL, steps=3, **options))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class WaveEmulator:
     Its "latents" are the physical states.
     """
 
-    length, stride = 4, 2
+    length, stride, compiled = 4, 2, False
     device = torch.device("cpu")
 
     def __init__(self, noise: float = 0.0, generative: bool = True, pixels: bool = False) -> None:
@@ -55,6 +56,9 @@ class WaveEmulator:
         self.codec = WaveCodec(pixels)
         self.generated: list[int] = []  # seed of every forecast made
         self.together: list[int] = []  # how many were made side by side, each time
+
+    def uncompiled(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def windows(self, steps: int, context: int, overlap: int) -> int:
         return 1 + -(-max(0, steps - (self.length - context)) // (self.length - overlap))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lola_ds.config import compose
-from lola_ds.nn.compiling import compile_blocks, round_weights
+from lola_ds.nn.compiling import compile_blocks
 from lola_ds.nn.dcae import DCEncoder, ResidualBlock
 from lola_ds.nn.modulation import AdaZero
 from lola_ds.nn.unet import ModulatedBlock, UNet
@@ -108,19 +108,3 @@ def test_refusals_name_the_way_out() -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             compose([*words, word])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rounded_weights_are_those_of_autocast(kind: str) -> None:
-    make, *_ = KINDS[kind]
-    torch.manual_seed(0)
-    network = make()
-    x = torch.randn(2, 2, 4, 6)
-    inputs = (x,) if kind == "dcae" else (x, torch.randn(2, 4))
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = network(*inputs)
-        round_weights(network, torch.bfloat16)
-        assert torch.equal(network(*inputs), expected)
-    rounded = [name for name, p in network.named_parameters() if p.dtype == torch.bfloat16]
-    assert any("ffn.0" in name for name in rounded)
-    assert not any("ada_zero" in name or "in_proj" in name for name in rounded)

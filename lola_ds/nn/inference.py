@@ -1,0 +1,91 @@
+r"""Networks made ready for inference, in place: what training cannot have.
+
+- Weights are stored in the dtype in which they are multiplied (`round_weights`).
+- The modulation of all blocks of a transformer is computed at once (`join_modulations`): sixteen
+  times three products of a few rows are launches that a GPU has nothing to do in.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lola_ds.nn.compiling import BLOCKS, compile_network
+from lola_ds.nn.layers import full_precision
+from lola_ds.nn.modulation import AdaZero
+from lola_ds.nn.vit import ViT
+
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Stores the weights of matrix products and convolutions in blocks as they are multiplied.
+
+    For inference under autocast of that dtype: values are those of casting at every call, which no
+    longer happens. Modulation, embeddings and projections at the ends keep their float32 weights.
+    """
+    for block in network.modules():
+        if type(block) in BLOCKS:
+            for name, module in block.named_modules():
+                if isinstance(module, ROUNDED) and not name.startswith("ada_zero"):
+                    module.to(dtype)
+
+
+class JoinedModulation(nn.Module):
+    """The modulation layers of N blocks as one; float32.
+
+    Arguments:
+        sources: theirs, of equal sizes: D features to O values.
+    """
+
+    def __init__(self, sources: list[AdaZero]) -> None:
+        super().__init__()
+        layers = ([layer for layer in s if isinstance(layer, nn.Linear)] for s in sources)
+        first, last = zip(*layers, strict=True)
+        self.first_weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in first]))
+        self.first_bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in first]))
+        transposed = [layer.weight.detach().T for layer in last]
+        self.last_weight = nn.Parameter(torch.stack(transposed))  # (N, D, O)
+        self.last_bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in last])[:, None])
+
+    @full_precision
+    def forward(self, mod: Tensor) -> tuple[Tensor, ...]:
+        """(B, D) to N times (B, O)."""
+        hidden = F.silu(F.linear(mod, self.first_weight, self.first_bias))
+        hidden = hidden.unflatten(1, (len(self.last_weight), -1)).transpose(0, 1)
+        return torch.baddbmm(self.last_bias, hidden, self.last_weight).unbind(0)
+
+
+def join_modulations(network: nn.Module) -> None:
+    """Gives every transformer of a network whose blocks are modulated one layer for all of them.
+
+    Values change by the rounding of sums. Parameters get other names: states are loaded before.
+    """
+    for module in network.modules():
+        if isinstance(module, ViT):
+            found = [block.ada_zero for block in module.blocks]
+            sources = [source for source in found if isinstance(source, AdaZero)]
+            if sources:  # all blocks have theirs, or none
+                module.modulations = JoinedModulation(sources)
+                for block in module.blocks:
+                    block.ada_zero = nn.Identity()
+
+
+def make_ready(network: nn.Module, precision: str, compiled: bool) -> None:
+    """Makes a network on its device ready for inference, in place.
+
+    Arguments:
+        network: the network; its weights are loaded, and learn no more.
+        precision: `bf16` where it will run under autocast to bfloat16.
+        compiled: whether to compile it, its modulations joined.
+
+    Raises:
+        ValueError: there is nothing to compile, or the compiler is switched off.
+    """
+    if precision == "bf16":
+        round_weights(network, torch.bfloat16)
+    if compiled:
+        join_modulations(network)
+        compile_network(network)
+    network.eval().requires_grad_(False)
