@@ -75,7 +75,7 @@ class Entry:
 
 def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
     """Every kernel at a size: the stream in float32, branches in bfloat16."""
-    from lola_ds.kernels import activation, averages, denoising, norm, residual, rotary
+    from lola_ds.kernels import activation, averages, denoising, noise, norm, residual, rotary
 
     B, T, heads, d = size.samples, size.tokens, size.heads, size.features
     H, n = heads * d, B * T * heads * d
@@ -141,17 +141,28 @@ def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
             backward=12 * field.numel(),
         ),
     )
-    window, noise = (draw(B, H, 5, T // 5 + 1, learned=False) for _ in range(2))
+    window, added = (draw(B, H, 5, T // 5 + 1, learned=False) for _ in range(2))
     mask = (torch.arange(5, device=device) < 1).repeat(B, 1)
     scales = [torch.rand(B, device=device) + 0.1 for _ in range(2)]
     yield (
         "denoising_errors",
         Entry(
-            [draw(*window.shape), window, noise, mask, *scales],
+            [draw(*window.shape), window, added, mask, *scales],
             reference.denoising_errors,
             denoising.denoising_errors,
             forward=12 * window.numel(),
             backward=16 * window.numel(),
+        ),
+    )
+    seeds = torch.arange(B)
+    yield (
+        "seeded_normal",
+        Entry(
+            [seeds],
+            lambda seeds: reference.seeded_normal(seeds, window.shape[1:], device),
+            lambda seeds: noise.seeded_normal(seeds, window.shape[1:], device),
+            forward=4 * window.numel(),
+            backward=0,
         ),
     )
     weights = [draw(H, k * H, learned=False) for k in (1, 3, 4, 4) for _ in range(4)]

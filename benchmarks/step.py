@@ -342,7 +342,7 @@ def _forward_flops(case: Case, model: Any, batch: int) -> int:
     # The counter does not know the fused attention of a CPU, but the products it consists of.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         if case.task == "autoencoder":
-            model(x.squeeze(2), [])
+            model(x.squeeze(2))
         elif case.task == "surrogate":
             model(x, mask, label)
         else:

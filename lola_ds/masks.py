@@ -19,10 +19,7 @@ References:
 
 from __future__ import annotations
 
-import functools
 import math
-from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +57,8 @@ class ContextLaw:
         if not 0 <= self.rho <= 1:
             raise ValueError(f"context rho={self.rho} should be a probability")
 
-    def draw(self, length: int, generator: torch.Generator | None = None) -> tuple[int, bool]:
-        """Draws the number of known frames and whether they stand at the start.
-
-        Arguments:
-            length: the number L of frames in the window.
-            generator: a CPU generator; the result depends on nothing else.
+    def probabilities(self, length: int) -> Tensor:
+        """The probabilities of `atleast` to L - 1 known frames in a window of L, float64.
 
         Raises:
             ValueError: if the window has no room for `atleast` known frames and an unknown one.
@@ -75,43 +68,34 @@ class ContextLaw:
                 f"a window of {length} frames leaves nothing to predict after "
                 f"{self.atleast} known; make trajectory.length larger"
             )
-        draw_count = {"poisson_mod": self._mod, "poisson_truncated": self._truncated}[self.law]
-        count = draw_count(length, generator)
-        at_start = torch.rand((), generator=generator).item() < self.rho
-        return count, at_start
-
-    def _mod(self, length: int, generator: torch.Generator | None) -> int:
-        rate = torch.tensor(float(self.rate))
-        k = int(torch.poisson(rate, generator=generator))
-        return k % (length - self.atleast) + self.atleast
-
-    def _truncated(self, length: int, generator: torch.Generator | None) -> int:
-        u = torch.rand((), dtype=torch.float64, generator=generator).item()
-        below = bisect_right(_truncated_cdf(self.rate, self.atleast, length), u)
-        return min(self.atleast + below, length - 1)
+        if self.law == "poisson_truncated":
+            return _poisson(self.rate, range(self.atleast, length))
+        choices = length - self.atleast
+        last = int(self.rate + 12 * math.sqrt(self.rate) + 30)  # beyond, less than 1e-16
+        rows = 1 + last // choices
+        return _poisson(self.rate, range(rows * choices)).view(rows, choices).sum(dim=0)
 
 
-@functools.cache
-def _truncated_cdf(rate: float, atleast: int, length: int) -> list[float]:
-    """The probabilities of at most c known frames, for c from `atleast` to L - 1."""
-    log_weights = [c * math.log(rate) - math.lgamma(c + 1) for c in range(atleast, length)]
-    return torch.tensor(log_weights, dtype=torch.float64).softmax(dim=0).cumsum(dim=0).tolist()
+def _poisson(rate: float, counts: range) -> Tensor:
+    """A Poisson law conditioned on `counts`, float64."""
+    log_weights = [c * math.log(rate) - math.lgamma(c + 1) for c in counts]
+    return torch.tensor(log_weights, dtype=torch.float64).softmax(dim=0)
 
 
-def draw_context_masks(
-    law: ContextLaw, length: int, generators: Iterable[torch.Generator | None]
-) -> Tensor:
-    """Draws one mask for each generator.
+def draw_context_masks(law: ContextLaw, length: int, u: Tensor) -> Tensor:
+    """Draws one mask for each sample.
 
     Arguments:
         law: the law of the masks.
         length: the number L of frames in a window.
-        generators: one CPU generator for each sample.
+        u: the samples' uniform numbers in [0, 1), with shape (B, 2), float64; a mask depends on
+            nothing else.
 
     Returns:
         A boolean mask with shape (B, L), True where a frame is known.
     """
-    counts, at_start = zip(*(law.draw(length, generator) for generator in generators), strict=True)
-    frames, count = torch.arange(length), torch.tensor(counts)[:, None]
-    start = torch.tensor(at_start)[:, None]
-    return torch.where(start, frames < count, frames >= length - count)
+    cdf = law.probabilities(length).cumsum(dim=0)
+    below = torch.searchsorted(cdf, u[:, :1].contiguous(), right=True)
+    count = (law.atleast + below).clamp(max=length - 1)
+    frames = torch.arange(length)
+    return torch.where(u[:, 1:] < law.rho, frames < count, frames >= length - count)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lola_ds.breakdown import by_lead, by_noise
+from lola_ds.data.hashing import derive, uniform
 from lola_ds.kernels import denoising_errors
 from lola_ds.masks import ContextLaw, draw_context_masks
 from lola_ds.models.autoencoder import Autoencoder
@@ -29,7 +30,7 @@ from lola_ds.models.denoiser import Denoiser
 from lola_ds.models.schedules import TimePrior
 from lola_ds.models.surrogate import Surrogate
 from lola_ds.nn.freeze import fix_parameters
-from lola_ds.nn.random import draw_normal, make_generators
+from lola_ds.nn.random import draw_normal
 
 VARIANCE_FLOOR = 1e-2
 """Added to the variance of a field, so that a constant field does not divide by zero."""
@@ -44,7 +45,7 @@ class BatchLike(Protocol):
     Attributes:
         x: standardised windows, with shape (B, C, L, *S).
         label: labels, with shape (B, D).
-        seed: random seeds, with shape (B,), int64.
+        seed: random seeds, with shape (B,), int64, on the CPU.
         weight: weights of the samples, with shape (B,).
     """
 
@@ -194,7 +195,7 @@ class AutoencoderObjective(Objective):
         x = batch.x.transpose(1, 2).flatten(0, 1)
         weight = batch.weight.repeat_interleave(frames)
         with self.autocast(x):
-            y, z = self.model(x, frame_generators(batch.seed, frames))
+            y, z = self.model(x, frame_seeds(batch.seed, frames))
         scalars = {}
         for name in self.losses:
             if name == "similarity":
@@ -206,10 +207,9 @@ class AutoencoderObjective(Objective):
         return loss, {name: term.detach() for name, term in scalars.items()}
 
 
-def frame_generators(seeds: Tensor, frames: int) -> list[torch.Generator]:
-    """Makes a generator for each frame of each sample, from the samples' seeds (B,)."""
-    drawn = [torch.randint(2**62, (frames,), generator=g) for g in make_generators(seeds)]
-    return make_generators(torch.cat(drawn))
+def frame_seeds(seeds: Tensor, frames: int) -> Tensor:
+    """A seed for each frame of each sample, with shape (B L,), from the samples' seeds (B,)."""
+    return torch.from_numpy(derive(seeds.numpy(), frames)).flatten()
 
 
 class SurrogateObjective(Objective):
@@ -245,7 +245,7 @@ class SurrogateObjective(Objective):
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
         """The loss of a batch, a scalar, and its name."""
         x = batch.x
-        mask = draw_masks(self.masks, x, make_generators(batch.seed))
+        mask = draw_masks(self.masks, x, draw_uniform(batch.seed, 2))
         with self.autocast(x):
             y = self.model(x, mask, batch.label)
         loss = weighted_mean(RECONSTRUCTION_LOSSES[self.loss](x, y), batch.weight)
@@ -305,11 +305,12 @@ class DiffusionObjective(Objective):
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
         """The loss of a batch, a scalar, and its name."""
         x = batch.x
-        generators = make_generators(batch.seed)
-        mask = draw_masks(self.masks, x, generators)
-        t = torch.tensor([self.times.draw(g) for g in generators], device=x.device)
-        noise = draw_normal(x.shape[1:], generators, x.device)
-        told = self._draw_told(generators, x.device)
+        u = draw_uniform(batch.seed, 5)
+        mask = draw_masks(self.masks, x, u[:, :2])
+        t = self.times.draw(u[:, 2:4]).float().to(x.device)
+        noise = draw_normal(x.shape[1:], batch.seed, x.device)
+        told = self._told(u[:, 4])
+        told = None if told is None else told.to(x.device)
 
         alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in self.model.schedule(t))
         scale = torch.sqrt(alpha.square() + sigma.square())
@@ -327,15 +328,10 @@ class DiffusionObjective(Objective):
             "by_lead": by_lead(errors, batch.weight, known),
         }
 
-    def _draw_told(
-        self, generators: Sequence[torch.Generator], device: torch.device
-    ) -> Tensor | None:
+    def _told(self, u: Tensor) -> Tensor | None:
         """Which samples have their label told, with shape (B,); None for all, as in validation."""
         dropout = self.model.label_dropout
-        if not (self.training and dropout):
-            return None
-        draws = [torch.rand((), generator=generator).item() for generator in generators]
-        return torch.tensor(draws, device=device) >= dropout
+        return u >= dropout if self.training and dropout else None
 
 
 @torch.no_grad()
@@ -344,7 +340,12 @@ def frame_errors(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).square().transpose(1, 2).flatten(2).mean(dim=2)
 
 
-def draw_masks(law: ContextLaw, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def draw_uniform(seeds: Tensor, count: int) -> Tensor:
+    """Numbers in [0, 1) from the samples' seeds (B,), with shape (B, count), float64."""
+    return torch.from_numpy(uniform(seeds.numpy(), count))
+
+
+def draw_masks(law: ContextLaw, x: Tensor, u: Tensor) -> Tensor:
     """Draws context masks of windows `x` (B, C, L, *S), with shape (B, 1, L, 1, ...)."""
-    mask = draw_context_masks(law, x.shape[2], generators).to(x.device)
+    mask = draw_context_masks(law, x.shape[2], u).to(x.device)
     return mask.view(len(x), 1, -1, *[1] * (x.ndim - 3))

@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
-from lola_ds.masks import ContextLaw, draw_context_masks
+from lola_ds.masks import LAWS, ContextLaw, draw_context_masks
 
 DRAWS = 4000
+UNIFORM = torch.rand(DRAWS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def poisson(k: int, rate: float) -> float:
@@ -31,9 +32,10 @@ def probabilities(law: ContextLaw, length: int) -> dict[int, float]:
 @pytest.mark.parametrize(("rate", "atleast", "length"), [(2.0, 1, 5), (1.0, 2, 4), (3.5, 1, 2)])
 def test_counts_follow_their_law(name: str, rate: float, atleast: int, length: int) -> None:
     law = ContextLaw(name, rate=rate, atleast=atleast)
-    generator = torch.Generator().manual_seed(0)
-    counts = Counter(law.draw(length, generator)[0] for _ in range(DRAWS))
+    counts = Counter(draw_context_masks(law, length, UNIFORM).sum(dim=1).tolist())
     expected = probabilities(law, length)
+    exact = dict(enumerate(law.probabilities(length).tolist(), atleast))
+    assert exact == pytest.approx({c: expected.get(c, 0.0) for c in range(atleast, length)})
     assert set(counts) <= set(expected)
     for c, p in expected.items():
         deviation = math.sqrt(p * (1 - p) / DRAWS)
@@ -42,23 +44,23 @@ def test_counts_follow_their_law(name: str, rate: float, atleast: int, length: i
 
 @pytest.mark.parametrize("rho", [0.0, 0.7, 1.0])
 def test_known_frames_stand_at_the_start_with_probability_rho(rho: float) -> None:
-    law, generator = ContextLaw(rho=rho), torch.Generator().manual_seed(0)
-    share = sum(law.draw(5, generator)[1] for _ in range(DRAWS)) / DRAWS
+    masks = draw_context_masks(ContextLaw(rho=rho), 5, UNIFORM)
+    share = masks[:, 0].double().mean().item()
+    assert (masks[:, 0] != masks[:, -1]).all()
     assert abs(share - rho) <= 4 * math.sqrt(rho * (1 - rho) / DRAWS)
 
 
 @pytest.mark.parametrize(("rho", "mask"), [(1.0, [True, True, False]), (0.0, [False, True, True])])
 def test_masks(rho: float, mask: list[bool]) -> None:
     law = ContextLaw(atleast=2, rho=rho)
-    assert draw_context_masks(law, 3, [None, None]).tolist() == [mask, mask]
+    assert draw_context_masks(law, 3, UNIFORM[:2]).tolist() == [mask, mask]
 
 
-def test_a_mask_depends_on_its_generator_only() -> None:
-    law = ContextLaw(rho=0.5)
-    seeds = [3, 1, 4, 1, 5]
-    together = draw_context_masks(law, 6, [torch.Generator().manual_seed(s) for s in seeds])
-    apart = [draw_context_masks(law, 6, [torch.Generator().manual_seed(s)]) for s in seeds]
-    assert torch.equal(together, torch.cat(apart))
+def test_the_ends_of_the_uniform_law() -> None:
+    ends = torch.tensor([[0.0, 0.0], [1 - 2**-53, 1 - 2**-53]], dtype=torch.float64)
+    for name in LAWS:
+        masks = draw_context_masks(ContextLaw(name, rho=0.5), 5, ends)
+        assert masks.tolist() == [[True, *[False] * 4], [False, *[True] * 4]]
 
 
 @pytest.mark.parametrize(
@@ -77,4 +79,4 @@ def test_law_refuses(options: dict, message: str) -> None:
 
 def test_draw_refuses_short_windows() -> None:
     with pytest.raises(ValueError, match="leaves nothing to predict"):
-        ContextLaw(atleast=3).draw(3)
+        ContextLaw(atleast=3).probabilities(3)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs
+from .common import make_parser, parse_arguments, parse_pairs, set_precision
 
 HELP = """Encodes shards of fields into shards of latents with a trained autoencoder.
 
@@ -22,11 +22,15 @@ keys:
   repeat=1       passes over the training split
   batch_size=32  states encoded at once
   device=auto    auto, cpu or cuda
+  precision=fp32 of matrix products and convolutions: fp32, bf16 (quicker on a GPU, latents about
+                 1e-3 of their norm off) or auto (bf16 where the device has it)
+  compile=false  whether to compile the autoencoder, for long splits
   seed=0         of the symmetries
 
 examples:
   lola-ds encode run=weights/ae data=SHARDS out=LATENTS
-  lola-ds encode run=runs/ae data=SHARDS out=LATENTS repeat=4 split=train"""
+  lola-ds encode run=runs/ae data=SHARDS out=LATENTS repeat=4 split=train
+  lola-ds encode run=weights/ae data=SHARDS out=LATENTS precision=bf16 compile=true"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
             "repeat": 1,
             "batch_size": 32,
             "device": "auto",
+            "precision": "fp32",
+            "compile": False,
             "seed": 0,
         },
         required=("run", "data", "out"),
@@ -53,22 +59,30 @@ def main(argv: Sequence[str]) -> None:
 
     from ..build import load_model, make_standardize
     from ..config import load_config
+    from ..nn.compiling import compile_blocks
+    from ..nn.inference import make_ready
 
     run = Path(values["run"])
     config = load_config(run / "config.yaml")
     if config["task"] != "autoencoder":
         raise ValueError(f"run={run} is of task={config['task']}; encoding needs an autoencoder")
     device = _device(values["device"])
+    precision = set_precision(values["precision"], device)
     model = load_model(run, device)
+    provenance = {"autoencoder": _fingerprint(model)}
+    provenance |= {} if precision == "fp32" else {"precision": precision}
+    make_ready(model, precision)
+    if values["compile"]:
+        compile_blocks(model, dynamic=None)
     standardize = make_standardize(config["dataset"]).to(device)
     folders = _splits(Path(values["data"]), config["dataset"]["physics"], values["split"])
     for source in folders:
         train = source.name == "train"
         encode_split(
-            _encoder(model, standardize, device),
+            _encoder(model, standardize, device, precision),
             source,
             Path(values["out"]) / source.parent.name / source.name,
-            provenance={"autoencoder": _fingerprint(model)},
+            provenance=provenance,
             augment=config["dataset"]["augment"] if train else (),
             repeat=values["repeat"] if train else 1,
             seed=values["seed"],
@@ -99,12 +113,14 @@ def _device(name: str) -> Any:
     return torch.device(name)
 
 
-def _encoder(model: Any, standardize: Any, device: Any) -> Callable[[Any], Any]:
+def _encoder(model: Any, standardize: Any, device: Any, precision: str) -> Callable[[Any], Any]:
     import torch
 
     @torch.no_grad()
     def encode(x: Any) -> Any:
-        return model.encode(standardize(x.to(device)))
+        x = standardize(x.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model.encode(x)
 
     return encode
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs, run_command
+from .common import make_parser, parse_arguments, parse_pairs, run_command, set_precision
 
 HELP = """\
 Evaluates a trained model on a split: tables, figures, an animation, a short table here.
@@ -127,7 +127,6 @@ def main(argv: Sequence[str]) -> None:
         spread_trajectories,
     )
     from ..evaluate.provenance import write_provenance
-    from ..train.engine import choose_precision, set_numerics
 
     run, data, out = (Path(keys[name]) for name in ("run", "data", "out"))
     config = load_config(run / "config.yaml")
@@ -160,8 +159,7 @@ def main(argv: Sequence[str]) -> None:
             parameters = _parameters(codec.autoencoder)
         else:
             forecasts = [Forecast(start=starts, **setting) for setting in settings]
-            precision = choose_precision(keys["precision"], device)
-            set_numerics(tf32=precision == "bf16", deterministic=False)
+            precision = set_precision(keys["precision"], device)
             emulator = load_emulator(run, device, precision, keys["compile"])
             train = _training_split(data, physics)
             results = (

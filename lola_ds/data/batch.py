@@ -18,6 +18,7 @@ class Batch:
         label: the trajectories' labels, (B, D) float32: scalars, then two boundary codes per axis.
         seed: one random seed per sample, (B,) int64: a hash of run seed, epoch and window. Noise,
             times and masks derive from it, so that they do not depend on ranks or micro-batches.
+            It stays on the CPU, where it is read: a GPU's would have to be waited for.
         weight: (B,) float32: 0 for padding; the mean over the global batch is 1.
         window: window ids, (B,) int64; -1 for padding.
     """
@@ -36,7 +37,8 @@ class Batch:
         """The same batch on `device`, x in float32: half precision travels as it is stored."""
         if self.x.device == torch.device(device) and self.x.dtype == torch.float32:
             return self
-        tensors = (value.to(device, non_blocking=non_blocking) for value in vars(self).values())
-        batch = Batch(*tensors)
-        batch.x = batch.x.float()
-        return batch
+        moved = {
+            name: value if name == "seed" else value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved | {"x": moved["x"].float()})

@@ -43,6 +43,34 @@ def hash64(*parts: int) -> int:
     return state
 
 
+def derive(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Several seeds from each seed.
+
+    Arguments:
+        seeds: (B,) integers.
+        count: how many from each.
+
+    Returns:
+        (B, count) int64 in [0, 2^63).
+    """
+    states = _mix(np.asarray(seeds, np.int64).astype(np.uint64) + np.uint64(_GOLDEN))
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return (_mix(states[:, None] + steps) >> np.uint64(1)).astype(np.int64)
+
+
+def uniform(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Uniform numbers from each seed.
+
+    Arguments:
+        seeds: (B,) integers.
+        count: how many from each.
+
+    Returns:
+        (B, count) float64, multiples of 2^-53 in [0, 1).
+    """
+    return (derive(seeds, count) >> 10) * 2.0**-53
+
+
 def sample_seeds(seed: int, epoch: int, windows: np.ndarray) -> np.ndarray:
     """One seed a window: a hash of (run seed, epoch, window id).
 

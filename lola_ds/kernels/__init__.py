@@ -14,6 +14,7 @@ graphs, activation checkpointing and every ZeRO stage take it as they take torch
 | `channel_norm` | convolutional autoencoders |
 | `denoising_errors` | the objective of diffusion |
 | `ema` | the weights' moving averages |
+| `seeded_normal` | noise of samples that have a seed each |
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
     "get_kernels",
     "qk_norm_rope",
     "second_derivatives",
+    "seeded_normal",
     "set_kernels",
     "silu_dropout",
     "wants_second_derivatives",
@@ -149,3 +151,12 @@ def ema(
         kernel.ema(averages, weights, decays)
     else:
         reference.ema(averages, weights, decays)
+
+
+def seeded_normal(seeds: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """Noise from the samples' seeds; see `reference.seeded_normal`. GPUs draw it by a kernel."""
+    if device.type == "cuda":
+        from . import noise
+
+        return noise.seeded_normal(seeds, shape, device)
+    return reference.seeded_normal(seeds, shape, device)

@@ -187,3 +187,17 @@ def ema(
     """
     for average, decay in zip(averages, decays, strict=True):
         torch._foreach_lerp_(list(average), list(weights), 1.0 - decay)
+
+
+def seeded_normal(seeds: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """Standard normal noise, float32, with shape (B, ...), of torch's generator for each seed.
+
+    Arguments:
+        seeds: one for each sample, with shape (B,), int64, on the CPU.
+        shape: of a sample.
+        device: where the noise is drawn; a GPU draws other noise than a CPU.
+    """
+    noise = torch.empty((len(seeds), *shape), device=device)
+    for x, seed in zip(noise, seeds.tolist()):
+        torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), out=x)
+    return noise

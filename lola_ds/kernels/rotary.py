@@ -30,6 +30,8 @@ bits each time.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -159,6 +161,7 @@ def _backward_kernel(
             tl.store(grad_theta + place, total, mask=i < D // 2)
 
 
+@functools.cache
 def _launch(B: int, T: int, heads: int, d: int) -> tuple[tuple[int, int, int], dict[str, int]]:
     """The grid, and the sizes every launch shares."""
     pairs = triton.next_power_of_2(d // 2)

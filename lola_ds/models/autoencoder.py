@@ -7,7 +7,7 @@ decoding, so that the decoder tolerates the errors of an emulator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,22 +73,20 @@ class Autoencoder(nn.Module):
         """Decodes latents (B, C', *S') as standardised states (B, C, *S)."""
         return self.decoder(z)
 
-    def forward(
-        self, x: Tensor, generators: Sequence[torch.Generator] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encodes and decodes.
 
         Arguments:
             x: standardised states, with shape (B, C, *S).
-            generators: one CPU generator for each sample. In training, noise drawn from them is
+            seeds: one for each sample, with shape (B,). In training, noise drawn from them is
                 added to the latent before decoding; without them there is none.
 
         Returns:
             The reconstruction (B, C, *S) and the noiseless latent (B, C', *S').
         """
         z = self.encode(x)
-        if self.training and self.latent_noise and generators is not None:
-            noise = draw_normal(z.shape[1:], generators, z.device)
+        if self.training and self.latent_noise and seeds is not None:
+            noise = draw_normal(z.shape[1:], seeds, z.device)
             return self.decode(z + self.latent_noise * noise), z
         return self.decode(z), z
 

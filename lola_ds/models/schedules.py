@@ -164,12 +164,16 @@ class TimePrior:
                 f"loss: {self.distribution} times need positive a={self.a} and b={self.b}"
             )
 
-    def draw(self, generator: torch.Generator | None = None) -> float:
-        """Draws one time with a CPU generator."""
+    def draw(self, u: Tensor) -> Tensor:
+        """Draws one time for each sample, with shape (B,), float64.
+
+        Arguments:
+            u: the samples' uniform numbers in [0, 1), with shape (B, 2), float64.
+        """
+        u, v = u.unbind(dim=1)
         if self.distribution == "beta":
-            seed = int(torch.randint(2**62, (), generator=generator))
-            return float(np.random.default_rng(seed).beta(self.a, self.b))
-        u, v = torch.rand(2, dtype=torch.float64, generator=generator).tolist()
+            draws = [np.random.default_rng(int(x * 2**53)).beta(self.a, self.b) for x in u.tolist()]
+            return torch.tensor(draws, dtype=torch.float64)
         if self.distribution == "uniform":
             return self.a + (self.b - self.a) * u
         if self.distribution == "kumaraswamy":

@@ -72,7 +72,7 @@ def join_modulations(network: nn.Module) -> None:
                     block.ada_zero = nn.Identity()
 
 
-def make_ready(network: nn.Module, precision: str, compiled: bool) -> None:
+def make_ready(network: nn.Module, precision: str, compiled: bool = False) -> None:
     """Makes a network on its device ready for inference, in place.
 
     Arguments:

@@ -230,7 +230,11 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("diffusion", {"label_weight": "much"}, "label_weight=much: expected numbers"),
         ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
         ("ae", {"compile": "true"}, "compile=true: an autoencoder alone is evaluated in fp32"),
-        ("surrogate", {"precision": "fp16"}, "precision=fp16 is unknown; choose fp32 or bf16"),
+        (
+            "surrogate",
+            {"precision": "fp16"},
+            "precision=fp16 is unknown; choose fp32, bf16 or auto",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line_and_nothing_written(

@@ -327,5 +327,8 @@ def test_batch_moves():
 
     x = torch.zeros(2, 3, 1, 4, 4)
     batch = Batch(x, torch.zeros(2, 5), torch.zeros(2).long(), torch.ones(2), torch.arange(2))
-    assert batch.to("meta").x.is_meta
+    moved = batch.to("meta")
+    assert moved.x.is_meta
+    assert moved.weight.is_meta
+    assert not moved.seed.is_meta  # read on the CPU
     assert len(batch) == 2

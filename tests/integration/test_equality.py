@@ -19,12 +19,9 @@ STAGES += ("zero3_nvme",)
 Setting = tuple[str, str, str, int]
 """Task, DeepSpeed file, what is recomputed, micro-batches of a step."""
 SLICE: list[Setting] = [
-    ("autoencoder", "zero1", "selective", 1),
     ("autoencoder", "zero3_offload", "offload", 2),
     ("surrogate", "zero0", "selective", 4),
     ("surrogate", "zero1_offload", "full", 4),
-    ("surrogate", "zero2", "selective", 1),
-    ("surrogate", "zero2_offload", "none", 4),
     ("diffusion", "zero2", "none", 2),
     ("diffusion", "zero3", "selective", 4),
     ("diffusion", "zero3_nvme", "full", 4),

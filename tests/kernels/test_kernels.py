@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lola_ds.kernels import (
     activation,
     averages,
     denoising,
+    noise,
     norm,
     reference,
     residual,
@@ -328,7 +330,8 @@ def test_kernels_start_on_the_device_of_their_tensors(monkeypatch: pytest.Monkey
     ):
         y.sum().backward()
     averages.ema([[gate.clone()]], [gate], [0.5])
-    assert len(entered) == 13
+    noise.seeded_normal(torch.arange(2, device="cpu"), torch.Size([3]), x.device)
+    assert len(entered) == 14
 
 
 def test_strided_inputs_are_taken() -> None:
@@ -349,3 +352,45 @@ def test_strided_inputs_are_taken() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
     silu = torch.nn.functional.silu(field)
     torch.testing.assert_close(y[y != 0], 2 * silu[y != 0])
+
+
+def philox_normal(seed: int, size: int) -> np.ndarray:
+    """`size` normal numbers of Philox 4x32-10 and Box–Muller, word by word, in float64."""
+    calls = -(-size // (4 * noise.BLOCK)) * noise.BLOCK
+    place = np.arange(calls, dtype=np.uint64)
+    low = np.uint64(0xFFFFFFFF)
+    x = [place & low, place >> np.uint64(32), 0 * place, 0 * place]
+    keys = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        a, b = x[0] * np.uint64(0xD2511F53), x[2] * np.uint64(0xCD9E8D57)
+        first = (b >> np.uint64(32)) ^ x[1] ^ np.uint64(keys[0])
+        second = (a >> np.uint64(32)) ^ x[3] ^ np.uint64(keys[1])
+        x = [first, b & low, second, a & low]
+        keys = [(k + w) & 0xFFFFFFFF for k, w in zip(keys, (0x9E3779B9, 0xBB67AE85))]
+    pairs = []
+    for w, v in (x[:2], x[2:]):
+        radius = np.sqrt(-2 * np.log((w + 0.5) / 2**32))
+        pairs += [radius * np.cos(2 * np.pi * v / 2**32), radius * np.sin(2 * np.pi * v / 2**32)]
+    return np.stack([p.reshape(-1, noise.BLOCK) for p in pairs], axis=1).ravel()[:size]
+
+
+@pytest.mark.parametrize("shape", [(1,), (7, 3), (5, 1281), (noise.BLOCK * 4,)])
+def test_seeded_normal(shape: tuple[int, ...]) -> None:
+    seeds = torch.tensor([0, 2**62 + 12345, 7], device="cpu")
+    found = noise.seeded_normal(seeds, torch.Size(shape), torch.empty(0).device)
+    assert found.shape == (3, *shape)
+    for x, seed in zip(found.cpu(), seeds.tolist()):
+        exact = philox_normal(seed, x.numel()).reshape(shape)
+        np.testing.assert_allclose(x.numpy(), exact, rtol=1e-4, atol=1e-5)
+    alone = noise.seeded_normal(seeds[1:2], torch.Size(shape), found.device)
+    assert torch.equal(alone[0], found[1])
+
+
+def test_seeded_noise_is_standard_normal() -> None:
+    x = noise.seeded_normal(
+        torch.arange(4, device="cpu"), torch.Size([20_000]), torch.empty(0).device
+    )
+    moments = [(x**k).mean(dim=1) for k in range(1, 5)]
+    for found, expected, width in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96)):
+        assert (found - expected).abs().max() < 5 * (width / 20_000) ** 0.5
+    assert (torch.corrcoef(x) - torch.eye(4)).abs().max() < 0.04

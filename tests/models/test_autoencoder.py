@@ -7,7 +7,6 @@ import torch
 
 from lola_ds.models import make_autoencoder
 from lola_ds.models.autoencoder import SATURATIONS
-from lola_ds.nn.random import make_generators
 
 SMALL = {"pix_channels": 2, "lat_channels": 3, "hid_channels": [4, 6], "hid_blocks": [1, 1]}
 
@@ -39,17 +38,17 @@ def test_rmsnorm_saturation_is_over_channels() -> None:
 def test_latent_noise_is_seeded_and_for_training_only() -> None:
     torch.manual_seed(0)
     model = make_autoencoder(**SMALL, latent_noise=0.5)
-    x, seeds = torch.randn(3, 2, 8, 8), [5, 6, 7]
+    x, seeds = torch.randn(3, 2, 8, 8), torch.tensor([5, 6, 7])
     clean, z = model(x)
-    noisy, z_noisy = model(x, make_generators(seeds))
+    noisy, z_noisy = model(x, seeds)
     assert torch.equal(z, z_noisy)
     assert not torch.allclose(clean, noisy, atol=1e-3)
-    assert torch.equal(model(x, make_generators(seeds))[0], noisy)
-    alone, _ = model(x[1:2], make_generators(seeds[1:2]))
+    assert torch.equal(model(x, seeds)[0], noisy)
+    alone, _ = model(x[1:2], seeds[1:2])
     torch.testing.assert_close(alone, noisy[1:2])
 
     model.eval()
-    torch.testing.assert_close(model(x, make_generators(seeds))[0], clean)
+    torch.testing.assert_close(model(x, seeds)[0], clean)
     torch.testing.assert_close(model.decode(model.encode(x)), clean)
 
 
@@ -57,7 +56,7 @@ def test_latent_noise_has_its_standard_deviation() -> None:
     model = make_autoencoder(**SMALL, latent_noise=0.3)
     seen = []
     model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    _, z = model(torch.randn(16, 2, 32, 32), make_generators(range(16)))
+    _, z = model(torch.randn(16, 2, 32, 32), torch.arange(16))
     assert abs((seen[0] - z).std() - 0.3) < 0.01
 
 
