@@ -80,7 +80,6 @@ def use_triton(kernel: str, x: Tensor, refusal: str | None = None) -> bool:
     return _decide(kernel, x.device.type, x.dtype, refusal)
 
 
-@torch.compiler.assume_constant_result
 def _decide(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> bool:
     mode = _state["mode"]
     if mode == "torch" or _twice["wanted"]:
@@ -93,6 +92,10 @@ def _decide(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -
         raise ValueError(f"kernels=triton, but {kernel} cannot run: {refusal}; choose kernels=auto")
     _say(kernel, device, dtype, refusal)
     return refusal is None
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the compiler: 1.5 s.
+setattr(_decide, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def _say(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> None:

@@ -20,7 +20,6 @@ Setting = tuple[str, str, str, int]
 """Task, DeepSpeed file, what is recomputed, micro-batches of a step."""
 SLICE: list[Setting] = [
     ("autoencoder", "zero3_offload", "offload", 2),
-    ("surrogate", "zero0", "selective", 4),
     ("surrogate", "zero1_offload", "full", 4),
     ("diffusion", "zero2", "none", 2),
     ("diffusion", "zero3", "selective", 4),
