@@ -189,6 +189,9 @@ class Emulator:
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """A context in which networks are as they would be without `compiled`."""
+        if not self.compiled:
+            yield
+            return
         draw, self._draw = self._draw, sample
         try:
             with torch.compiler.set_stance("force_eager"):
@@ -317,12 +320,12 @@ class Emulator:
             )
             for part in parts
         ]
-        plain = self.compiled and guidance is not None
+        context_of = nullcontext if guidance is None else self.uncompiled
 
         def step(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
             pieces = []
             for part, complete in zip(parts, advance):
-                with self.autocast(), self.uncompiled() if plain else nullcontext():
+                with self.autocast(), context_of():
                     pieces.append(complete(mask, x_obs[part], i))
                 progress(len(pieces[-1]))
             return torch.cat(pieces)

@@ -7,6 +7,7 @@ decoded and scored a few lead times at a time, and let go: memory does not grow 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,6 +97,8 @@ class Forecasts:
                 planned_share(emulator.device, emulator.compiled),
             )
         if emulator.compiled:
+            if progress and processes.first:
+                print("compiling …", file=sys.stderr, flush=True)
             side_by_side = processes.share(self.units)[: self.plan.forecasts] or [unit]
             z = next(self._stream(side_by_side, steps=1, batch=self.plan.members))
             emulator.decode(z[0], self.plan.states, emulator.device)
