@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,15 +81,6 @@ def latents(out: Path, split: str = "test") -> torch.Tensor:
     windows = ShardDataset(out / PHYSICS / split)
     frames = [windows.read_trajectory(i, slice(None)) for i in range(windows.trajectories)]
     return torch.stack(frames)
-
-
-@pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs run as they were traced; no machine code is made of them."""
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("traced_only")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor
@@ -254,14 +252,6 @@ def test_lower_precision_stays_close(kind: str) -> None:
     assert 0 < (x - expected).norm() / expected.norm() < 3e-2
     with pytest.raises(ValueError, match="precision=fp16 is unknown; choose fp32 or bf16"):
         make_emulator(kind, precision="fp16")
-
-
-@pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they were traced; no machine code is made of them."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 @pytest.mark.usefixtures("traced_only")

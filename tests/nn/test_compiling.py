@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -24,14 +23,6 @@ KINDS = {
     "unet": (lambda: UNet(2, 2, 0, 4, (8, 8), (1, 1), spatial=2), ModulatedBlock, 3),
     "dcae": (lambda: DCEncoder(2, 3, (8, 12), (1, 1), checkpointing="full"), ResidualBlock, 2),
 }
-
-
-@pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they were traced, forward and backward; no machine code is made of them."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 @pytest.mark.usefixtures("traced_only")
