@@ -22,8 +22,8 @@ keys:
   repeat=1       passes over the training split
   batch_size=32  states encoded at once
   device=auto    auto, cpu or cuda
-  precision=fp32 of matrix products and convolutions: fp32, bf16 (quicker on a GPU, latents about
-                 1e-3 of their norm off) or auto (bf16 where the device has it)
+  precision=fp32 of matrix products and convolutions: fp32, bf16 (for a GPU; latents are a
+                 little off) or auto (bf16 where the device has it)
   compile=false  whether to compile the autoencoder, for long splits
   seed=0         of the symmetries
 

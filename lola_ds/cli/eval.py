@@ -37,9 +37,9 @@ keys:
   memory=4           GB for all but the program and the weights; fewer of everything at a time,
                      where it takes that to keep to it
   figures=true       whether to draw them
-  precision=fp32     of an emulator's matrix products and convolutions: fp32, bf16 (several times
-                     quicker on a GPU, about 1e-3 of the samples' norm off) or auto (bf16 where the
-                     device has it); results of another precision go to another folder
+  precision=fp32     of an emulator's matrix products and convolutions: fp32, bf16 (for a GPU;
+                     samples are about 1e-3 of their norm off) or auto (bf16 where the device has
+                     it); results of another precision go to another folder
   compile=false      whether to compile an emulator and, on a GPU, to make the steps of the sampler
                      ab one CUDA graph: quicker once it has compiled, so for long evaluations
 

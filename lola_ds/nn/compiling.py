@@ -48,11 +48,7 @@ def compile_blocks(network: nn.Module, dynamic: bool | None = False) -> list[typ
     Raises:
         ValueError: the network has none, or the compiler is switched off.
     """
-    if torch._dynamo.config.disable:
-        raise ValueError(
-            "compile=true, but TORCH_COMPILE_DISABLE=1 switches the compiler off; unset it, or "
-            "choose compile=false"
-        )
+    _check_compiler()
     kinds = [kind for kind in BLOCKS if any(type(m) is kind for m in network.modules())]
     if not kinds:
         raise ValueError(f"{type(network).__name__} has no block to compile; choose compile=false")
@@ -77,9 +73,18 @@ def compile_network(network: nn.Module) -> None:
     tenth quicker there.
 
     Raises:
-        ValueError: as `compile_blocks`.
+        ValueError: the compiler is switched off, or a GPU's network has no blocks.
     """
+    _check_compiler()
     if next(network.parameters()).is_cuda:
         compile_blocks(network)
     else:
         network.compile(dynamic=False)
+
+
+def _check_compiler() -> None:
+    if torch._dynamo.config.disable:
+        raise ValueError(
+            "compile=true, but TORCH_COMPILE_DISABLE=1 switches the compiler off; unset it, or "
+            "choose compile=false"
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lola_ds.config import compose
-from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.compiling import compile_blocks, compile_network
 from lola_ds.nn.dcae import DCEncoder, ResidualBlock
 from lola_ds.nn.modulation import AdaZero
 from lola_ds.nn.unet import ModulatedBlock, UNet
@@ -89,9 +89,11 @@ def test_gradients_of_float32_layers_are_not_rounded_under_autocast() -> None:
 def test_refusals_name_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"Linear has no block to compile; choose compile=false"):
         compile_blocks(nn.Linear(2, 2))
-    off = torch._dynamo.config.patch(disable=True)
-    with off, pytest.raises(ValueError, match="TORCH_COMPILE_DISABLE=1 switches the compiler off"):
-        compile_blocks(ViT(2, 2, hid_channels=16, hid_blocks=1, attention_heads=1))
+    network = ViT(2, 2, hid_channels=16, hid_blocks=1, attention_heads=1)
+    for function in (compile_blocks, compile_network):
+        off = torch._dynamo.config.patch(disable=True)
+        with off, pytest.raises(ValueError, match="TORCH_COMPILE_DISABLE=1 switches"):
+            function(network)
     words = ["task=surrogate", "run=r", "data=d", "compile=true"]
     for word, message in {
         "surrogate.checkpointing=selective": r"surrogate\.checkpointing=selective .*choose none",
