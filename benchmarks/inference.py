@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.record import describe_machine, write_rows
 from lola_ds.cli.common import parse_pairs
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.evaluate.timing import Clock
 from lola_ds.fields import Standardize
@@ -65,7 +65,7 @@ CASES = {
 
 def make_emulator(case: Case, device: torch.device, precision: str, compiled: bool) -> Emulator:
     """The emulator of a case, with random weights."""
-    config = to_dict(compose([*case.words, "run=-", "data=-"]))
+    config = compose([*case.words, "run=-", "data=-"])
     group, make = {
         "diffusion": ("denoiser", make_denoiser),
         "surrogate": ("surrogate", make_surrogate),

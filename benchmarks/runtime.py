@@ -50,7 +50,7 @@ from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once, parse_pairs
 from lola_ds.cli.shard import main as shard
 from lola_ds.cli.synthesize import main as synthesize
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.train.engine import Ranks, join, leave
 from lola_ds.train.loop import Trainer
 
@@ -158,7 +158,7 @@ def make_trainer(
     words += [f"denoiser.{word}" for word in network[ranks.device.type]]
     words += [f"train.batch_size={batch}", f"train.epoch_size={steps * batch}", "train.epochs=1"]
     words += ["valid.samples=8", "precision=fp32" if ranks.device.type == "cpu" else "kernels=auto"]
-    return build_training(to_dict(compose(words)), ranks)
+    return build_training(compose(words), ranks)
 
 
 def observe(trainer: Trainer, clock: Clock) -> None:

@@ -52,7 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.record import Timing, alternate, describe_machine, write_rows
 from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.data import Batch
 from lola_ds.emulate.capture import CapturedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser
@@ -295,7 +295,7 @@ def make_model(case: Case, weights: str) -> Any:
     """The model of a case: its configuration's, or one that was trained."""
     if weights:
         return load_model(weights).train().requires_grad_()
-    config = to_dict(compose([*case.words, "run=-", "data=-"]))
+    config = compose([*case.words, "run=-", "data=-"])
     torch.manual_seed(0)
     if case.task == "autoencoder":
         options = {k: v for k, v in config["ae"].items() if v is not None}

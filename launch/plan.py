@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lola_ds.config import compose, compose_submission, expand_sweep, fill_deepspeed, to_dict
+from lola_ds.config import compose, compose_submission, expand_sweep, fill_deepspeed
 
 from .job import FOLDER, Job, Task
 
@@ -54,7 +54,7 @@ def training_job(words: Sequence[str], submission: Mapping[str, Any]) -> Job:
     points = expand_sweep(words)
     tasks, base = [], Path()
     for point in points:
-        config = to_dict(compose(point))
+        config = compose(point)
         base = _place(config["run"], submission["cluster"]["runs"])
         changed = [word for word in point if word not in words]
         folder = base / ",".join(changed).replace("/", "_") if len(points) > 1 else base

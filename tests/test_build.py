@@ -9,7 +9,7 @@ import torch
 from helpers import make_shards
 
 from lola_ds.build import _make_loader, open_split
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.data.orders import BlockShuffle, FullShuffle, Mixture
 from lola_ds.train.engine import Ranks
 
@@ -28,7 +28,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def loader_of(words: list[str]):
-    config = to_dict(compose(words))
+    config = compose(words)
     windows = open_split(config, "train")
     return windows, _make_loader(config, windows, Ranks(0, 0, 1, torch.device("cpu")))
 

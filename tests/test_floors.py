@@ -22,7 +22,6 @@ FLOORS = {
     "lola_ds.models": 2,
     "lola_ds.nn": 1,
     "lola_ds.data": 1,
-    "lola_ds.ds_schema": 0,
     "lola_ds.durable": 0,
     "lola_ds.fields": 0,
     "lola_ds.breakdown": 0,
@@ -43,10 +42,8 @@ ONLY_IN = {
     "h5py": ("data_prep", "benchmarks"),
     "wandb": ("lola_ds.train",),
 }
-# Commands on the top floor call each other's tools; a report loads models by `build`; the
-# configuration includes a DeepSpeed file.
+# Commands on the top floor call each other's tools; a report loads models by `build`.
 SAME_FLOOR = {
-    ("lola_ds.config", "lola_ds.ds_schema"),
     ("lola_ds.cli", "data_prep"),
     ("lola_ds.cli", "launch"),
     ("launch", "lola_ds.cli"),

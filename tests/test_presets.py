@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lola_ds.build import build_model, build_objective, complete_network
-from lola_ds.config import TASKS, compose, config_folder, to_dict
+from lola_ds.config import TASKS, compose, config_folder
 from lola_ds.data import Batch
 
 SYSTEMS = {
@@ -44,7 +44,7 @@ NAMES = {
 
 @functools.cache
 def _composed(words: tuple[str, ...]) -> dict[str, Any]:
-    return to_dict(compose([*words, "run=RUN", "data=DATA", "precision=fp32"]))
+    return compose([*words, "run=RUN", "data=DATA", "precision=fp32"])
 
 
 def composed(*words: str) -> dict[str, Any]:

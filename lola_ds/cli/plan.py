@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     args, words = parse_arguments(parser, argv)
 
-    from ..config import TASKS, compose, to_dict
+    from ..config import TASKS, compose
 
-    config = to_dict(compose(["run=unused", "data=unused", *words]))
+    config = compose(["run=unused", "data=unused", *words])
     sequence, per_node = config["sequence_parallel"], GPUS[args.gpu].per_node
     if sequence > per_node or args.gpus % sequence:
         raise ValueError(

@@ -57,9 +57,9 @@ def main(argv: Sequence[str]) -> None:
     if not args.print_config:
         stop.listen()  # before the slow imports: an early signal counts
 
-    from ..config import compose, fill_deepspeed, to_dict
+    from ..config import compose, fill_deepspeed
 
-    config = to_dict(compose(words))
+    config = compose(words)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ds_config = fill_deepspeed(config, world_size)
     if args.print_config:

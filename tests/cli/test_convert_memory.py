@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lola_ds.config import compose, save_config, to_dict
+from lola_ds.config import compose, save_config
 from lola_ds.train.ema import Ema, PowerLaw
 from lola_ds.train.fragments import Fragment
 from lola_ds.train.store import CheckpointStore
@@ -43,7 +43,7 @@ def write_run(run: Path, size: int) -> Path:
     store = CheckpointStore(run / "checkpoints", asynchronous=False)
     state = {"step": 1, "updates": 1}
     store.save(1, module, fragments, torch.optim.SGD(module.parameters()), ema, state)
-    save_config(to_dict(compose(["task=autoencoder", "run=r", "data=d"])), run / "config.yaml")
+    save_config(compose(["task=autoencoder", "run=r", "data=d"]), run / "config.yaml")
     return run
 
 

@@ -7,6 +7,7 @@ stay (0, or 1 to wait for a signal at the end).
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.data import ElasticSampler, ShardDataset, build_loader
 
 BATCH, AUGMENT = 24, ("random_axis_flip", "random_axis_permute", "random_axis_roll")
@@ -47,3 +49,7 @@ def main(words: Sequence[str]) -> None:
         time.sleep(1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    exit_at_once(lambda: run_command(main, sys.argv[1:]))

@@ -2,13 +2,15 @@
 
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
-from forked import ForkedRanks
 from helpers import make_shards
+from ranks import Ranks
 
-pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("ranks")]
+WORKER = str(Path(__file__).with_name("reading_rank.py"))
+pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def rows(out, steps, world):
 
 def start(folder, out, world, *numbers):
     out.mkdir(exist_ok=True)
-    return ForkedRanks("reading_rank", [folder, str(out), *map(str, numbers)], world, out / "logs")
+    return Ranks([WORKER, folder, str(out), *map(str, numbers)], world)
 
 
 def read(folder, out, first, last, world, workers, quarantine=0):

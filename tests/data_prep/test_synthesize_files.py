@@ -25,7 +25,7 @@ from data_prep.well import WellFile
 from data_prep.well_to_shards import check_files
 from lola_ds.cli.common import run_command
 from lola_ds.cli.synthesize import main
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.fields import Standardize
 from lola_ds.nn.layers import periodic_axes
 
@@ -376,7 +376,7 @@ def test_configurations_fit_their_datasets(dataset, tmp_path):
     resolution = 32 if dataset == "rayleigh_benard" else 8
     request = Request(dataset, {"train": 1}, steps=2, resolution=resolution)
     [path] = generate(request, tmp_path, show_progress=False)
-    config = to_dict(compose(["task=autoencoder", "run=RUN", "data=SHARDS", f"dataset={dataset}"]))[
+    config = compose(["task=autoencoder", "run=RUN", "data=SHARDS", f"dataset={dataset}"])[
         "dataset"
     ]
     assert config["physics"] == [request.physics]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ import pytest
 import torch
 from eval_worker import FIELDS, UNITS, run
 from helpers import make_shards
-from ranks import ROOT, run_ranks, start_ranks
+from ranks import Ranks, run_ranks
 
 from lola_ds.evaluate import Processes, join_processes, read_results
 
 WORKER = str(Path(__file__).with_name("eval_worker.py"))
-PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
 pytestmark = pytest.mark.xdist_group("ranks")  # one worker makes the results once
 
 
@@ -60,18 +58,14 @@ def test_killed_half_way_two_processes_finish_the_rest(
 ) -> None:
     """One is killed (SIGKILL) once a few forecasts are there; two others do not make these again,
     and the table is to the last byte that of one process which nobody killed."""
-    (process,) = start_ranks([WORKER, str(shards), str(tmp_path)], 1, env=PATH)
     parts = tmp_path / "parts"
-    deadline = time.monotonic() + 200
-    while len(list(parts.glob("[!.]*"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.kill()
-    output, _ = process.communicate()
-    assert process.returncode == -9, output
+    with Ranks([WORKER, str(shards), str(tmp_path)], 1) as ranks:
+        ranks.wait_until(lambda: len(list(parts.glob("[!.]*"))) >= 3, seconds=200)
+        assert ranks.wait(0) == [-signal.SIGKILL]
     assert not (tmp_path / "metrics.parquet").exists()
     kept = {name: took for path in parts.glob("[!.]*") for name, took in units(path).items()}
     assert 3 <= len(kept) < UNITS
-    outputs = run_ranks([WORKER, str(shards), str(tmp_path)], 2, env=PATH)
+    outputs = run_ranks([WORKER, str(shards), str(tmp_path)], 2)
     made = [int(text.split(" forecasts")[0].split()[-1]) for text in outputs]
     assert sum(made) == UNITS - len(kept)
     assert max(made) - min(made) <= 1

@@ -10,7 +10,7 @@ import sys
 
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.train.engine import join, leave
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     for words in " ".join(sys.argv[1:]).split(" -- "):
         command, *rest = words.split()
         if command == "train":
-            trainer = build_training(to_dict(compose(rest)), ranks)
+            trainer = build_training(compose(rest), ranks)
             trainer.fit()
             trainer.close()
         else:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import h5py
 import pytest
 import yaml
-from ranks import ROOT, run_ranks, start_ranks
+from ranks import ROOT, Ranks, run_ranks
 from words import overrides
 
 from lola_ds.cli import train
@@ -220,17 +221,12 @@ def test_full_disk_of_its_own(shards: Path, tmp_path: Path) -> None:
 def test_lost_rank_is_noticed_at_once(shards: Path, tmp_path: Path) -> None:
     """A rank is killed: the other says so in one line and ends within seconds."""
     words = overrides("autoencoder", shards, tmp_path / "run", "train.epochs=1000")
-    first, second = start_ranks(["-m", "lola_ds.cli.train", *words], 2)
-    while not (tmp_path / "run" / "metrics.jsonl").is_file():
-        assert first.poll() is None
-        time.sleep(0.1)
-    time.sleep(1)
-    second.kill()
-    start = time.monotonic()
-    output, _ = first.communicate(timeout=60)
-    assert time.monotonic() - start < 15
-    second.communicate()
-    assert first.returncode == 1
+    with Ranks(["-m", "lola_ds.cli.train", *words], 2) as ranks:
+        ranks.wait_until((tmp_path / "run" / "metrics.jsonl").is_file)
+        time.sleep(1)
+        ranks.signal(1, signal.SIGKILL)
+        codes, output = ranks.wait(15), ranks.outputs[0]
+    assert codes == [1, -signal.SIGKILL], output
     assert "Traceback" not in output
     assert "lola-ds: error: another rank is gone" in output
     assert "the same command resumes" in output

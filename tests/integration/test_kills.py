@@ -11,21 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import ForkedRanks
+from ranks import Ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
 from lola_ds.train.export import find_checkpoint
 from lola_ds.train.stop import EXIT_STOPPED
 
-WORKER = "windows_worker"
-pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("forked")]
+WORKER = str(Path(__file__).with_name("windows_worker.py"))
+pytestmark = pytest.mark.ranks
 
 
-def start(run: Path, data: Path, world_size: int, *more: str) -> ForkedRanks:
+def start(run: Path, data: Path, world_size: int, *more: str) -> Ranks:
     """Starts or resumes a small training."""
-    words = overrides("surrogate", data, run, *more)
-    return ForkedRanks(WORKER, words, world_size, run / "logs")
+    return Ranks([WORKER, *overrides("surrogate", data, run, *more)], world_size)
 
 
 def train(run: Path, data: Path, world_size: int, *more: str) -> None:
@@ -66,7 +65,7 @@ def staged(run: Path) -> list[str]:
     return []
 
 
-def kill_once(run: Path, ranks: ForkedRanks, moment: str, rng: random.Random) -> str:
+def kill_once(run: Path, ranks: Ranks, moment: str, rng: random.Random) -> str:
     """Kills a random rank at a random instant of a kind; returns the kind that it was."""
     begin, delay = lines(run), rng.random()
     steps = rng.randint(1, 9)
@@ -157,8 +156,8 @@ def test_full_disk_stops_all_ranks_and_loses_nothing(shards: Path, tmp_path: Pat
     train(whole, shards, 2, *more)
     with start(run, shards, 2, *more, "full=1:7") as ranks:
         assert ranks.wait(600) == [2, 2]
-    for log in ranks.logs:
-        said = log.read_text()
+        outputs = ranks.outputs
+    for said in outputs:
         assert "checkpoints: the checkpoint could not be written (rank 1: [Errno 27]" in said
     assert find_checkpoint(run).state["step"] == 5
     assert not list((run / "checkpoints").glob(".*"))

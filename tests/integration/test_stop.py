@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks, start_ranks
+from ranks import Ranks, run_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
@@ -23,14 +22,11 @@ LONG = ["train.epochs=20", "checkpoint.every=20", "deepspeed=zero2"]  # no check
 
 def stop_early(run: Path, words: list[str], number: signal.Signals) -> None:
     """Trains on two ranks and signals one of them after three steps."""
-    processes = start_ranks(words, 2)
-    path, deadline = run / "metrics.jsonl", time.monotonic() + 200
-    while not (path.is_file() and path.read_text().count("train/loss") >= 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    processes[1].send_signal(number)
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    codes = [process.returncode for process in processes]
+    path = run / "metrics.jsonl"
+    with Ranks(words, 2) as ranks:
+        ranks.wait_until(lambda: path.is_file() and path.read_text().count("train/loss") >= 3)
+        ranks.signal(1, number)
+        codes, outputs = ranks.wait(60), ranks.outputs
     assert codes == [EXIT_STOPPED, EXIT_STOPPED], outputs
     step = find_checkpoint(run).state["step"]
     assert 3 <= step < 100

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, free_port, run_ranks, start_ranks
+from ranks import ROOT, Ranks, free_port, run_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
@@ -31,18 +29,11 @@ def train_all(runs: dict[Path, list[str]], task: str, data: Path, world_size: in
 
 def kill_after(words: list[str], world_size: int, steps: int, run: Path) -> None:
     """Starts a training and kills all its ranks once `steps` lines of metrics are there."""
-    processes = start_ranks(words, world_size)
-    deadline = time.monotonic() + 120
     path = run / "metrics.jsonl"
-    while time.monotonic() < deadline:
-        lines = path.read_text().count("train/loss") if path.is_file() else 0
-        if lines >= steps or any(process.poll() is not None for process in processes):
-            break
-        time.sleep(0.005)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.communicate()
+    with Ranks(words, world_size) as ranks:
+        ranks.wait_until(
+            lambda: path.is_file() and path.read_text().count("train/loss") >= steps, seconds=120
+        )
 
 
 @pytest.mark.parametrize(

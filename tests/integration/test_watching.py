@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks, start_ranks
+from ranks import Ranks, run_ranks
 from reading import assert_same_bits, metrics, tensors
 from words import overrides
 
@@ -64,9 +64,9 @@ def test_too_many_bad_steps_stop_before_the_next_checkpoint(shards: Path, tmp_pa
 def test_stalled_rank_is_reported_by_all(seconds: int, shards: Path, tmp_path: Path) -> None:
     words = overrides("surrogate", shards, tmp_path / "run", f"watch.timeout={seconds}")
     fault = f"stall 1 2 {10 * seconds} --".split()
-    processes = start_ranks([WORKER, *fault, *words], 2)
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert all(process.returncode == 1 for process in processes), outputs
+    with Ranks([WORKER, *fault, *words], 2) as ranks:
+        codes, outputs = ranks.wait(240), ranks.outputs
+    assert codes == [1, 1], outputs
     for output in outputs:
         assert f"Timeout (0:00:{seconds:02d})!" in output
         assert "train_step" in output

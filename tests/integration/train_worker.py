@@ -9,14 +9,14 @@ import sys
 
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.train.engine import join, leave
 
 
 def main() -> None:
     ranks = join("cpu")
     for words in " ".join(sys.argv[1:]).split(" -- "):
-        trainer = build_training(to_dict(compose(words.split())), ranks)
+        trainer = build_training(compose(words.split()), ranks)
         trainer.fit()
         trainer.close()
     leave()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.data import Batch
 from lola_ds.train.engine import join, leave
 from lola_ds.train.loop import Trainer, TrainingStoppedError
@@ -51,7 +51,7 @@ def main() -> None:
     )
     ranks = join("cpu")
     for words in trainings:
-        config = to_dict(compose(words))
+        config = compose(words)
         trainer = build_training(config, ranks)
         plant(trainer, fault, *map(int, numbers))
         try:

@@ -1,6 +1,6 @@
 """`lola-ds train` that notes the windows of every step, on a disk that may be full.
 
-usage: main([WORD, …]) with the words of the command, and `full=RANK:STEP` for no more than a
+usage: windows_worker.py WORD …, the words of the command, and `full=RANK:STEP` for no more than a
 kilobyte in any file of that rank from that step on. Windows go to RUN/windows_RANK.jsonl.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from lola_ds.build import build_training
-from lola_ds.config import compose, to_dict
+from lola_ds.cli.common import exit_at_once, run_command
+from lola_ds.config import compose
 from lola_ds.data import Batch
 from lola_ds.train.engine import join, leave
 from lola_ds.train.loop import Trainer
@@ -41,7 +43,7 @@ def main(words: Sequence[str]) -> None:
     stop = StopRequest()
     stop.listen()
     full = [word.removeprefix("full=") for word in words if word.startswith("full=")]
-    config = to_dict(compose([word for word in words if not word.startswith("full=")]))
+    config = compose([word for word in words if not word.startswith("full=")])
     trainer = build_training(config, join("cpu"), stop)
     observe(trainer, Path(config["run"]), *(full or ["-1:0"]))
     trainer.fit()
@@ -49,3 +51,7 @@ def main(words: Sequence[str]) -> None:
     leave()
     if trainer.stopping:
         raise SystemExit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    exit_at_once(lambda: run_command(main, sys.argv[1:]))

@@ -137,8 +137,8 @@ def test_array_has_a_folder_and_words_for_each_task() -> None:
     assert len(set(folders)) == 4
     for task in link.job.tasks:
         config = compose(task.words)
-        assert config.run == str(task.folder)
-        assert f"seed={config.seed}" in config.run
+        assert config["run"] == str(task.folder)
+        assert f"seed={config['seed']}" in config["run"]
     script = render(link.job, cluster(), Path("/tmp"))
     assert "#SBATCH --array=0-3\n" in script
     assert "#SBATCH --array=0-3%2\n" in render(link.job, cluster("cluster.at_once=2"), Path("/tmp"))
@@ -152,7 +152,7 @@ def test_commas_in_brackets_are_no_sweep() -> None:
 @pytest.mark.parametrize("run", ["/a b/c", "/it's/$x", '/"q"/a,b', "/a=b/{c}"])
 def test_any_folder_survives_hydra(run: str) -> None:
     _, (link,) = plan([*WORDS, override("run", run)])
-    assert compose(link.job.tasks[0].words).run == run
+    assert compose(link.job.tasks[0].words)["run"] == run
 
 
 def test_relative_paths_lie_where_the_cluster_says(tmp_path: Path, monkeypatch) -> None:
@@ -161,7 +161,7 @@ def test_relative_paths_lie_where_the_cluster_says(tmp_path: Path, monkeypatch) 
     assert link.job.tasks[0].folder == tmp_path / "a"
     _, (link,) = plan([*WORDS, "run=a", "cluster.runs=/scratch/r", "cluster.data=/scratch/d"])
     config = compose(link.job.tasks[0].words)
-    assert (config.run, config.data) == ("/scratch/r/a", "/scratch/d/shards")
+    assert (config["run"], config["data"]) == ("/scratch/r/a", "/scratch/d/shards")
 
 
 def test_what_the_job_would_refuse_is_refused_now() -> None:
@@ -193,5 +193,5 @@ def test_pipeline_links_in_order(tmp_path: Path) -> None:
     assert jobs["surrogate"].needs == ("encode",)
     assert (jobs["surrogate"].job.nodes, jobs["encode"].job.nodes) == (2, 1)
     training = compose(jobs["diffusion"].job.tasks[0].words)
-    assert training.dataset.name == "euler_open"
-    assert training.ae_run == f"{tmp_path}/a b/weights/autoencoder"
+    assert training["dataset"]["name"] == "euler_open"
+    assert training["ae_run"] == f"{tmp_path}/a b/weights/autoencoder"

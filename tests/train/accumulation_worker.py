@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, fill_deepspeed, to_dict, uses_cpu_adam
+from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
 from lola_ds.train.engine import join, leave, make_engine
 from lola_ds.train.guard import squared_norm
 from lola_ds.train.optim import make_optimizer
@@ -40,7 +40,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         words = f"task=autoencoder run=r data=d deepspeed={name} train.batch_size={MICRO * STEPS} "
         words += f"train.accumulation={STEPS} optim.grad_clip=0"
-        config = to_dict(compose(words.split()))
+        config = compose(words.split())
         torch.manual_seed(0)
         module = Regression()
         expected = norm_in_float64(copy.deepcopy(module), data)

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lola_ds.build import build_model, build_objective, complete_network
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, fill_deepspeed, to_dict, uses_cpu_adam
+from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
 from lola_ds.data import Batch
 from lola_ds.train.cost import Trace
 from lola_ds.train.ema import Ema, Exponential
@@ -47,7 +47,7 @@ def make_config(task: str, stage: str, world_size: int) -> dict[str, Any]:
     size = SAMPLES * world_size
     batch = [f"train.batch_size={size}", f"train.epoch_size={size}", "trajectory.length=3"]
     words = [f"task={task}", "run=r", "data=d", f"deepspeed=zero{stage}", *batch, *WORDS[task]]
-    return to_dict(compose([*words, "precision=fp32"]))
+    return compose([*words, "precision=fp32"])
 
 
 def measure(task: str, stage: str, ranks: Ranks) -> int:

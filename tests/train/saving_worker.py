@@ -1,12 +1,14 @@
 """One rank: checks the newest checkpoint, then saves one after another until it is killed.
 
-usage: main([FOLDER, STAGE]); a real engine. At step n every weight, average and optimizer state is
-a known number of n, in float32: a checkpoint whose parts come from different steps is found out.
+usage: saving_worker.py FOLDER STAGE; a real engine. At step n every weight, average and optimizer
+state is a known number of n, in float32: a checkpoint whose parts come from different steps is
+found out.
 FOLDER/found_RANK gets the step that this rank found, FOLDER/saving says that saves go on.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import torch
 from stages_worker import BATCH, Objective, batch
 from torch import Tensor
 
-from lola_ds.config import compose, fill_deepspeed, to_dict
+from lola_ds.cli.common import exit_at_once, run_command
+from lola_ds.config import compose, fill_deepspeed
 from lola_ds.train.checkpoint import CheckpointReader, load_weights, restore_ema, restore_optimizer
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
 from lola_ds.train.engine import join, leave, make_engine
@@ -60,7 +63,7 @@ def check(reader: CheckpointReader | None, live: Iterator[tuple[str, Tensor]]) -
 def main(words: Sequence[str]) -> None:
     folder, stage = Path(words[0]), words[1]
     ranks = join("cpu")
-    config = to_dict(compose([*WORDS, f"deepspeed=zero{stage}"]))
+    config = compose([*WORDS, f"deepspeed=zero{stage}"])
     torch.manual_seed(0)
     objective = Objective()
     store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size)
@@ -92,3 +95,7 @@ def main(words: Sequence[str]) -> None:
             break
     store.finish()
     leave()
+
+
+if __name__ == "__main__":
+    exit_at_once(lambda: run_command(main, sys.argv[1:]))

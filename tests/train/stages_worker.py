@@ -21,7 +21,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
-from lola_ds.config import compose, fill_deepspeed, save_config, to_dict, uses_cpu_adam
+from lola_ds.config import compose, fill_deepspeed, save_config, uses_cpu_adam
 from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
 from lola_ds.train.drive import open_drive
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
@@ -76,7 +76,7 @@ def main() -> None:
 def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int) -> None:
     fixed = ["task=autoencoder", "run=r", "data=d"]
     fixed += [f"train.batch_size={BATCH}", f"train.epoch_size={BATCH}"]
-    config = to_dict(compose([*fixed, "optim.weight_decay=0.01", *words]))
+    config = compose([*fixed, "optim.weight_decay=0.01", *words])
     torch.manual_seed(0)
     objective = Objective()
     ds_config = fill_deepspeed(config, ranks.world_size)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lola_ds.config import compose, to_dict
+from lola_ds.config import compose
 from lola_ds.train.ema import Ema, Exponential, PowerLaw, Profile, make_profiles
 from lola_ds.train.fragments import Fragment
 from lola_ds.train.posthoc import Snapshot, combine
@@ -79,7 +79,7 @@ def test_configuration_names_the_averages() -> None:
         tuple(more): ["ema_0.99", "ema_0.999", "power_0.05"],
         ("ema.decay=null", "ema.power_law=[0.1]"): ["power_0.1"],
     }.items():
-        profiles = make_profiles(to_dict(compose([*words, *given]))["ema"])
+        profiles = make_profiles(compose([*words, *given])["ema"])
         assert [profile.kind for profile in profiles] == kinds
 
 

@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from forked import ForkedRanks
+from ranks import Ranks
 
 from lola_ds.train.checkpoint import CheckpointReader, list_checkpoints
 
-WORKER = "saving_worker"
-pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("forked")]
+WORKER = str(Path(__file__).with_name("saving_worker.py"))
+pytestmark = pytest.mark.ranks
 
 
 def found(folder: Path) -> set[int]:
@@ -53,9 +53,9 @@ def complete(folder: Path) -> list[int]:
 )
 def test_ranks_agree_after_every_kill_during_a_save(stage: int, kills: int, tmp_path: Path) -> None:
     rng, last, moments = random.Random(stage), 0, Counter[str]()
-    words = [str(tmp_path), str(stage)]
+    words = [WORKER, str(tmp_path), str(stage)]
     while moments["in a save"] < kills:
-        with ForkedRanks(WORKER, words, 2, tmp_path) as ranks:
+        with Ranks(words, 2) as ranks:
             ranks.wait_until((tmp_path / "saving").exists)
             time.sleep(rng.uniform(0, 0.1))
             ranks.wait_until(lambda: bool(unfinished(tmp_path)))
@@ -67,7 +67,7 @@ def test_ranks_agree_after_every_kill_during_a_save(stage: int, kills: int, tmp_
         assert step == last  # the newest that was there
         last = max(complete(tmp_path), default=0)
     (tmp_path / "enough").touch()
-    with ForkedRanks(WORKER, words, 2, tmp_path) as ranks:
+    with Ranks(words, 2) as ranks:
         ranks.finish()
     assert found(tmp_path) == {last}
     assert not unfinished(tmp_path)

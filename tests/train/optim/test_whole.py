@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 from torch import nn
 
-from lola_ds.config import OPTIMIZERS, compose, compose_group, fill_deepspeed, to_dict
+from lola_ds.config import OPTIMIZERS, compose, compose_group, fill_deepspeed
 from lola_ds.train.checkpoint import (
     CheckpointError,
     CheckpointReader,
@@ -162,7 +162,7 @@ def test_stages_that_cut_tensors_are_refused(stage: int) -> None:
     words = ["task=autoencoder", "run=r", "data=d", "optim=soap", f"deepspeed=zero{stage}"]
     message = rf"optim=soap steps whole tensors, which ZeRO stage {stage} .* use deepspeed=zero0"
     with pytest.raises(ValueError, match=message):
-        fill_deepspeed(to_dict(compose(words)), 1)
+        fill_deepspeed(compose(words), 1)
 
 
 @given(

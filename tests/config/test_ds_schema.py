@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lola_ds.config import compose, config_folder, fill_deepspeed, to_dict
-from lola_ds.ds_schema import complete_deepspeed
+from lola_ds.config import compose, config_folder, fill_deepspeed
+from lola_ds.config.ds_schema import complete_deepspeed
 
 NVME = {"device": "nvme"}
 FILES = sorted(config_folder("ds_configs").glob("*.json"))
@@ -114,7 +114,7 @@ def test_mistakes_are_refused_by_name(given: dict[str, Any], message: str) -> No
 
 def test_auto_entries_come_from_the_configuration() -> None:
     words = "task=surrogate run=r data=d train.batch_size=32 train.accumulation=4 optim.grad_clip=2"
-    filled = fill_deepspeed(to_dict(compose(words.split())), world_size=2)
+    filled = fill_deepspeed(compose(words.split()), world_size=2)
     assert filled["train_batch_size"] == 32
     assert filled["train_micro_batch_size_per_gpu"] == 4
     assert filled["gradient_accumulation_steps"] == 4
@@ -125,36 +125,36 @@ def test_auto_entries_come_from_the_configuration() -> None:
 def test_drive_has_one_folder_named_in_either_place(tmp_path: Path) -> None:
     words = "task=surrogate run=r data=d deepspeed=zero3_nvme".split()
     with pytest.raises(ValueError, match=r"needs one folder on it.*add deepspeed.nvme_path=FOLDER"):
-        fill_deepspeed(to_dict(compose(words)), world_size=1)
-    filled = fill_deepspeed(to_dict(compose([*words, "deepspeed.nvme_path=/mine"])), world_size=1)
+        fill_deepspeed(compose(words), world_size=1)
+    filled = fill_deepspeed(compose([*words, "deepspeed.nvme_path=/mine"]), world_size=1)
     for section in ("offload_optimizer", "offload_param"):
         assert filled["zero_optimization"][section]["nvme_path"] == "/mine"
     file = tmp_path / "ds_config.json"
     file.write_text(json.dumps(filled))
     words = ["task=surrogate", "run=r", "data=d", f"deepspeed.config={file}"]
-    assert fill_deepspeed(to_dict(compose(words)), world_size=1) == filled
+    assert fill_deepspeed(compose(words), world_size=1) == filled
     with pytest.raises(ValueError, match=r"needs one folder on it, .* not \['/mine', '/other'\]"):
-        fill_deepspeed(to_dict(compose([*words, "deepspeed.nvme_path=/other"])), world_size=1)
+        fill_deepspeed(compose([*words, "deepspeed.nvme_path=/other"]), world_size=1)
     words = ["task=surrogate", "run=r", "data=d", "deepspeed=zero2_offload"]
     with pytest.raises(ValueError, match=r"zero2_offload.json, which offloads nothing to a drive"):
-        fill_deepspeed(to_dict(compose([*words, "deepspeed.nvme_path=/x"])), world_size=1)
+        fill_deepspeed(compose([*words, "deepspeed.nvme_path=/x"]), world_size=1)
 
 
 def test_ranks_that_share_samples_do_not_share_the_batch() -> None:
     words = "task=surrogate run=r data=d train.batch_size=32 sequence_parallel=2".split()
-    filled = fill_deepspeed(to_dict(compose(words)), world_size=4)
+    filled = fill_deepspeed(compose(words), world_size=4)
     assert filled["train_micro_batch_size_per_gpu"] == 16
     assert filled["sequence_parallel_size"] == 2
     with pytest.raises(ValueError, match="3 ranks were started; start a multiple of 2"):
-        fill_deepspeed(to_dict(compose(words)), world_size=3)
+        fill_deepspeed(compose(words), world_size=3)
 
 
 def test_filled_file_can_be_given_again(tmp_path: Path) -> None:
     words = "task=surrogate run=r data=d train.batch_size=32 sequence_parallel=2".split()
-    filled = fill_deepspeed(to_dict(compose(words)), world_size=4)
+    filled = fill_deepspeed(compose(words), world_size=4)
     file = tmp_path / "ds_config.json"
     file.write_text(json.dumps(filled))
     again = [*words, f"deepspeed.config={file}"]
-    assert fill_deepspeed(to_dict(compose(again)), world_size=4) == filled
+    assert fill_deepspeed(compose(again), world_size=4) == filled
     with pytest.raises(ValueError, match="sequence_parallel_size=2 contradicts 4 of the Hydra"):
-        fill_deepspeed(to_dict(compose([*again, "sequence_parallel=4"])), world_size=4)
+        fill_deepspeed(compose([*again, "sequence_parallel=4"]), world_size=4)
