@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import make_shards
 
-from lola_ds.build import _make_loader, open_split
+from lola_ds.build import open_split
+from lola_ds.build.training import make_loader
 from lola_ds.config import compose
 from lola_ds.data.orders import BlockShuffle, FullShuffle, Mixture
 from lola_ds.train.engine import Ranks
@@ -30,11 +31,13 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def loader_of(words: list[str]):
     config = compose(words)
     windows = open_split(config, "train")
-    return windows, _make_loader(config, windows, Ranks(0, 0, 1, torch.device("cpu")))
+    return windows, make_loader(config, windows, Ranks(0, 0, 1, torch.device("cpu")))
 
 
 def test_by_default_all_windows_are_shuffled(words: list[str], monkeypatch) -> None:
-    monkeypatch.setattr("lola_ds.build._check_kind", lambda *_: None)  # fields have other names
+    monkeypatch.setattr(
+        "lola_ds.build.data._check_kind", lambda *_: None
+    )  # fields have other names
     windows, loader = loader_of(words)
     with loader:
         assert len(windows) == 72
@@ -42,7 +45,7 @@ def test_by_default_all_windows_are_shuffled(words: list[str], monkeypatch) -> N
 
 
 def test_order_share_and_amount_of_data(words: list[str], monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lola_ds.build._check_kind", lambda *_: None)
+    monkeypatch.setattr("lola_ds.build.data._check_kind", lambda *_: None)
     more = ["train.restrict=2", "train.shuffle_bytes=20000", "dataset.weights=[3,1]"]
     windows, loader = loader_of([*words, *more])
     with loader:
@@ -56,7 +59,7 @@ def test_order_share_and_amount_of_data(words: list[str], monkeypatch, tmp_path:
 
 
 def test_damaged_windows_stop_a_training_or_are_left_out(words: list[str], monkeypatch) -> None:
-    monkeypatch.setattr("lola_ds.build._check_kind", lambda *_: None)
+    monkeypatch.setattr("lola_ds.build.data._check_kind", lambda *_: None)
     windows, _ = loader_of(words)
     index = windows.indexes[0]
     path = index.folder / index.shards[0]

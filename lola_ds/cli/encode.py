@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
     from ..build import load_model, make_standardize
     from ..config import load_config
+    from ..emulate.codec import fingerprint
     from ..nn.compiling import compile_blocks
     from ..nn.inference import make_ready
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     device = _device(values["device"])
     precision = set_precision(values["precision"], device)
     model = load_model(run, device)
-    provenance = {"autoencoder": _fingerprint(model)}
+    provenance = {"autoencoder": fingerprint(model)}
     provenance |= {} if precision == "fp32" else {"precision": precision}
     make_ready(model, precision)
     if values["compile"]:
@@ -123,14 +124,3 @@ def _encoder(model: Any, standardize: Any, device: Any, precision: str) -> Calla
             return model.encode(x)
 
     return encode
-
-
-def _fingerprint(model: Any) -> str:
-    """A hash of the weights: latents of one autoencoder mean nothing to another."""
-    import xxhash
-
-    digest = xxhash.xxh3_64()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     from ..build import load_emulator, load_model, make_standardize
     from ..config import load_config
     from ..data import ShardDataset
-    from ..emulate.emulator import Codec
+    from ..emulate.codec import Codec
     from ..evaluate import (
         Forecast,
         Resources,

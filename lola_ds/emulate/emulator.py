@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from ..fields import Standardize
@@ -23,6 +22,7 @@ from ..models import Autoencoder, Denoiser, Surrogate
 from ..nn.compiling import compile_blocks
 from ..nn.inference import make_ready
 from .capture import CapturedSampling
+from .codec import Codec, fingerprint
 from .guidance import Guidance, Guide, Observations, observe
 from .memory import working_bytes
 from .rollout import make_step, stream
@@ -31,95 +31,11 @@ from .sampling import STOCHASTIC, sample
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Codec", "Emulator"]
-
+__all__ = ["Emulator"]
 
 # Windows of one member that samplers hold beside the network's activations: known values, noise,
 # the state, its means at the last steps, and what they are computed through.
 _WINDOWS = 18
-
-
-class Codec:
-    """Physical states to and from what a model sees: standardised, and encoded if it sees latents.
-
-    Arguments:
-        autoencoder: maps standardised states to latents and back; None for a model of pixels.
-        standardize: the fields' transform and statistics.
-        device: where both run.
-    """
-
-    def __init__(
-        self,
-        autoencoder: Autoencoder | None,
-        standardize: Standardize,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.device = torch.device(device)
-        self.autoencoder = None if autoencoder is None else autoencoder.to(self.device).eval()
-        self.standardize = standardize.to(self.device)
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, batch: int = 16) -> Tensor:
-        """Physical states (C, T, *S) -> (C', T, *S'), `batch` states at a time."""
-        pieces = []
-        for piece in x.transpose(0, 1).split(batch):
-            z = self.standardize(piece.to(self.device))
-            pieces.append(z if self.autoencoder is None else self.autoencoder.encode(z))
-        return torch.cat(pieces).transpose(0, 1)
-
-    @torch.no_grad()
-    def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
-        """(M, C', T, *S') -> physical states (M, C, T, *S), float32, on `device`.
-
-        Decodes `batch` states at a time into the result: no more than those are held twice.
-        """
-        M, T = z.shape[0], z.shape[2]
-        out = None
-        for start in range(0, M * T, batch):
-            index = torch.arange(start, min(start + batch, M * T), device=z.device)
-            m, t = index // T, index % T
-            piece = z[m, :, t]
-            x = piece if self.autoencoder is None else self.autoencoder.decode(piece).float()
-            x = self.standardize.inverse(x).to(device)
-            if out is None:
-                out = x.new_empty(M, x.shape[1], T, *x.shape[2:])
-            out[m.to(device), :, t.to(device)] = x
-        assert out is not None
-        return out
-
-    def states(self, z: Tensor, units: str) -> Tensor:
-        """States as the model holds them, (N, C', *S'), decoded all at once and differentiably.
-
-        Arguments:
-            units: of the result (N, C, *S), float32: `standardised` or `physical`.
-        """
-        x = z.float() if self.autoencoder is None else self.autoencoder.decode(z.float())
-        return x if units == "standardised" else self.standardize.inverse(x)
-
-    def reconstruct(self, x: Tensor, batch: int = 16) -> Tensor:
-        """States (C, T, *S) encoded and decoded, on the device of `x`: the autoencoder's own error.
-
-        Raises:
-            ValueError: there is no autoencoder.
-        """
-        if self.autoencoder is None:
-            raise ValueError("a model of pixels has no autoencoder to reconstruct with")
-        return self.decode(self.encode(x, batch)[None], batch, x.device)[0]
-
-    def identity(self) -> dict[str, str]:
-        """Hashes of all that its numbers depend on."""
-        weights = {} if self.autoencoder is None else {"autoencoder": fingerprint(self.autoencoder)}
-        transform = dict(sorted(self.standardize.transform.items()))
-        return {**weights, "statistics": fingerprint(self.standardize), "transform": str(transform)}
-
-    def decoding_bytes(self, z: Tensor) -> int:
-        """Memory that decoding one state takes, for choosing how many are decoded at a time.
-
-        Arguments:
-            z: states as `decode` takes them; the first one is decoded.
-        """
-        network = nn.Sequential(self.standardize, self.autoencoder or nn.Identity())
-        return working_bytes(network, lambda: self.decode(z[:1, :, :1]), self.device)
 
 
 class Emulator:
@@ -496,13 +412,3 @@ class Emulator:
         label = label.to(self.device, torch.float32).clone()
         label[:, self.label_log] = label[:, self.label_log].log()
         return label
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's parameters and buffers, those left out of its state included."""
-    digest = xxhash.xxh3_64()
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

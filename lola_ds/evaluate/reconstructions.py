@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import ShardDataset
-from ..emulate.emulator import Codec
+from ..emulate.codec import Codec
 from ..emulate.memory import release_memory
 from . import figures, tables
 from .baselines import dataset_digest

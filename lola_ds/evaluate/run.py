@@ -22,7 +22,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..data import ShardDataset
-from ..emulate.emulator import Codec, Emulator
+from ..emulate.codec import Codec
+from ..emulate.emulator import Emulator
 from .forecasts import Forecasts
 from .output import Evaluation
 from .pictures import picture_files

@@ -1,0 +1,34 @@
+"""From configuration to objects: the only place where names in YAML become classes."""
+
+from .data import make_prepare, make_standardize, open_split
+from .networks import build_model, build_objective, complete_network
+from .planning import describe_frames, trace_training
+from .trained import (
+    AUTOENCODER,
+    WEIGHTS,
+    autoencoder_folder,
+    check_weights,
+    load_emulator,
+    load_model,
+    load_weights_of,
+)
+from .training import build_training
+
+__all__ = [
+    "AUTOENCODER",
+    "WEIGHTS",
+    "autoencoder_folder",
+    "build_model",
+    "build_objective",
+    "build_training",
+    "check_weights",
+    "complete_network",
+    "describe_frames",
+    "load_emulator",
+    "load_model",
+    "load_weights_of",
+    "make_prepare",
+    "make_standardize",
+    "open_split",
+    "trace_training",
+]

@@ -1,0 +1,99 @@
+"""From a configuration and shards to the windows of a split and what networks see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data import Batch, ShardDataset
+from ..fields import Standardize
+
+
+def open_split(config: dict[str, Any], split: str) -> ShardDataset:
+    """The windows of one split: `data/<physics>/<split>` of every physics of the dataset.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: the shards are of another kind, or have other channels, than the task needs.
+    """
+    root, dataset = Path(config["data"]), config["dataset"]
+    folders = [root / physics / split for physics in dataset["physics"]]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} does not exist; data={root} must hold <physics>/<split> as "
+                "`lola-ds shard` and `lola-ds encode` write them"
+            )
+    pixels = config["task"] == "autoencoder"
+    windows = ShardDataset(
+        folders,
+        length=1 if pixels else config["trajectory"]["length"],
+        stride=1 if pixels else config["trajectory"]["stride"],
+        restrict=config["train"]["restrict"] if split == "train" else None,
+        recheck=config["train"]["recheck"],
+    )
+    _check_kind(config, windows)
+    return windows
+
+
+def _check_kind(config: dict[str, Any], windows: ShardDataset) -> None:
+    latents = config["ae_run"] is not None
+    if (windows.kind == "latents") != latents:
+        fix = (
+            "give latent shards (`lola-ds encode`)"
+            if latents
+            else "add ae_run=… (the autoencoder's run), or give shards of fields"
+        )
+        raise ValueError(f"data={config['data']} holds {windows.kind}; {fix}")
+    channels, fields = windows.shape[0], config["dataset"]["fields"]
+    if not latents and channels != len(fields):
+        raise ValueError(
+            f"data={config['data']} has {channels} channels ({', '.join(windows.fields)}), "
+            f"dataset.fields has {len(fields)}; choose the dataset= the shards were made from"
+        )
+
+
+def make_prepare(config: dict[str, Any]) -> Callable[[Batch], Batch]:
+    """From shard values to network inputs: transform, standardise, logarithms of labels."""
+    standardize = make_standardize(config["dataset"]) if config["ae_run"] is None else None
+    logs = label_logs(config["dataset"])
+
+    def prepare(batch: Batch) -> Batch:
+        x = batch.x if standardize is None else standardize.to(batch.x.device)(batch.x)
+        return replace(batch, x=x, label=log_label(batch.label, logs))
+
+    return prepare
+
+
+def make_standardize(dataset: dict[str, Any]) -> Standardize:
+    """The dataset's transform and standardisation."""
+    stats = dataset["stats"]
+    return Standardize(stats["mean"], stats["std"], dataset["transform"])
+
+
+def label_logs(dataset: dict[str, Any]) -> list[int]:
+    """The positions in the label of the scalars whose logarithm the networks see.
+
+    Raises:
+        ValueError: `dataset.log_scalars` names a scalar that `dataset.scalars` does not.
+    """
+    for name in dataset["log_scalars"]:
+        if name not in dataset["scalars"]:
+            raise ValueError(
+                f"dataset.log_scalars names {name}, which is not in "
+                f"dataset.scalars={dataset['scalars']}"
+            )
+    return [dataset["scalars"].index(name) for name in dataset["log_scalars"]]
+
+
+def log_label(label: Tensor, logs: Sequence[int]) -> Tensor:
+    """Replaces entries `logs` of a label (..., D) by their natural logarithm."""
+    if not logs:
+        return label
+    label = label.clone()
+    label[..., logs] = label[..., logs].log()
+    return label

@@ -1,0 +1,72 @@
+"""From a configuration to networks and objectives: where names in YAML become classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import TASKS
+from ..models import make_autoencoder, make_denoiser, make_surrogate
+from ..nn.layers import per_axis, periodic_axes
+from ..objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
+
+
+def complete_network(config: dict[str, Any], shape: Sequence[int], labels: int) -> dict[str, Any]:
+    """The configuration with what the data decides: channels, axes, label size, periodicity.
+
+    Arguments:
+        config: the composed configuration.
+        shape: the shape of a frame, (C, *S).
+        labels: the number D of label features.
+    """
+    group = TASKS[config["task"]]
+    channels, axes = shape[0], len(shape) - 1
+    periodic = periodic_axes(config["dataset"]["periodic"], axes)
+    network = dict(config[group])
+    if group == "ae":
+        network |= {"pix_channels": channels, "spatial": axes}
+    else:  # time is the first axis of an emulator, and does not wrap unless told to
+        network |= {"channels": channels, "spatial": axes + 1, "label_features": labels}
+        periodic = (False, *periodic)
+    if network.get("periodic") is None:
+        network["periodic"] = list(periodic)
+    unused = set(TASKS.values()) - {group}
+    return {key: value for key, value in config.items() if key not in unused} | {group: network}
+
+
+def build_model(config: dict[str, Any]) -> Any:
+    """The network of a completed configuration.
+
+    Raises:
+        ValueError: an unknown or missing key of the network's group.
+    """
+    group = TASKS[config["task"]]
+    make = {"ae": make_autoencoder, "surrogate": make_surrogate, "denoiser": make_denoiser}[group]
+    try:
+        return make(**config[group])
+    except TypeError as error:
+        raise ValueError(f"{group}: {error}") from error
+
+
+def build_objective(config: dict[str, Any], model: Any) -> Objective:
+    """What is minimised: the model and its loss."""
+    precision = config["precision"]
+    if config["task"] == "autoencoder":
+        frozen = config["fork"]["freeze"]
+        return AutoencoderObjective(
+            model, **config["ae"]["loss"], precision=precision, freeze=frozen
+        )
+    context = config["trajectory"]["context"]
+    if config["task"] == "surrogate":
+        return SurrogateObjective(model, precision=precision, **context)
+    return DiffusionObjective(model, precision=precision, **config["denoiser"]["loss"], **context)
+
+
+def count_tokens(config: dict[str, Any], shape: Sequence[int]) -> int:
+    """Tokens of a sample: patches of a window, or of a state that enters an autoencoder."""
+    patch = config[TASKS[config["task"]]].get("patch_size", 1)
+    axes = shape[1:]
+    if config["task"] != "autoencoder":
+        axes = (config["trajectory"]["length"], *axes)
+    return math.prod(axes) // math.prod(per_axis(patch, len(axes), "patch_size"))

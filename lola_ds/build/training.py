@@ -1,0 +1,273 @@
+"""From a configuration to a training, at the step where its newest checkpoint left off."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TASKS, fill_deepspeed, save_config, split_batch, uses_cpu_adam
+from ..data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches, make_order
+from ..kernels import set_kernels
+from ..nn.compiling import compile_blocks
+from ..nn.sequence import divide_tokens, join_sequence_group
+from ..objectives import Objective
+from ..train.checkpoint import load_weights, restore_ema, restore_optimizer
+from ..train.drive import Drive, drive_bytes, open_drive
+from ..train.ema import Ema, make_profiles
+from ..train.engine import Ranks, choose_precision, gather_over_ranks, make_engine, set_numerics
+from ..train.fragments import local_fragments, resident_fragments, torch_optimizer
+from ..train.graft import graft
+from ..train.guard import Guard, Witness
+from ..train.loop import Plan, Trainer, Watch
+from ..train.meter import Meter
+from ..train.optim import make_optimizer, make_schedule
+from ..train.profiling import Profiler, parse_window
+from ..train.scaling import LossScale
+from ..train.stop import StopRequest
+from ..train.store import CheckpointStore
+from ..train.tracking import Tracker
+from ..train.watchdog import Watchdog
+from .data import make_prepare, open_split
+from .networks import build_model, build_objective, complete_network, count_tokens
+from .planning import trace_training
+from .trained import load_weights_of
+
+
+def build_training(
+    config: dict[str, Any], ranks: Ranks, stop: StopRequest | None = None
+) -> Trainer:
+    """Everything a run needs, at the step where its newest checkpoint left off.
+
+    Arguments:
+        config: the composed configuration as plain dictionaries.
+        ranks: this process among its peers.
+        stop: tells when this process is asked to stop early.
+
+    Raises:
+        ValueError: a configuration, data or checkpoint that does not fit.
+        OSError: a missing folder or file.
+    """
+    ds_config = fill_deepspeed(config, ranks.world_size)
+    windows, valid = open_split(config, "train"), open_split(config, "valid")
+    config = complete_network(config, windows.shape, windows.labels.shape[1])
+    config["precision"] = choose_precision(config["precision"], ranks.device)
+    objective = _make_objective(config, windows, ranks)
+
+    plan, drive = make_plan(config), open_drive(ds_config)
+    store = _open_store(config, plan, drive, ranks)
+    reader = store.newest()
+    state = reader.state if reader else {}
+    step = state.get("step", 0)
+    if reader is not None:
+        load_weights(objective, reader)
+    elif config["fork"]["run"] is not None:
+        _fork(objective.model, config, ranks)
+    if step == 0 or step < plan.total_steps:
+        _write_run_folder(config, ds_config, ranks)
+
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = make_optimizer(
+        trained,
+        config["optim"],
+        seed=config["seed"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        on_cpu=uses_cpu_adam(ds_config),
+    )
+    if drive is not None:
+        _check_room(drive, trained, config, ds_config, ranks)
+    whole = compile_blocks(objective) if config["compile"] else ()
+    engine = make_engine(objective, optimizer, ds_config, whole, drive)
+    fragments = local_fragments(engine, ranks.rank, ranks.world_size)
+    ema = Ema(fragments, make_profiles(config["ema"]), drive)
+    readers = _readers(config, ranks)
+    loader = make_loader(config, windows, readers)
+    if reader is not None:
+        resident = resident_fragments(engine, ranks.rank, ranks.world_size)
+        updates = state.get("updates", step)
+        restore_optimizer(torch_optimizer(engine), resident, reader, updates, drive)
+        restore_ema(ema, reader)
+        loader.load_state_dict(state["loader"])
+    return Trainer(
+        engine=engine,
+        ranks=ranks,
+        fragments=fragments,
+        ema=ema,
+        loader=loader,
+        valid=_validation(config, valid, readers),
+        prepare=make_prepare(config),
+        learning_rate=make_schedule(config["optim"], plan.total_steps),
+        store=store,
+        tracker=_make_tracker(config, plan, step, ranks),
+        plan=plan,
+        watch=_make_watch(config, windows, ranks, state.get("guard")),
+        scale=LossScale(config["precision"] == "fp16", state.get("scale")),
+        step=step,
+        stop=stop,
+    )
+
+
+def make_plan(config: dict[str, Any]) -> Plan:
+    """Lengths and intervals in optimizer steps."""
+    train = config["train"]
+    epoch = train["epoch_size"] // train["batch_size"]
+    return Plan(
+        total_steps=train["epochs"] * epoch,
+        epoch_steps=epoch,
+        batch_size=train["batch_size"],
+        accumulation=train["accumulation"],
+        save_every=config["checkpoint"]["every"] * epoch,
+        log_every=train["log_every"],
+        seed=config["seed"],
+    )
+
+
+def _make_objective(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Objective:
+    """The objective with its network on this rank's device, initialised as on every other."""
+    set_kernels(config["kernels"])
+    set_numerics(tf32=config["tf32"], deterministic=config["deterministic"])
+    torch.manual_seed(config["seed"])
+    objective = build_objective(config, build_model(config)).to(ranks.device)
+    group = join_sequence_group(config["sequence_parallel"])
+    divide_tokens(objective, group)
+    group.check(count_tokens(config, windows.shape))
+    return objective
+
+
+def _open_store(
+    config: dict[str, Any], plan: Plan, drive: Drive | None, ranks: Ranks
+) -> CheckpointStore:
+    kept = config["ema"]["keep_every"]
+    return CheckpointStore(
+        Path(config["run"]) / "checkpoints",
+        config["checkpoint"]["keep"],
+        ranks.rank,
+        ranks.world_size,
+        asynchronous=config["checkpoint"]["asynchronous"],
+        best=config["checkpoint"]["best"],
+        thin=None if kept is None else kept * plan.epoch_steps,
+        drive=drive,
+    )
+
+
+def _check_room(
+    drive: Drive,
+    trained: Sequence[Tensor],
+    config: dict[str, Any],
+    ds_config: dict[str, Any],
+    ranks: Ranks,
+) -> None:
+    """Refuses a drive too small for what the ranks of this machine put there."""
+    size, averages = sum(p.numel() for p in trained), len(make_profiles(config["ema"]))
+    bytes_ = drive_bytes(size, ds_config["zero_optimization"], ranks.world_size, averages)
+    drive.check_room(bytes_ * gather_over_ranks(socket.gethostname()).count(socket.gethostname()))
+
+
+def _fork(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
+    """Starts from another model's weights, and says in the run folder which."""
+    source = config["fork"]["run"]
+    found = graft(model, load_weights_of(Path(source)), source, config["fork"]["strict"])
+    if ranks.rank == 0:
+        print(f"fork.run={found.summary()}", flush=True)
+        Path(config["run"]).mkdir(parents=True, exist_ok=True)
+        (Path(config["run"]) / "fork.txt").write_text(found.report())
+
+
+def _readers(config: dict[str, Any], ranks: Ranks) -> Ranks:
+    """This rank's place among those with other windows; a sequence group reads the same."""
+    shards = config["sequence_parallel"]
+    return replace(ranks, rank=ranks.rank // shards, world_size=ranks.world_size // shards)
+
+
+def make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Any:
+    sampler = ElasticSampler(
+        len(windows),
+        global_batch=config["train"]["batch_size"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config["seed"],
+        order=make_order(
+            windows,
+            config["seed"],
+            shuffle_bytes=config["train"]["shuffle_bytes"],
+            weights=config["dataset"].get("weights", ()),
+        ),
+    )
+    return build_loader(
+        windows,
+        sampler,
+        micro_batch=split_batch(config, ranks.world_size),
+        augment=config["dataset"]["augment"] if config["ae_run"] is None else (),
+        workers=config["train"]["workers"],
+        pin_memory=ranks.device.type == "cuda",
+        seed=config["seed"],
+        quarantine=config["train"]["quarantine"],
+    )
+
+
+def _validation(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> list[Batch]:
+    """The same windows, spread evenly over the split, with the same seeds at every epoch."""
+    count = min(len(windows), config["valid"]["samples"])
+    chosen = torch.linspace(0, len(windows) - 1, count, dtype=torch.float64).round().long().tolist()
+    batches = evaluation_batches(
+        windows,
+        max(1, config["valid"]["batch_size"] // ranks.world_size),
+        ranks.rank,
+        ranks.world_size,
+        windows=chosen,
+        seed=config["seed"],
+    )
+    return list(batches)
+
+
+def _make_watch(
+    config: dict[str, Any], windows: ShardDataset, ranks: Ranks, guard: dict[str, Any] | None
+) -> Watch:
+    """What observes the training; the first rank, which records, also counts the network's work."""
+    watch, flops = config["watch"], 0.0
+    if ranks.rank == 0:
+        network = {**config[TASKS[config["task"]]], "checkpointing": "none"}
+        plain = {**config, TASKS[config["task"]]: network, "sequence_parallel": 1}
+        flops = trace_training(plain, windows.shape, windows.labels.shape[1], samples=2).flops / 2
+    return Watch(
+        guard=Guard(watch["patience"], watch["spike"], guard),
+        witness=Witness(ranks.rank, config["dataset"]["fields"]),
+        meter=Meter(ranks.device, ranks.world_size, flops, count_tokens(config, windows.shape)),
+        watchdog=Watchdog(watch["timeout"]),
+        profiler=Profiler(
+            parse_window(config["profile"]["steps"]), Path(config["run"]) / "profile", ranks.rank
+        ),
+    )
+
+
+def _make_tracker(config: dict[str, Any], plan: Plan, step: int, ranks: Ranks) -> Tracker:
+    total = plan.total_steps * plan.batch_size
+    done = step * plan.batch_size
+    return Tracker(Path(config["run"]), config, total, done, step, enabled=ranks.rank == 0)
+
+
+def _write_run_folder(config: dict[str, Any], ds_config: dict[str, Any], ranks: Ranks) -> None:
+    if ranks.rank == 0:
+        run = Path(config["run"])
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.yaml")
+        (run / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n")
+        (run / "environment.txt").write_text(_environment(ranks))
+
+
+def _environment(ranks: Ranks) -> str:
+    packages = ("torch", "deepspeed", "webdataset", "azula", "triton", "lola_ds")
+    lines = [f"python {platform.python_version()}", f"machine {platform.platform()}"]
+    lines += [f"{name} {version(name)}" for name in packages]
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+    lines += [f"device {device}", f"world_size {ranks.world_size}"]
+    return "\n".join(lines) + "\n"
