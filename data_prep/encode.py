@@ -104,7 +104,8 @@ def encode_split(
     settings = {**provenance, "fields": _identity(windows), "repeat": repeat, "seed": seed}
     if (out / INDEX).is_file():
         return _existing(out, settings)
-    shape = tuple(encode(windows[0]["x"].transpose(0, 1)).shape[1:])
+    first = windows.read_trajectory(0, slice(0, batch_size)).transpose(0, 1)
+    shape = tuple(encode(first).shape[1:])
     writer = ShardWriter(out, kind="latents", source=settings)
     passes = [(i, number) for number in range(repeat) for i in range(windows.trajectories)]
     try:

@@ -59,8 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
     from ..build import load_model, make_standardize
     from ..config import load_config
-    from ..emulate.codec import fingerprint
-    from ..nn.compiling import compile_blocks
+    from ..emulate.codec import Codec, fingerprint
     from ..nn.inference import make_ready
 
     run = Path(values["run"])
@@ -73,14 +72,12 @@ def main(argv: Sequence[str]) -> None:
     provenance = {"autoencoder": fingerprint(model)}
     provenance |= {} if precision == "fp32" else {"precision": precision}
     make_ready(model, precision)
-    if values["compile"]:
-        compile_blocks(model, dynamic=None)
-    standardize = make_standardize(config["dataset"]).to(device)
+    codec = Codec(model, make_standardize(config["dataset"]), device, values["compile"])
     folders = _splits(Path(values["data"]), config["dataset"]["physics"], values["split"])
     for source in folders:
         train = source.name == "train"
         encode_split(
-            _encoder(model, standardize, device, precision),
+            _encoder(codec, precision, values["batch_size"]),
             source,
             Path(values["out"]) / source.parent.name / source.name,
             provenance=provenance,
@@ -114,13 +111,12 @@ def _device(name: str) -> Any:
     return torch.device(name)
 
 
-def _encoder(model: Any, standardize: Any, device: Any, precision: str) -> Callable[[Any], Any]:
+def _encoder(codec: Any, precision: str, batch: int) -> Callable[[Any], Any]:
+    """Physical states (B, C, *S), at most a batch of them, to latents (B, C', *S')."""
     import torch
 
-    @torch.no_grad()
     def encode(x: Any) -> Any:
-        x = standardize(x.to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model.encode(x)
+        with torch.autocast(codec.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return codec.encode(x.transpose(0, 1), batch).transpose(0, 1)
 
     return encode

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..fields import Standardize
 from ..models import Autoencoder
+from ..nn.compiling import compile_blocks
 from .memory import working_bytes
 
-__all__ = ["Codec", "fingerprint"]
+__all__ = ["Codec", "fill", "fingerprint"]
 
 
 class Codec:
@@ -23,6 +24,10 @@ class Codec:
         autoencoder: maps standardised states to latents and back; None for a model of pixels.
         standardize: the fields' transform and statistics.
         device: where both run.
+        compiled: whether to compile the autoencoder, which is then given states by `fill`.
+
+    Raises:
+        ValueError: an autoencoder that cannot be compiled.
     """
 
     def __init__(
@@ -30,9 +35,12 @@ class Codec:
         autoencoder: Autoencoder | None,
         standardize: Standardize,
         device: torch.device | str = "cpu",
+        compiled: bool = False,
     ) -> None:
-        self.device = torch.device(device)
+        self.device, self.compiled = torch.device(device), compiled
         self.autoencoder = None if autoencoder is None else autoencoder.to(self.device).eval()
+        if compiled and self.autoencoder is not None:
+            compile_blocks(self.autoencoder)
         self.standardize = standardize.to(self.device)
 
     @torch.no_grad()
@@ -40,8 +48,9 @@ class Codec:
         """Physical states (C, T, *S) -> (C', T, *S'), `batch` states at a time."""
         pieces = []
         for piece in x.transpose(0, 1).split(batch):
-            z = self.standardize(piece.to(self.device))
-            pieces.append(z if self.autoencoder is None else self.autoencoder.encode(z))
+            z = self.standardize(self._filled(piece, batch).to(self.device))
+            z = z if self.autoencoder is None else self.autoencoder.encode(z)
+            pieces.append(z[: len(piece)])
         return torch.cat(pieces).transpose(0, 1)
 
     @torch.no_grad()
@@ -55,14 +64,17 @@ class Codec:
         for start in range(0, M * T, batch):
             index = torch.arange(start, min(start + batch, M * T), device=z.device)
             m, t = index // T, index % T
-            piece = z[m, :, t]
-            x = piece if self.autoencoder is None else self.autoencoder.decode(piece).float()
-            x = self.standardize.inverse(x).to(device)
+            x = self._filled(z[m, :, t], batch)
+            x = x if self.autoencoder is None else self.autoencoder.decode(x).float()
+            x = self.standardize.inverse(x[: len(m)]).to(device)
             if out is None:
                 out = x.new_empty(M, x.shape[1], T, *x.shape[2:])
             out[m.to(device), :, t.to(device)] = x
         assert out is not None
         return out
+
+    def _filled(self, x: Tensor, batch: int) -> Tensor:
+        return fill(x, batch) if self.compiled and self.autoencoder is not None else x
 
     def states(self, z: Tensor, units: str) -> Tensor:
         """States as the model holds them, (N, C', *S'), decoded all at once and differentiably.
@@ -97,6 +109,15 @@ class Codec:
         """
         network = nn.Sequential(self.standardize, self.autoencoder or nn.Identity())
         return working_bytes(network, lambda: self.decode(z[:1, :, :1]), self.device)
+
+
+def fill(x: Tensor, batch: int) -> Tensor:
+    """Repeats the last of up to `batch` states (B, ...) until they are a power of two, or `batch`.
+
+    Compiled networks meet few numbers of states then.
+    """
+    missing = min(batch, 1 << (len(x) - 1).bit_length()) - len(x)
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..fields import Standardize
 from ..models import Autoencoder, Denoiser, Surrogate
-from ..nn.compiling import compile_blocks
 from ..nn.inference import make_ready
 from .capture import CapturedSampling
 from .codec import Codec, fingerprint
@@ -82,13 +81,11 @@ class Emulator:
         self.precision = precision
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.codec = Codec(autoencoder, standardize, device)
+        self.codec = Codec(autoencoder, standardize, device, compiled)
         self._weights = fingerprint(self.model)
         self.compiled = compiled
         self._draw: Callable[..., Tensor] = CapturedSampling() if compiled else sample
         make_ready(self.model, precision, compiled)
-        if compiled and self.codec.autoencoder is not None:
-            compile_blocks(self.codec.autoencoder, dynamic=None)
         self.length, self.stride = int(trajectory["length"]), int(trajectory["stride"])
         self.label_log = list(label_log)
         self.spatial = spatial

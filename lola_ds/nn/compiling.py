@@ -32,15 +32,11 @@ SHAPES = 64
 convolutional network, and each size of batch, in training and in validation."""
 
 
-def compile_blocks(network: nn.Module, dynamic: bool | None = False) -> list[type[nn.Module]]:
+def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
     """Compiles every residual block of a network in place; names of parameters do not change.
 
-    A copy of the network runs its own parameters, compiled too.
-
-    Arguments:
-        network: the network.
-        dynamic: what torch's compiler should think of sizes: by default each set of them gets a
-            graph of its own; None for one graph of several sizes from the second on.
+    Each set of sizes gets a graph of its own. A copy of the network runs its own parameters,
+    compiled too.
 
     Returns:
         The kinds of blocks it has, which ZeRO-3 must gather as a whole.
@@ -56,7 +52,7 @@ def compile_blocks(network: nn.Module, dynamic: bool | None = False) -> list[typ
     # As the training loop does it: otherwise the gradients of float32 layers are rounded too.
     torch._functorch.config.backward_pass_autocast = "off"
     compiled = {
-        kind: torch.compile(getattr(kind, BLOCKS[kind]), fullgraph=True, dynamic=dynamic)
+        kind: torch.compile(getattr(kind, BLOCKS[kind]), fullgraph=True, dynamic=False)
         for kind in kinds
     }
     for module in network.modules():
