@@ -57,7 +57,7 @@ from lola_ds.data import Batch
 from lola_ds.emulate.capture import CapturedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
-from lola_ds.nn import dcae
+from lola_ds.nn import layers
 from lola_ds.nn.attention import MultiheadSelfAttention
 from lola_ds.nn.compiling import compile_blocks
 from lola_ds.nn.inference import make_ready
@@ -251,7 +251,9 @@ class Side:
         with contextlib.ExitStack() as stack:
             kernels.set_kernels("auto" if self.ours else "torch")
             if not self.ours:
-                stack.enter_context(mock.patch.object(dcae, "channels_last", lambda x: x))
+                stack.enter_context(
+                    mock.patch.object(layers, "prefers_channels_last", return_value=False)
+                )
             yield
 
     def step(self, batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lola_ds.data import Index, ShardWriter
 
@@ -91,3 +91,15 @@ def assert_same(
     grads = torch.autograd.grad((y * weights).sum(), inputs, retain_graph=True)
     expected_grads = torch.autograd.grad((expected * weights).sum(), inputs, retain_graph=True)
     torch.testing.assert_close(grads, expected_grads, rtol=rtol, atol=atol)
+
+
+def watch_blocks(kind: type[nn.Module], *networks: nn.Module) -> list[bool]:
+    """Filled as networks run: whether each block of a kind was given channels-last fields."""
+    stored: list[bool] = []
+    for network in networks:
+        for block in network.modules():
+            if isinstance(block, kind):
+                block.register_forward_pre_hook(
+                    lambda _, given: stored.append(given[0].movedim(1, -1).is_contiguous())
+                )
+    return stored

@@ -216,7 +216,7 @@ class DCEncoder(_DCNet):
         x = channels_last(patchify(x, self.patch))
         for level in self.descent:
             x = level(x)
-        return x.float()
+        return x.float().contiguous()
 
 
 class DCDecoder(_DCNet):
@@ -248,4 +248,4 @@ class DCDecoder(_DCNet):
         x = channels_last(z)
         for level in self.ascent:
             x = level(x)
-        return unpatchify(x, self.patch).float().contiguous()
+        return unpatchify(x, self.patch, last=False).float().contiguous()

@@ -88,8 +88,31 @@ def periodic_axes(periodic: bool | Sequence[bool], axes: int) -> tuple[bool, ...
     return flags
 
 
-def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
+def prefers_channels_last(x: Tensor) -> bool:
+    """Whether fields (B, C, *S) go through convolutions and norms fastest with channels last.
+
+    Those with two axes do. With three, torch's 1×1×1 convolutions on a CPU do not take them.
+    """
+    return x.ndim == 4
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Stores fields channels-last, if they prefer that."""
+    return x.contiguous(memory_format=torch.channels_last) if prefers_channels_last(x) else x
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether fields (B, C, *S) have two axes and are stored channels-last."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def patchify(x: Tensor, patch: Sequence[int], last: bool | None = None) -> Tensor:
     """Moves patches to channels: (B, C, *S) to (B, C·prod(patch), *S/patch), channel outermost.
+
+    Arguments:
+        x: fields.
+        patch: the patch's size along each axis.
+        last: whether the result is stored channels-last; by default as fields prefer it.
 
     Raises:
         ValueError: if an axis is not a multiple of the patch.
@@ -99,27 +122,28 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
     B, C, *S = x.shape
     if len(S) != len(patch) or any(s % p for s, p in zip(S, patch)):
         raise ValueError(f"a grid of {tuple(S)} points does not split in patches of {tuple(patch)}")
-    N = len(S)
+    N, last = len(S), prefers_channels_last(x) if last is None else last
     split = [n for s, p in zip(S, patch) for n in (s // p, p)]
     x = x.reshape(B, C, *split)
-    x = x.permute(0, 1, *range(3, 3 + 2 * N, 2), *range(2, 2 + 2 * N, 2))
-    return x.reshape(B, -1, *(s // p for s, p in zip(S, patch)))
+    points, offsets = range(2, 2 + 2 * N, 2), range(3, 3 + 2 * N, 2)
+    grid = [s // p for s, p in zip(S, patch)]
+    if last:
+        return x.permute(0, *points, 1, *offsets).reshape(B, *grid, -1).movedim(-1, 1)
+    return x.permute(0, 1, *offsets, *points).reshape(B, -1, *grid)
 
 
-def unpatchify(x: Tensor, patch: Sequence[int]) -> Tensor:
+def unpatchify(x: Tensor, patch: Sequence[int], last: bool | None = None) -> Tensor:
     """Undoes `patchify`: (B, C·prod(patch), *S) to (B, C, *S·patch)."""
     if all(p == 1 for p in patch):
         return x
     B, _, *S = x.shape
-    N = len(S)
+    N, last = len(S), prefers_channels_last(x) if last is None else last
     x = x.reshape(B, -1, *patch, *S)
-    x = x.permute(0, 1, *(axis for i in range(N) for axis in (2 + N + i, 2 + i)))
-    return x.reshape(B, -1, *(s * p for s, p in zip(S, patch)))
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Stores two-dimensional fields channels-last, in which convolutions and norms are fastest."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    points = [axis for i in range(N) for axis in (2 + N + i, 2 + i)]
+    grid = [s * p for s, p in zip(S, patch)]
+    if last:
+        return x.permute(0, *points, 1).reshape(B, *grid, -1).movedim(-1, 1)
+    return x.permute(0, 1, *points).reshape(B, -1, *grid)
 
 
 class Patchify(nn.Module):
@@ -155,10 +179,14 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) to (B, C, *S·factor)."""
-        B, C, *S = x.shape
-        y = x.reshape(B, C, *(n for s in S for n in (s, 1)))
-        y = y.expand(B, C, *(n for s, f in zip(S, self.factor) for n in (s, f)))
-        return y.reshape(B, C, *(s * f for s, f in zip(S, self.factor)))
+        last = prefers_channels_last(x)
+        x = x.movedim(1, -1) if last else x
+        grid = slice(1, -1) if last else slice(2, None)
+        before, S, after = x.shape[: grid.start], x.shape[grid], x.shape[x.ndim - last :]
+        y = x.reshape(*before, *(n for s in S for n in (s, 1)), *after)
+        y = y.expand(*before, *(n for s, f in zip(S, self.factor) for n in (s, f)), *after)
+        y = y.reshape(*before, *(s * f for s, f in zip(S, self.factor)), *after)
+        return y.movedim(-1, 1) if last else y
 
 
 class _CircularPad(torch.autograd.Function):
@@ -173,7 +201,7 @@ class _CircularPad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, pad: tuple[int, ...]) -> Tensor:
         ctx.pad = pad
-        last = _is_channels_last(x)
+        last = is_channels_last(x)
         if torch.compiler.is_compiling():
             order = torch.channels_last if last else torch.contiguous_format
             for axis, p in enumerate(pad, start=2):
@@ -210,10 +238,6 @@ class _CircularPad(torch.autograd.Function):
                 grad.narrow(axis, n, p).add_(grad.narrow(axis, 0, p))
                 grad.narrow(axis, p, p).add_(grad.narrow(axis, n + p, p))
         return _interior(grad, ctx.pad), None
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _interior(x: Tensor, pad: Sequence[int]) -> Tensor:
@@ -262,7 +286,7 @@ class _Convolution:
         """(B, C_in, *S) to (B, C_out, *S/stride)."""
         x = pad_circular(x.to(matmul_dtype(x)), self.wrap)
         weight = self.weight
-        if _is_channels_last(x) and weight.dtype != x.dtype:
+        if is_channels_last(x) and weight.dtype != x.dtype:
             weight = _ChannelsLast.apply(weight, x.dtype)
         return self._conv_forward(x, weight, self.bias)
 

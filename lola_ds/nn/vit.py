@@ -222,7 +222,7 @@ class ViT(nn.Module):
         """
         if cond is not None:
             x = torch.cat((x, cond.to(x.dtype)), dim=1)
-        x = patchify(x, self.patch)
+        x = patchify(x, self.patch, last=True)  # as tokens are
         shape = tuple(x.shape[2:])
         mask = None
         if self.window is not None:
@@ -239,4 +239,4 @@ class ViT(nn.Module):
                 first_values = values
         x = self.sequence.join(self.out_proj(x))
         x = x.transpose(1, 2).unflatten(2, shape)
-        return unpatchify(x, self.unpatch)
+        return unpatchify(x, self.unpatch, last=False)

@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..nn.layers import is_channels_last
+
 T = TypeVar("T")
 aten = torch.ops.aten
 
@@ -202,20 +204,16 @@ def _convolution_workspace(x: Tensor, weight: Tensor, *_: Any) -> int:
     one in the kernel's. cuDNN likewise copies the weights of such fields; what else it takes
     depends on the algorithm that it picks.
     """
-    if not _channels_last(x):
+    if not is_channels_last(x):
         return x.nbytes + weight.nbytes
     return 2 * weight.nbytes if math.prod(weight.shape[2:]) > 1 else 0
 
 
 def _convolution_backward_workspace(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
     """As `_convolution_workspace`, beside both gradients."""
-    if not _channels_last(x):
+    if not is_channels_last(x):
         return max(x.nbytes + grad.nbytes, weight.nbytes)
     return 3 * weight.nbytes if math.prod(weight.shape[2:]) > 1 else 0
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 _WORKSPACES = {

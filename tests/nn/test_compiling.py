@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(  # dynamo's
 )
 KINDS = {
     "vit": (lambda: ViT(2, 2, 0, 4, 16, 2, 1, spatial=2, checkpointing=2), ViTBlock, 1),
-    "unet": (lambda: UNet(2, 2, 0, 4, (8, 8), (1, 1), spatial=2), ModulatedBlock, 3),
+    "unet": (lambda: UNet(2, 2, 0, 4, (8, 8), (1, 1), spatial=2), ModulatedBlock, 2),
     "dcae": (lambda: DCEncoder(2, 3, (8, 12), (1, 1), checkpointing="full"), ResidualBlock, 2),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same, randomize
+from helpers import assert_same, randomize, watch_blocks
 from torch import Tensor
 
 from lola_ds.nn.attention import GridAttention
@@ -146,6 +146,17 @@ def test_checkpointing_changes_nothing() -> None:
         grads.append([p.grad.clone() for p in encoder.parameters()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("pixel_shuffle", [True, False])
+def test_blocks_are_given_their_channels_last(pixel_shuffle: bool) -> None:
+    options = {**SMALL, "pixel_shuffle": pixel_shuffle, "patch_size": 2}
+    encoder, decoder = DCEncoder(3, 2, **options), DCDecoder(2, 3, **options)
+    stored = watch_blocks(ResidualBlock, encoder, decoder)
+    z = encoder(torch.randn(2, 3, 16, 16))
+    assert z.is_contiguous()
+    assert decoder(z).is_contiguous()
+    assert stored == [True] * 8
 
 
 def test_autocast_returns_float32_close_by() -> None:

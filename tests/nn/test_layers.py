@@ -22,16 +22,20 @@ from lola_ds.nn.layers import (
 
 @pytest.mark.parametrize(
     ("shape", "patch"),
-    [((6,), (3,)), ((4, 6), (2, 3)), ((2, 4, 6), (1, 2, 3)), ((2,) * 4, (2,) * 4)],
+    [((6,), (3,)), ((4, 6), (2, 3)), ((2, 4, 6), (1, 2, 3)), ((4, 2, 4, 2), (2, 2, 2, 1))],
 )
-def test_patches_are_ordered_channel_outermost(shape: tuple, patch: tuple) -> None:
+@pytest.mark.parametrize("last", [True, False])
+def test_patches_are_ordered_channel_outermost(shape: tuple, patch: tuple, last: bool) -> None:
     x = torch.randn(2, 3, *shape)
-    y = patchify(x, patch)
+    y = patchify(x, patch, last)
     offsets = list(itertools.product(*(range(p) for p in patch)))
     for c, (k, offset) in itertools.product(range(3), enumerate(offsets)):
         slices = tuple(slice(o, None, p) for o, p in zip(offset, patch))
         assert torch.equal(y[:, c * len(offsets) + k], x[(slice(None), c, *slices)])
-    assert torch.equal(unpatchify(y, patch), x)
+    back = unpatchify(y, patch, last)
+    assert torch.equal(back, x)
+    for fields in (y, back):
+        assert fields.movedim(1, -1).is_contiguous() is last
 
 
 def test_patchify_refuses_other_grids() -> None:

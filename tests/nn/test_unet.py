@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same, randomize
+from helpers import assert_same, randomize, watch_blocks
 from torch import Tensor
 
 from lola_ds.nn.unet import ModulatedBlock, UNet, unit_coordinates
@@ -132,6 +132,13 @@ def test_checkpointing_changes_nothing(policy: str | int) -> None:
         unet(x, mod).square().sum().backward()
         grads.append([p.grad for p in unet.parameters()])
     torch.testing.assert_close(*grads)
+
+
+def test_blocks_are_given_their_channels_last() -> None:
+    unet = UNet(2, 3, **SMALL)
+    stored = watch_blocks(ModulatedBlock, unet)
+    unet(torch.randn(2, 2, 10, 12))
+    assert stored == [True] * 8
 
 
 def test_autocast_returns_float32_close_by() -> None:
