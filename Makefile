@@ -28,7 +28,7 @@ $(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard lola_ds/dat
 demo: setup  ## the whole method on freshly solved Euler flows, about 15 minutes on 2 cores
 	$(BIN)/python -m launch.demo
 
-test: setup lint  ## every test but the long proofs, about 10 minutes on 2 cores
+test: setup lint  ## every test but the long proofs, about 8 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-full: setup lint  ## every test
