@@ -37,10 +37,12 @@ class Codec:
         device: torch.device | str = "cpu",
         compiled: bool = False,
     ) -> None:
-        self.device, self.compiled = torch.device(device), compiled
+        self.device = torch.device(device)
         self.autoencoder = None if autoencoder is None else autoencoder.to(self.device).eval()
+        self.compiled = False
         if compiled and self.autoencoder is not None:
             compile_blocks(self.autoencoder)
+            self.compiled = True
         self.standardize = standardize.to(self.device)
 
     @torch.no_grad()
@@ -74,7 +76,7 @@ class Codec:
         return out
 
     def _filled(self, x: Tensor, batch: int) -> Tensor:
-        return fill(x, batch) if self.compiled and self.autoencoder is not None else x
+        return fill(x, batch) if self.compiled else x
 
     def states(self, z: Tensor, units: str) -> Tensor:
         """States as the model holds them, (N, C', *S'), decoded all at once and differentiably.
