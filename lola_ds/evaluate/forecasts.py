@@ -100,8 +100,8 @@ class Forecasts:
             if progress and processes.first:
                 print("compiling …", file=sys.stderr, flush=True)
             side_by_side = processes.share(self.units)[: self.plan.forecasts] or [unit]
-            z = next(self._stream(side_by_side, steps=1, batch=self.plan.members))
-            emulator.decode(z[0], self.plan.states, emulator.device)
+            z = next(self._stream(side_by_side, batch=self.plan.members))
+            emulator.decode(z[0, :, :, : self.plan.leads], self.plan.states, emulator.device)
         if self.train is not None:
             cache = out / "climatology.npz"
             if processes.first:
