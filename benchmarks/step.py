@@ -200,6 +200,11 @@ def publish(module: nn.Module) -> None:
             publish(child)
 
 
+def keep_channels_first(x: Tensor) -> bool:
+    """The published layout of fields; a function, which a compiler can look into."""
+    return False
+
+
 def keep_activations(model: nn.Module) -> None:
     """No block of a transformer is computed twice."""
     for module in model.modules():
@@ -249,10 +254,11 @@ class Side:
     def recipe(self) -> Iterator[None]:
         """What is not in the modules: kernels, memory format."""
         with contextlib.ExitStack() as stack:
+            stack.callback(kernels.set_kernels, kernels.get_kernels())
             kernels.set_kernels("auto" if self.ours else "torch")
             if not self.ours:
                 stack.enter_context(
-                    mock.patch.object(layers, "prefers_channels_last", return_value=False)
+                    mock.patch.object(layers, "prefers_channels_last", keep_channels_first)
                 )
             yield
 

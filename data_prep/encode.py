@@ -104,6 +104,7 @@ def encode_split(
     settings = {**provenance, "fields": _identity(windows), "repeat": repeat, "seed": seed}
     if (out / INDEX).is_file():
         return _existing(out, settings)
+    # A whole batch for its shape: a compiled encoder then meets no other number of states.
     first = windows.read_trajectory(0, slice(0, batch_size)).transpose(0, 1)
     shape = tuple(encode(first).shape[1:])
     writer = ShardWriter(out, kind="latents", source=settings)

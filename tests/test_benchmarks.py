@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ import torch
 
 from benchmarks.kernels import verdict
 from benchmarks.runtime import Clock, TimedEngine
-from benchmarks.step import CASES, Case, compare_what_fits, count_flops
+from benchmarks.step import (
+    CASES,
+    Case,
+    Side,
+    compare_what_fits,
+    count_flops,
+    make_batch,
+    make_model,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -177,3 +186,15 @@ def test_inference(tmp_path: Path) -> None:
     total = float(row["generation_ms"]) + float(row["decoding_ms"])
     assert float(row["ms_per_state"]) == pytest.approx(total, rel=1e-2)
     assert row["commit"]
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_the_published_recipe_is_one_graph() -> None:
+    """The baseline is not held up by how it is made: forward and backward of an autoencoder."""
+    words = ("task=autoencoder", "ae=dcae_f8c16")
+    case = replace(CASES["autoencoder"], words=words, shape=(5, 1, 32, 32), batch=2)
+    side = Side(case, make_model(case, ""), ours=False)
+    assert side.step(make_batch(case, torch.device("cpu"))).isfinite()
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
