@@ -24,10 +24,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.record import describe_machine, write_rows
 from lola_ds.cli.common import parse_pairs
 from lola_ds.evaluate.style import FIELD_COLOURS, figure
-
-from .record import describe_machine, write_rows
 
 STEPS, EVERY, BATCH = 2000, 200, 8
 CASES = {

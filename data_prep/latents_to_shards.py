@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.well import SPLITS, SUFFIXES, open_hdf5
+from data_prep.well_to_shards import SHARD_BYTES, shard_files
 from lola_ds.data.index import Index
-
-from .well import SPLITS, SUFFIXES, open_hdf5
-from .well_to_shards import SHARD_BYTES, shard_files
 
 AXES = "xyz"
 CODES = (0, 1, 2)  # of boundary conditions: wall, open, periodic

@@ -28,10 +28,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data_prep.well import WellFile
 from lola_ds.data.statistics import Moments
 from lola_ds.fields import TRANSFORMS
-
-from .well import WellFile
 
 #: Leading bits of a float32 that tell the bins of a histogram apart.
 BITS = 18

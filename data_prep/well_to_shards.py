@@ -23,12 +23,11 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
+from data_prep.well import WellFile, WellTrajectory, list_files
 from lola_ds.data.format import INDEX, channel_names
 from lola_ds.data.index import Index, open_index
 from lola_ds.data.publishing import acquire, first_missing, partial_folder, prune, publish
 from lola_ds.data.writer import ShardWriter
-
-from .well import WellFile, WellTrajectory, list_files
 
 SHARD_BYTES = 2_000_000_000
 WORKER_BYTES = 1_000_000_000  # a second worker process pays off from about this much input on

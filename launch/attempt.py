@@ -21,11 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launch.address import find_address, find_port
+from launch.lifeline import EXIT_LOST, EXIT_MISTAKE
 from lola_ds.cli.common import fail
 from lola_ds.train.stop import EXIT_STOPPED
-
-from .address import find_address, find_port
-from .lifeline import EXIT_LOST, EXIT_MISTAKE
 
 FILE = "attempts.jsonl"
 REASONS = {

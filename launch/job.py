@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import attempt
+from launch import attempt
 
 FOLDER = "launch"
 """Folder of scripts, output and diary inside a task's folder."""

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from launch import attempt
+from launch.job import Job, Task
+from launch.node import Node
+from launch.script import job_environment
 from lola_ds.train.stop import EXIT_STOPPED
-
-from . import attempt
-from .job import Job, Task
-from .node import Node
-from .script import job_environment
 
 
 def run(job: Job, cluster: Mapping[str, Any]) -> int:

@@ -32,11 +32,10 @@ from pathlib import Path
 
 import psutil
 
+from launch.attempt import meeting_point
+from launch.lifeline import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
+from launch.rank import GPUS, LOGS
 from lola_ds.train.stop import EXIT_STOPPED
-
-from .attempt import meeting_point
-from .lifeline import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
-from .rank import GPUS, LOGS
 
 MASTER = "LOLA_MASTER"
 """Environment variable with `address:port` of the first node."""

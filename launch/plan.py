@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.job import FOLDER, Job, Task
 from lola_ds.config import compose, compose_submission, expand_sweep, fill_deepspeed
-
-from .job import FOLDER, Job, Task
 
 _OWN = re.compile(r"[+~]*(cluster|compute|pipeline)(=|\.|@)")
 _LINK = ("command", "words", "arguments", "more", "needs", "gpus", "tasks")

@@ -16,9 +16,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.lifeline import RankEnd
 from lola_ds.cli.common import exit_at_once
-
-from .lifeline import RankEnd
 
 LOGS = "LOLA_LOGS"
 """Environment variable with the folder of the ranks' logs."""

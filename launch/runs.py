@@ -14,10 +14,9 @@ from typing import Any, TextIO
 
 import yaml
 
+from launch import attempt
+from launch.job import FOLDER, Task
 from lola_ds.train.stop import EXIT_STOPPED
-
-from . import attempt
-from .job import FOLDER, Task
 
 _DEPTH = 5  # folders below the one searched
 _ERROR = re.compile(r"(Error|error|lola-ds: rank \d+)\b.*")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .job import FOLDER, Job, Task
+from launch.job import FOLDER, Job, Task
 
 
 def render(job: Job, cluster: Mapping[str, Any], directory: Path) -> str:

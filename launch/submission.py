@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import local, slurm
-from .job import Job
-from .plan import Link
-from .script import limit, render
+from launch import local, slurm
+from launch.job import Job
+from launch.plan import Link
+from launch.script import limit, render
 
 SCRIPT = "job.sh"
 PATIENCE = 90.0  # seconds for a cancelled job to end

@@ -1,9 +1,9 @@
 """From configuration to objects: the only place where names in YAML become classes."""
 
-from .data import make_prepare, make_standardize, open_split
-from .networks import build_model, build_objective, complete_network
-from .planning import describe_frames, trace_training
-from .trained import (
+from lola_ds.build.data import make_prepare, make_standardize, open_split
+from lola_ds.build.networks import build_model, build_objective, complete_network
+from lola_ds.build.planning import describe_frames, trace_training
+from lola_ds.build.trained import (
     AUTOENCODER,
     WEIGHTS,
     autoencoder_folder,
@@ -12,7 +12,7 @@ from .trained import (
     load_model,
     load_weights_of,
 )
-from .training import build_training
+from lola_ds.build.training import build_training
 
 __all__ = [
     "AUTOENCODER",

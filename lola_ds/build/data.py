@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data import Batch, ShardDataset
-from ..fields import Standardize
+from lola_ds.data import Batch, ShardDataset
+from lola_ds.fields import Standardize
 
 
 def open_split(config: dict[str, Any], split: str) -> ShardDataset:

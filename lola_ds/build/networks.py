@@ -6,10 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import TASKS
-from ..models import make_autoencoder, make_denoiser, make_surrogate
-from ..nn.layers import per_axis, periodic_axes
-from ..objectives import AutoencoderObjective, DiffusionObjective, Objective, SurrogateObjective
+from lola_ds.config import TASKS
+from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
+from lola_ds.nn.layers import per_axis, periodic_axes
+from lola_ds.objectives import (
+    AutoencoderObjective,
+    DiffusionObjective,
+    Objective,
+    SurrogateObjective,
+)
 
 
 def complete_network(config: dict[str, Any], shape: Sequence[int], labels: int) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..config import load_config
-from ..data import Batch
-from ..nn.sequence import SequenceGroup, divide_tokens
-from ..train.cost import PassCost, build_fake, trace_pass
-from .networks import build_model, build_objective, complete_network
+from lola_ds.build.networks import build_model, build_objective, complete_network
+from lola_ds.config import load_config
+from lola_ds.data import Batch
+from lola_ds.nn.sequence import SequenceGroup, divide_tokens
+from lola_ds.train.cost import PassCost, build_fake, trace_pass
 
 
 def describe_frames(config: dict[str, Any], grid: Sequence[int]) -> tuple[tuple[int, ...], int]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import load_config
-from ..emulate.emulator import Emulator
-from ..models.lola import STATE, read_state
-from ..train.checkpoint import explain_mismatch
-from ..train.export import find_checkpoint, model_weights, read_weights
-from .data import label_logs, make_standardize
-from .networks import build_model
+from lola_ds.build.data import label_logs, make_standardize
+from lola_ds.build.networks import build_model
+from lola_ds.config import load_config
+from lola_ds.emulate.emulator import Emulator
+from lola_ds.models.lola import STATE, read_state
+from lola_ds.train.checkpoint import explain_mismatch
+from lola_ds.train.export import find_checkpoint, model_weights, read_weights
 
 WEIGHTS = "model.safetensors"
 AUTOENCODER = "autoencoder"

@@ -14,32 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TASKS, fill_deepspeed, save_config, split_batch, uses_cpu_adam
-from ..data import Batch, ElasticSampler, ShardDataset, build_loader, evaluation_batches, make_order
-from ..kernels import set_kernels
-from ..nn.compiling import compile_blocks
-from ..nn.sequence import divide_tokens, join_sequence_group
-from ..objectives import Objective
-from ..train.checkpoint import load_weights, restore_ema, restore_optimizer
-from ..train.drive import Drive, drive_bytes, open_drive
-from ..train.ema import Ema, make_profiles
-from ..train.engine import Ranks, choose_precision, gather_over_ranks, make_engine, set_numerics
-from ..train.fragments import local_fragments, resident_fragments, torch_optimizer
-from ..train.graft import graft
-from ..train.guard import Guard, Witness
-from ..train.loop import Plan, Trainer, Watch
-from ..train.meter import Meter
-from ..train.optim import make_optimizer, make_schedule
-from ..train.profiling import Profiler, parse_window
-from ..train.scaling import LossScale
-from ..train.stop import StopRequest
-from ..train.store import CheckpointStore
-from ..train.tracking import Tracker
-from ..train.watchdog import Watchdog
-from .data import make_prepare, open_split
-from .networks import build_model, build_objective, complete_network, count_tokens
-from .planning import trace_training
-from .trained import load_weights_of
+from lola_ds.build.data import make_prepare, open_split
+from lola_ds.build.networks import build_model, build_objective, complete_network, count_tokens
+from lola_ds.build.planning import trace_training
+from lola_ds.build.trained import load_weights_of
+from lola_ds.config import TASKS, fill_deepspeed, save_config, split_batch, uses_cpu_adam
+from lola_ds.data import (
+    Batch,
+    ElasticSampler,
+    ShardDataset,
+    build_loader,
+    evaluation_batches,
+    make_order,
+)
+from lola_ds.kernels import set_kernels
+from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.sequence import divide_tokens, join_sequence_group
+from lola_ds.objectives import Objective
+from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
+from lola_ds.train.drive import Drive, drive_bytes, open_drive
+from lola_ds.train.ema import Ema, make_profiles
+from lola_ds.train.engine import (
+    Ranks,
+    choose_precision,
+    gather_over_ranks,
+    make_engine,
+    set_numerics,
+)
+from lola_ds.train.fragments import local_fragments, resident_fragments, torch_optimizer
+from lola_ds.train.graft import graft
+from lola_ds.train.guard import Guard, Witness
+from lola_ds.train.loop import Plan, Trainer, Watch
+from lola_ds.train.meter import Meter
+from lola_ds.train.optim import make_optimizer, make_schedule
+from lola_ds.train.profiling import Profiler, parse_window
+from lola_ds.train.scaling import LossScale
+from lola_ds.train.stop import StopRequest
+from lola_ds.train.store import CheckpointStore
+from lola_ds.train.tracking import Tracker
+from lola_ds.train.watchdog import Watchdog
 
 
 def build_training(

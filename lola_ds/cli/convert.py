@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .common import fail, make_parser, parse_arguments
+from lola_ds.cli.common import fail, make_parser, parse_arguments
 
 HELP = """Converts a checkpoint to plain weights: OUT/model.safetensors and OUT/config.yaml.
 
@@ -91,7 +91,7 @@ def _convert(
     source: Path, out: Path, read: Callable[[Path], Model], write: Callable[[Model, Path], None]
 ) -> str:
     """Converts a folder and the autoencoder it belongs to; returns what it is."""
-    from ..build import AUTOENCODER
+    from lola_ds.build import AUTOENCODER
 
     model = read(source)
     out.mkdir(parents=True)
@@ -103,10 +103,10 @@ def _convert(
 
 def _read(path: Path, which: str | None) -> Model:
     """Reads a run, one of its checkpoints, or a converted folder."""
-    from ..build import WEIGHTS, autoencoder_folder
-    from ..config import load_config
-    from ..models.lola import ORIGINAL
-    from ..train.export import choose, find_checkpoint, model_weights, read_weights
+    from lola_ds.build import WEIGHTS, autoencoder_folder
+    from lola_ds.config import load_config
+    from lola_ds.models.lola import ORIGINAL
+    from lola_ds.train.export import choose, find_checkpoint, model_weights, read_weights
 
     if (path / WEIGHTS).is_file():
         if which is not None:
@@ -132,9 +132,9 @@ def _read_lola(path: Path) -> Model:
     """Reads a run of the published code, strictly."""
     import torch
 
-    from ..build import AUTOENCODER, build_model, check_weights
-    from ..config import find_dataset, load_config
-    from ..models.lola import import_config, read_state
+    from lola_ds.build import AUTOENCODER, build_model, check_weights
+    from lola_ds.config import find_dataset, load_config
+    from lola_ds.models.lola import import_config, read_state
 
     original, state = load_config(path / "config.yaml"), read_state(path)
     places = [path / AUTOENCODER, Path(original.get("ae_run") or path / AUTOENCODER).expanduser()]
@@ -161,9 +161,9 @@ def _read_lola(path: Path) -> Model:
 
 def _write(model: Model, out: Path) -> None:
     """Writes a converted folder."""
-    from ..build import WEIGHTS
-    from ..config import save_config
-    from ..train.export import write_weights
+    from lola_ds.build import WEIGHTS
+    from lola_ds.config import save_config
+    from lola_ds.train.export import write_weights
 
     write_weights(model.state, out / WEIGHTS)
     save_config(model.config, out / "config.yaml")
@@ -175,9 +175,9 @@ def _verify(model: Model, out: Path) -> None:
     Raises:
         ValueError: names a tensor that differs, or that is missing or too many.
     """
-    from ..build import WEIGHTS
-    from ..models.lola import read_state
-    from ..train.tensor_file import same_bits
+    from lola_ds.build import WEIGHTS
+    from lola_ds.models.lola import read_state
+    from lola_ds.train.tensor_file import same_bits
 
     plain = (out / WEIGHTS).is_file()
     written = _Reopened(out / WEIGHTS) if plain else read_state(out)
@@ -216,8 +216,8 @@ class _Reopened(Mapping[str, Any]):
 
 def _write_lola(model: Model, out: Path) -> None:
     """Writes a run of the published code."""
-    from ..config import save_config
-    from ..models.lola import export_config, write_state
+    from lola_ds.config import save_config
+    from lola_ds.models.lola import export_config, write_state
 
     config = export_config(model.config)
     write_state(model.state, out)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs, set_precision
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs, set_precision
 
 HELP = """Encodes shards of fields into shards of latents with a trained autoencoder.
 
@@ -56,11 +56,10 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"split={values['split']}: choose train, valid, test or all")
 
     from data_prep.encode import encode_split
-
-    from ..build import load_model, make_standardize
-    from ..config import load_config
-    from ..emulate.codec import Codec, fingerprint
-    from ..nn.inference import make_ready
+    from lola_ds.build import load_model, make_standardize
+    from lola_ds.config import load_config
+    from lola_ds.emulate.codec import Codec, fingerprint
+    from lola_ds.nn.inference import make_ready
 
     run = Path(values["run"])
     config = load_config(run / "config.yaml")

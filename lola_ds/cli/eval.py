@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs, run_command, set_precision
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs, run_command, set_precision
 
 HELP = """\
 Evaluates a trained model on a split: tables, figures, an animation, a short table here.
@@ -114,11 +114,11 @@ def main(argv: Sequence[str]) -> None:
         if keys[name] <= 0:
             raise ValueError(f"{name}={keys[name]} must be positive")
 
-    from ..build import load_emulator, load_model, make_standardize
-    from ..config import load_config
-    from ..data import ShardDataset
-    from ..emulate.codec import Codec
-    from ..evaluate import (
+    from lola_ds.build import load_emulator, load_model, make_standardize
+    from lola_ds.config import load_config
+    from lola_ds.data import ShardDataset
+    from lola_ds.emulate.codec import Codec
+    from lola_ds.evaluate import (
         Forecast,
         Resources,
         evaluate,
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
         join_processes,
         spread_trajectories,
     )
-    from ..evaluate.provenance import write_provenance
+    from lola_ds.evaluate.provenance import write_provenance
 
     run, data, out = (Path(keys[name]) for name in ("run", "data", "out"))
     config = load_config(run / "config.yaml")
@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _training_split(data: Path, physics: Sequence[str]) -> Any:
     """The training split, for the climatology; None where the shards have none."""
-    from ..data import ShardDataset
+    from lola_ds.data import ShardDataset
 
     folders = [data / name / "train" for name in physics]
     return ShardDataset(folders) if all(folder.is_dir() for folder in folders) else None
@@ -228,7 +228,7 @@ def _parse_guidance(text: str) -> Any:
     """`none`, or `mmps:subsample:every=8:std=0.1` -> a `Guidance`."""
     if text == "none":
         return None
-    from ..emulate.guidance import make_guidance
+    from lola_ds.emulate.guidance import make_guidance
 
     method, *words = text.split(":")
     options: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import fail, make_parser, parse_arguments
+from lola_ds.cli.common import fail, make_parser, parse_arguments
 
 HELP = """Shows the end of a run's log: of its first rank, of another one, or of its last job.
 

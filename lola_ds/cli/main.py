@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .common import exit_at_once, fail, run_command
+from lola_ds.cli.common import exit_at_once, fail, run_command
 
 COMMANDS = {
     "synthesize": "small PDE solver -> The Well's HDF5",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_USAGE.format(commands=rows))
         raise SystemExit(0 if words else 2)
     if words[0] == "--version":
-        from .. import __version__
+        from lola_ds import __version__
 
         print(__version__)
         return

@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import make_parser, parse_arguments
+from lola_ds.cli.common import make_parser, parse_arguments
 
 if TYPE_CHECKING:
-    from ..train.engine import Ranks
-    from ..train.planning import Choice, Gpu, Planner
+    from lola_ds.train.engine import Ranks
+    from lola_ds.train.planning import Choice, Gpu, Planner
 
 HELP = """Says before a training starts whether it fits, how long it takes, and what to choose.
 
@@ -41,7 +41,7 @@ WORLDS = [2**n for n in range(11)]
 
 def main(argv: Sequence[str]) -> None:
     """Traces the network under every checkpointing policy and prints what each setting needs."""
-    from ..train.planning import GPUS, NETWORKS
+    from lola_ds.train.planning import GPUS, NETWORKS
 
     parser = make_parser("plan", HELP)
     parser.add_argument("--grid", help="points of the physical grid, such as 512x512")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     args, words = parse_arguments(parser, argv)
 
-    from ..config import TASKS, compose
+    from lola_ds.config import TASKS, compose
 
     config = compose(["run=unused", "data=unused", *words])
     sequence, per_node = config["sequence_parallel"], GPUS[args.gpu].per_node
@@ -83,10 +83,10 @@ def make_planner(
         gpu: the GPU.
         network: GB/s per GPU between nodes.
     """
-    from ..build import trace_training
-    from ..config import TASKS, read_deepspeed
-    from ..train.ema import make_profiles
-    from ..train.planning import Planner, Workload
+    from lola_ds.build import trace_training
+    from lola_ds.config import TASKS, read_deepspeed
+    from lola_ds.train.ema import make_profiles
+    from lola_ds.train.planning import Planner, Workload
 
     group, workloads = TASKS[config["task"]], []
     for policy in POLICIES:
@@ -114,8 +114,8 @@ def advise(config: dict[str, Any], ranks: Ranks) -> str:
         config: the composed configuration.
         ranks: this process among its peers.
     """
-    from ..config import TASKS
-    from ..train.planning import GPUS, NETWORKS
+    from lola_ds.config import TASKS
+    from lola_ds.train.planning import GPUS, NETWORKS
 
     group, memory = TASKS[config["task"]], _memory_per_rank(ranks)
     gpu = replace(GPUS["h100"], memory=memory)
@@ -156,7 +156,7 @@ def _present_words(config: dict[str, Any], group: str) -> str:
 
 
 def _frames(config: dict[str, Any], grid: str | None) -> tuple[tuple[int, ...], int]:
-    from ..build import describe_frames, open_split
+    from lola_ds.build import describe_frames, open_split
 
     if grid is not None:
         sizes = grid.lower().split("x")

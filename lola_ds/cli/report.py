@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
 
 HELP = """\
 Writes one static page that compares any number of evaluations.
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     if out.is_dir():
         raise ValueError(f"out={out} is a folder; name a page, such as out={out / 'report.html'}")
 
-    from ..evaluate.report import write_report
+    from lola_ds.evaluate.report import write_report
 
     names = write_report(folders, out, keys["title"])
     print(f"{out}: {', '.join(names)} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import make_parser, parse_arguments
+from lola_ds.cli.common import make_parser, parse_arguments
 
 HELP = """Lists the runs below folders: state, progress, samples per second, time left, last error.
 

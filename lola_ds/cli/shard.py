@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
 
 HELP = """
 Turn The Well's HDF5 files, or lola's latent caches, into shards with an index.

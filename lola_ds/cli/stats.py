@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
 
 HELP = """
 Field statistics of a dataset's training split, after the transform of its configuration.
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> None:
     from data_prep.statistics import gather_statistics
     from data_prep.well import SPLITS, list_files
     from data_prep.well_to_shards import check_files
-
-    from .shard import dataset_config
+    from lola_ds.cli.shard import dataset_config
 
     if values["split"] not in SPLITS:
         raise ValueError(f"split={values['split']}: expected one of {', '.join(SPLITS)}")

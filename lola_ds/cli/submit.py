@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .common import make_parser, parse_arguments
+from lola_ds.cli.common import make_parser, parse_arguments
 
 HELP = """Submits a training, a sweep or a pipeline to Slurm, or runs it here.
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .common import exit_at_once, fail, make_parser, parse_arguments, run_command
+from lola_ds.cli.common import exit_at_once, fail, make_parser, parse_arguments, run_command
 
 HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
 
@@ -51,13 +51,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the configuration, exit")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher; ignored")
     args, words = parse_arguments(parser, argv)
-    from ..train.stop import EXIT_STOPPED, StopRequest
+    from lola_ds.train.stop import EXIT_STOPPED, StopRequest
 
     stop = StopRequest()
     if not args.print_config:
         stop.listen()  # before the slow imports: an early signal counts
 
-    from ..config import compose, fill_deepspeed
+    from lola_ds.config import compose, fill_deepspeed
 
     config = compose(words)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,13 +68,13 @@ def main(argv: Sequence[str]) -> None:
         print(yaml.safe_dump({**config, "deepspeed": ds_config}, sort_keys=False), end="")
         return
 
-    from ..train.engine import join, leave
-    from ..train.failures import LostRankError, explained
-    from .plan import advise
+    from lola_ds.cli.plan import advise
+    from lola_ds.train.engine import join, leave
+    from lola_ds.train.failures import LostRankError, explained
 
     ranks = join(config["device"])
     try:
-        from ..build import build_training
+        from lola_ds.build import build_training
 
         trainer = build_training(config, ranks, stop)
         if trainer.step >= trainer.plan.total_steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import make_parser, parse_arguments
+from lola_ds.cli.common import make_parser, parse_arguments
 
 HELP = """
 Check shards: index against tar, every checksum, shapes, NaN; repair a lost index.

@@ -1,6 +1,6 @@
 """The configuration: composed by Hydra, checked against a schema, refused when it cannot work."""
 
-from .compose import (
+from lola_ds.config.compose import (
     compose,
     compose_group,
     compose_submission,
@@ -10,8 +10,8 @@ from .compose import (
     load_config,
     save_config,
 )
-from .ds_config import fill_deepspeed, read_deepspeed, split_batch, uses_cpu_adam
-from .schema import OPTIMIZERS, PRECISIONS, SCHEDULERS, TASKS
+from lola_ds.config.ds_config import fill_deepspeed, read_deepspeed, split_batch, uses_cpu_adam
+from lola_ds.config.schema import OPTIMIZERS, PRECISIONS, SCHEDULERS, TASKS
 
 __all__ = [
     "OPTIMIZERS",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .schema import OPTIMIZERS, PRECISIONS, SCHEDULERS, TASKS
+from lola_ds.config.schema import OPTIMIZERS, PRECISIONS, SCHEDULERS, TASKS
 
 _TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
 """Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""

@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from .check import check, check_submission
-from .schema import Config, Submission
+from lola_ds.config.check import check, check_submission
+from lola_ds.config.schema import Config, Submission
 
 
 def config_folder(name: str = "configs") -> Path:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .compose import config_folder
-from .ds_schema import complete_deepspeed
+from lola_ds.config.compose import config_folder
+from lola_ds.config.ds_schema import complete_deepspeed
 
 
 def split_batch(config: dict[str, Any], world_size: int) -> int:

@@ -1,17 +1,17 @@
 """Shards: writing, indexing, verifying, and reading them as batches of windows."""
 
-from .batch import Batch
-from .format import ShardError
-from .index import Index, open_index
-from .loader import Loader, build_loader, evaluation_batches
-from .orders import make_order
-from .publishing import publish
-from .repair import repair_index
-from .sampler import ElasticSampler
-from .streaming import stream_windows
-from .verify import verify_split
-from .windows import ShardDataset
-from .writer import ShardWriter
+from lola_ds.data.batch import Batch
+from lola_ds.data.format import ShardError
+from lola_ds.data.index import Index, open_index
+from lola_ds.data.loader import Loader, build_loader, evaluation_batches
+from lola_ds.data.orders import make_order
+from lola_ds.data.publishing import publish
+from lola_ds.data.repair import repair_index
+from lola_ds.data.sampler import ElasticSampler
+from lola_ds.data.streaming import stream_windows
+from lola_ds.data.verify import verify_split
+from lola_ds.data.windows import ShardDataset
+from lola_ds.data.writer import ShardWriter
 
 __all__ = [
     "Batch",

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augment import check_augmentations, draw_symmetry
-from .batch import Batch
-from .format import STORED, ShardError
-from .hashing import hash64
-from .sampler import Step
-from .windows import ShardDataset
+from lola_ds.augment import check_augmentations, draw_symmetry
+from lola_ds.data.batch import Batch
+from lola_ds.data.format import STORED, ShardError
+from lola_ds.data.hashing import hash64
+from lola_ds.data.sampler import Step
+from lola_ds.data.windows import ShardDataset
 
 SPARE_BUFFERS = 8
 SCRATCH_BYTES = 1 << 22  # of windows that are read before they are augmented

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .assembler import Assembler, Plan
-from .batch import Batch
-from .hashing import sample_seeds
-from .sampler import ElasticSampler, Step
-from .windows import ShardDataset
+from lola_ds.data.assembler import Assembler, Plan
+from lola_ds.data.batch import Batch
+from lola_ds.data.hashing import sample_seeds
+from lola_ds.data.sampler import ElasticSampler, Step
+from lola_ds.data.windows import ShardDataset
 
 
 class Loader:

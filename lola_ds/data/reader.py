@@ -19,9 +19,17 @@ from threading import Lock
 
 import numpy as np
 
-from .format import ShardError, checksum
-from .index import Index
-from .native import Outcome, Problem, arrange, map_file, read_frames, release_file, unmap_file
+from lola_ds.data.format import ShardError, checksum
+from lola_ds.data.index import Index
+from lola_ds.data.native import (
+    Outcome,
+    Problem,
+    arrange,
+    map_file,
+    read_frames,
+    release_file,
+    unmap_file,
+)
 
 OPEN_FILES = 128  # shards kept open at once
 MAPPED_BYTES = 1 << 32  # copied before the pages they came from leave this process's memory

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .format import (
+from lola_ds.data.format import (
     FIELDS_SUFFIX,
     INDEX,
     META_SUFFIX,
@@ -30,10 +30,10 @@ from .format import (
     checksum,
     decode_frames,
 )
-from .index import Index, open_index
-from .publishing import merge_records
-from .statistics import Moments, frame_moments, nonfinite_places
-from .writer import copy_blocks
+from lola_ds.data.index import Index, open_index
+from lola_ds.data.publishing import merge_records
+from lola_ds.data.statistics import Moments, frame_moments, nonfinite_places
+from lola_ds.data.writer import copy_blocks
 
 
 def repair_index(

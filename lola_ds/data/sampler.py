@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .format import ShardError, checksum, dump_json
-from .orders import FullShuffle, Order
+from lola_ds.data.format import ShardError, checksum, dump_json
+from lola_ds.data.orders import FullShuffle, Order
 
 BACKGROUND = 1 << 20  # from so many draws on, the next epoch's order is computed in the background
 MAX_QUARANTINE = 64  # more windows than this fail when storage does, not a few frames

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..fields import TRANSFORMS
-from .format import decode_frames
-from .native import sum_moments
+from lola_ds.data.format import decode_frames
+from lola_ds.data.native import sum_moments
+from lola_ds.fields import TRANSFORMS
 
 
 @dataclass

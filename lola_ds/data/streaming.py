@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .format import decode_frames
+from lola_ds.data.format import decode_frames
 
 
 def stream_windows(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .format import (
+from lola_ds.data.format import (
     FIELDS_SUFFIX,
     META_SUFFIX,
     STORED,
@@ -19,8 +19,8 @@ from .format import (
     checksum,
     decode_frames,
 )
-from .index import Index, open_index
-from .repair import read_npy_header
+from lola_ds.data.index import Index, open_index
+from lola_ds.data.repair import read_npy_header
 
 SHOWN = 5  # problems spelt out in an error
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augment import WindowSpec, find_mirror
-from .format import STORED, decode_frames
-from .index import Index, open_index
-from .reader import FrameReader
+from lola_ds.augment import WindowSpec, find_mirror
+from lola_ds.data.format import STORED, decode_frames
+from lola_ds.data.index import Index, open_index
+from lola_ds.data.reader import FrameReader
 
 RELEASED_BYTES = 1 << 24  # of a trajectory that are in memory twice, in the mapped shard, too
 

@@ -9,10 +9,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from ..fields import Standardize
-from ..models import Autoencoder
-from ..nn.compiling import compile_blocks
-from .memory import working_bytes
+from lola_ds.emulate.memory import working_bytes
+from lola_ds.fields import Standardize
+from lola_ds.models import Autoencoder
+from lola_ds.nn.compiling import compile_blocks
 
 __all__ = ["Codec", "fill", "fingerprint"]
 

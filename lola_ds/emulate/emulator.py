@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..fields import Standardize
-from ..models import Autoencoder, Denoiser, Surrogate
-from ..nn.inference import make_ready
-from .capture import CapturedSampling
-from .codec import Codec, fingerprint
-from .guidance import Guidance, Guide, Observations, observe
-from .memory import working_bytes
-from .rollout import make_step, stream
-from .sampling import STOCHASTIC, sample
+from lola_ds.emulate.capture import CapturedSampling
+from lola_ds.emulate.codec import Codec, fingerprint
+from lola_ds.emulate.guidance import Guidance, Guide, Observations, observe
+from lola_ds.emulate.memory import working_bytes
+from lola_ds.emulate.rollout import make_step, stream
+from lola_ds.emulate.sampling import STOCHASTIC, sample
+from lola_ds.fields import Standardize
+from lola_ds.models import Autoencoder, Denoiser, Surrogate
+from lola_ds.nn.inference import make_ready
 
 if TYPE_CHECKING:
     import xarray

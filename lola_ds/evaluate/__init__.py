@@ -1,11 +1,11 @@
 """Evaluations of emulators and autoencoders over a split: tables, figures, animation, report."""
 
-from .output import Evaluation
-from .processes import Processes, join_processes
-from .run import evaluate, evaluate_autoencoder
-from .selection import spread_trajectories
-from .settings import Forecast, Resources
-from .store import read_results
+from lola_ds.evaluate.output import Evaluation
+from lola_ds.evaluate.processes import Processes, join_processes
+from lola_ds.evaluate.run import evaluate, evaluate_autoencoder
+from lola_ds.evaluate.selection import spread_trajectories
+from lola_ds.evaluate.settings import Forecast, Resources
+from lola_ds.evaluate.store import read_results
 
 __all__ = [
     "Evaluation",

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .figures import limits, planes, show
-from .style import pretty, replacing
+from lola_ds.evaluate.figures import limits, planes, show
+from lola_ds.evaluate.style import pretty, replacing
 
 __all__ = ["animate", "render_frames", "write_gif", "write_mp4"]
 

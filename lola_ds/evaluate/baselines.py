@@ -16,9 +16,9 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import ShardDataset
-from .style import replacing
-from .tables import evenly
+from lola_ds.data import ShardDataset
+from lola_ds.evaluate.style import replacing
+from lola_ds.evaluate.tables import evenly
 
 __all__ = ["climatology", "dataset_digest"]
 

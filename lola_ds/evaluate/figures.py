@@ -22,16 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
-from ..metrics import BANDS, band_edges
-from .style import (
-    FIELD_COLOURS,
-    METHODS,
-    add_state_axis,
-    figure,
-    lines,
-    pretty,
-)
-from .tables import ensemble_scores, evenly, lead_times, mean_over_fields
+from lola_ds.evaluate.style import FIELD_COLOURS, METHODS, add_state_axis, figure, lines, pretty
+from lola_ds.evaluate.tables import ensemble_scores, evenly, lead_times, mean_over_fields
+from lola_ds.metrics import BANDS, band_edges
 
 __all__ = [
     "TimeAxis",

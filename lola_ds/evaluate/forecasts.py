@@ -17,17 +17,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data import ShardDataset
-from ..emulate.emulator import Emulator
-from ..emulate.guidance import Observations
-from ..emulate.memory import release_memory
-from . import figures, tables
-from .baselines import climatology, dataset_digest
-from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
-from .pictures import Pictures
-from .processes import Processes
-from .scores import Scores, score_ensemble, score_states, score_truth
-from .selection import (
+from lola_ds.data import ShardDataset
+from lola_ds.emulate.emulator import Emulator
+from lola_ds.emulate.guidance import Observations
+from lola_ds.emulate.memory import release_memory
+from lola_ds.evaluate import figures, tables
+from lola_ds.evaluate.baselines import climatology, dataset_digest
+from lola_ds.evaluate.output import (
+    Evaluation,
+    draw_tables,
+    list_files,
+    summarize_timing,
+    write_tables,
+)
+from lola_ds.evaluate.pictures import Pictures
+from lola_ds.evaluate.processes import Processes
+from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_truth
+from lola_ds.evaluate.selection import (
     check_forecast,
     choose_trajectories,
     forecast_seed,
@@ -35,9 +41,9 @@ from .selection import (
     state_bytes,
     state_grid,
 )
-from .settings import Forecast, Resources, planned_share
-from .tables import Unit
-from .timing import Clock
+from lola_ds.evaluate.settings import Forecast, Resources, planned_share
+from lola_ds.evaluate.tables import Unit
+from lola_ds.evaluate.timing import Clock
 
 __all__ = ["Forecasts"]
 

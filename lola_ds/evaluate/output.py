@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import figures, tables
-from .tables import Unit
+from lola_ds.evaluate import figures, tables
+from lola_ds.evaluate.tables import Unit
 
 __all__ = ["Evaluation", "draw_tables", "list_files", "summarize_timing", "write_tables"]
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
-from .style import figure, pretty
+from lola_ds.evaluate.style import figure, pretty
 
 __all__ = ["axis_edges", "plot_trajectory"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .animation import animate
-from .figures import cuts, planes, plot_snapshots
-from .tables import evenly
+from lola_ds.evaluate.animation import animate
+from lola_ds.evaluate.figures import cuts, planes, plot_snapshots
+from lola_ds.evaluate.tables import evenly
 
 __all__ = ["Pictures", "picture_files"]
 

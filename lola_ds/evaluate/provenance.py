@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .style import replacing
-from .tables import write_json
+from lola_ds.evaluate.style import replacing
+from lola_ds.evaluate.tables import write_json
 
 __all__ = ["read_model", "read_training", "write_provenance"]
 

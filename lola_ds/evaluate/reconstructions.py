@@ -10,19 +10,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data import ShardDataset
-from ..emulate.codec import Codec
-from ..emulate.memory import release_memory
-from . import figures, tables
-from .baselines import dataset_digest
-from .output import Evaluation, draw_tables, list_files, summarize_timing, write_tables
-from .pictures import Pictures
-from .processes import Processes
-from .scores import score_states, score_truth
-from .selection import choose_trajectories, frame_times, state_bytes, state_grid
-from .settings import Resources, planned_share
-from .tables import Unit
-from .timing import Clock
+from lola_ds.data import ShardDataset
+from lola_ds.emulate.codec import Codec
+from lola_ds.emulate.memory import release_memory
+from lola_ds.evaluate import figures, tables
+from lola_ds.evaluate.baselines import dataset_digest
+from lola_ds.evaluate.output import (
+    Evaluation,
+    draw_tables,
+    list_files,
+    summarize_timing,
+    write_tables,
+)
+from lola_ds.evaluate.pictures import Pictures
+from lola_ds.evaluate.processes import Processes
+from lola_ds.evaluate.scores import score_states, score_truth
+from lola_ds.evaluate.selection import choose_trajectories, frame_times, state_bytes, state_grid
+from lola_ds.evaluate.settings import Resources, planned_share
+from lola_ds.evaluate.tables import Unit
+from lola_ds.evaluate.timing import Clock
 
 __all__ = ["Reconstructions"]
 

@@ -21,17 +21,17 @@ from typing import Any, Protocol
 import pandas as pd
 from tqdm import tqdm
 
-from ..data import ShardDataset
-from ..emulate.codec import Codec
-from ..emulate.emulator import Emulator
-from .forecasts import Forecasts
-from .output import Evaluation
-from .pictures import picture_files
-from .processes import ALONE, Processes
-from .reconstructions import Reconstructions
-from .settings import Forecast, Resources
-from .store import ResultStore
-from .tables import Unit
+from lola_ds.data import ShardDataset
+from lola_ds.emulate.codec import Codec
+from lola_ds.emulate.emulator import Emulator
+from lola_ds.evaluate.forecasts import Forecasts
+from lola_ds.evaluate.output import Evaluation
+from lola_ds.evaluate.pictures import picture_files
+from lola_ds.evaluate.processes import ALONE, Processes
+from lola_ds.evaluate.reconstructions import Reconstructions
+from lola_ds.evaluate.settings import Forecast, Resources
+from lola_ds.evaluate.store import ResultStore
+from lola_ds.evaluate.tables import Unit
 
 __all__ = ["evaluate", "evaluate_autoencoder"]
 

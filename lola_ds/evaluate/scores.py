@@ -34,8 +34,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import metrics
-from ..metrics import Grid
+from lola_ds import metrics
+from lola_ds.metrics import Grid
 
 __all__ = ["Scores", "join_leads", "score_ensemble", "score_states", "score_truth"]
 

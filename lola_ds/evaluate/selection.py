@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data import ShardDataset
-from ..emulate.emulator import Emulator
-from ..emulate.sampling import SAMPLERS
-from ..metrics import Grid
-from . import tables
-from .settings import Forecast
-from .tables import Unit
+from lola_ds.data import ShardDataset
+from lola_ds.emulate.emulator import Emulator
+from lola_ds.emulate.sampling import SAMPLERS
+from lola_ds.evaluate import tables
+from lola_ds.evaluate.settings import Forecast
+from lola_ds.evaluate.tables import Unit
+from lola_ds.metrics import Grid
 
 __all__ = [
     "check_forecast",

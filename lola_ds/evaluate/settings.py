@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..emulate.guidance import Guidance
+from lola_ds.emulate.guidance import Guidance
 
 __all__ = ["Forecast", "Plan", "Resources", "planned_share"]
 

@@ -31,8 +31,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .style import replacing
-from .tables import COLUMNS, Unit, write_csv
+from lola_ds.evaluate.style import replacing
+from lola_ds.evaluate.tables import COLUMNS, Unit, write_csv
 
 __all__ = ["ResultStore", "read_results"]
 

@@ -32,9 +32,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..metrics import BANDS, correlation_time, finite_ensemble_factor, nominal_coverage
-from .scores import Scores, join_leads
-from .style import METHODS, lines, replacing
+from lola_ds.evaluate.scores import Scores, join_leads
+from lola_ds.evaluate.style import METHODS, lines, replacing
+from lola_ds.metrics import BANDS, correlation_time, finite_ensemble_factor, nominal_coverage
 
 __all__ = [
     "COLUMNS",

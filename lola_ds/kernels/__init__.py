@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .dispatch import (
+from lola_ds.kernels import reference
+from lola_ds.kernels.dispatch import (
     get_kernels,
     second_derivatives,
     set_kernels,
@@ -69,7 +69,7 @@ def qk_norm_rope(
         (theta is not None and theta.dtype != torch.float32, "theta is not float32"),
     )
     if use_triton("qk_norm_rope", qkv, refusal):
-        from . import rotary
+        from lola_ds.kernels import rotary
 
         return rotary.qk_norm_rope(qkv, coordinates, theta, norm, eps)
     return reference.qk_norm_rope(qkv, coordinates, theta, norm, eps)
@@ -80,7 +80,7 @@ def fork_modulated(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalises, scales and shifts tokens for two uses; see `reference.fork_modulated`."""
     if use_triton("modulate", x, _first((x.shape[-1] > 8192, "more than 8192 channels"))):
-        from . import norm
+        from lola_ds.kernels import norm
 
         return norm.fork_modulated(x, a, b, dtype, eps)
     return reference.fork_modulated(x, a, b, dtype, eps)
@@ -91,7 +91,7 @@ def gated_residual(
 ) -> Tensor:
     """Adds a gated branch and a gated skip input; see `reference.gated_residual`."""
     if use_triton("gated_residual", x):
-        from . import residual
+        from lola_ds.kernels import residual
 
         return residual.gated_residual(x, y, c, skip, d)
     return reference.gated_residual(x, y, c, skip, d)
@@ -105,7 +105,7 @@ def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if not training or p == 0:
         return F.silu(x)
     if use_triton("silu_dropout", x, _first((p > 0.99, "a rate above 0.99"))):
-        from . import activation
+        from lola_ds.kernels import activation
 
         return activation.silu_dropout(x, p)
     return F.dropout(F.silu(x), p)
@@ -120,7 +120,7 @@ def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     if not fused and use_triton(
         "channel_norm", x, _first((x.shape[1] > 8192, "more than 8192 channels"))
     ):
-        from . import norm
+        from lola_ds.kernels import norm
 
         return norm.channel_norm(x, eps)
     return reference.channel_norm(x, eps)
@@ -132,7 +132,7 @@ def denoising_errors(
     """The errors of a denoising network by frame; see `reference.denoising_errors`."""
     refusal = _first((x.dtype != torch.float32, "windows are not float32"))
     if use_triton("denoising_errors", output, refusal):
-        from . import denoising
+        from lola_ds.kernels import denoising
 
         return denoising.denoising_errors(output, x, noise, mask, alpha, sigma)
     return reference.denoising_errors(output, x, noise, mask, alpha, sigma)
@@ -146,7 +146,7 @@ def ema(
         return
     single = len(decays) == 1 and get_kernels() == "auto"  # torch's own is as quick
     if not single and use_triton("ema", weights[0]):
-        from . import averages as kernel
+        from lola_ds.kernels import averages as kernel
 
         kernel.ema(averages, weights, decays)
     else:
@@ -156,7 +156,7 @@ def ema(
 def seeded_normal(seeds: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """Noise from the samples' seeds; see `reference.seeded_normal`. GPUs draw it by a kernel."""
     if device.type == "cuda":
-        from . import noise
+        from lola_ds.kernels import noise
 
         return noise.seeded_normal(seeds, shape, device)
     return reference.seeded_normal(seeds, shape, device)

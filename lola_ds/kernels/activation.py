@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operator import operator
+from lola_ds.kernels.operator import operator
 
 LEVELS = 1 << 16
 ROWS = 512

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operator import operator
+from lola_ds.kernels.operator import operator
 
 BLOCK = 1024
 

@@ -32,8 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operator import operator
-from .residual import sum_to
+from lola_ds.kernels.operator import operator
+from lola_ds.kernels.residual import sum_to
 
 TILE = 4096
 """Elements of a tile of the forward, 32 a thread."""

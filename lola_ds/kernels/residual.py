@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operator import operator
+from lola_ds.kernels.operator import operator
 
 CHANNELS, TOKENS = 256, 8
 """A tile of the forward, 16 elements a thread."""

@@ -37,7 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operator import operator
+from lola_ds.kernels.operator import operator
 
 TILE = 1024
 """Elements of a tile: 8 for each of the 128 threads of a program."""

@@ -4,8 +4,8 @@ All take torch tensors with the spatial axes last and say how many there are; se
 docstring for symbols, units and sources. `Grid` has the volumes of cells that differ in size.
 """
 
-from .distributions import sliced_wasserstein, wasserstein
-from .ensemble import (
+from lola_ds.metrics.distributions import sliced_wasserstein, wasserstein
+from lola_ds.metrics.ensemble import (
     coverage,
     energy_score,
     fair_crps,
@@ -16,10 +16,19 @@ from .ensemble import (
     spread,
     spread_skill_ratio,
 )
-from .errors import correlation, mae, nrmse, rmse, spatial_mean, total_error, vrmse, worst_error
-from .grid import Grid
-from .horizon import correlation_time
-from .spectra import (
+from lola_ds.metrics.errors import (
+    correlation,
+    mae,
+    nrmse,
+    rmse,
+    spatial_mean,
+    total_error,
+    vrmse,
+    worst_error,
+)
+from lola_ds.metrics.grid import Grid
+from lola_ds.metrics.horizon import correlation_time
+from lola_ds.metrics.spectra import (
     BANDS,
     band_edges,
     band_mean,

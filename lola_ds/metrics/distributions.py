@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import spatial_mean
+from lola_ds.metrics.errors import spatial_mean
 
 __all__ = ["sliced_wasserstein", "wasserstein"]
 

@@ -29,7 +29,7 @@ import math
 import torch
 from torch import Tensor
 
-from .errors import rmse, spatial_mean
+from lola_ds.metrics.errors import rmse, spatial_mean
 
 __all__ = [
     "coverage",

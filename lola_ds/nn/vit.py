@@ -31,12 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.kernels import fork_modulated, gated_residual
-from lola_ds.nn.attention import (
-    MultiheadSelfAttention,
-    grid_coordinates,
-    init_theta,
-    local_window,
-)
+from lola_ds.nn.attention import MultiheadSelfAttention, grid_coordinates, init_theta, local_window
 from lola_ds.nn.embedding import PositionalEmbedding
 from lola_ds.nn.layers import (
     FeedForward,

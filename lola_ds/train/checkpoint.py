@@ -24,12 +24,12 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from .drive import Drive
-from .ema import Ema
-from .fragments import Fragment
-from .optim import WholeTensorOptimizer
-from .optim.packing import pack, unpack
-from .tensor_file import LazyTensors, Spec, TensorFile
+from lola_ds.train.drive import Drive
+from lola_ds.train.ema import Ema
+from lola_ds.train.fragments import Fragment
+from lola_ds.train.optim import WholeTensorOptimizer
+from lola_ds.train.optim.packing import pack, unpack
+from lola_ds.train.tensor_file import LazyTensors, Spec, TensorFile
 
 _FRAGMENTS, _OPTIMIZER, _STATES, _AVERAGES = "fragments", "optimizer", "states", "averages"
 AVERAGES_FILE = "averages"

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..nn.layers import is_channels_last
+from lola_ds.nn.layers import is_channels_last
 
 T = TypeVar("T")
 aten = torch.ops.aten

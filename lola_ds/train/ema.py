@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
-from .drive import Drive
-from .fragments import Fragment
+from lola_ds import kernels
+from lola_ds.train.drive import Drive
+from lola_ds.train.fragments import Fragment
 
 POWER_LAW = "power_"
 """How the kinds of power-law averages begin."""

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .drive import Drive, move_to_drive, on_host
-from .extensions import import_deepspeed
+from lola_ds.train.drive import Drive, move_to_drive, on_host
+from lola_ds.train.extensions import import_deepspeed
 
 _functional: Any = torch.nn.functional
 _linear = torch.nn.functional.linear

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import AVERAGES_FILE, CheckpointReader, list_checkpoints
-from .ema import POWER_LAW, PowerLaw
-from .posthoc import Snapshot, combine
-from .tensor_file import LazyTensors, TensorFile, write_tensors
+from lola_ds.train.checkpoint import AVERAGES_FILE, CheckpointReader, list_checkpoints
+from lola_ds.train.ema import POWER_LAW, PowerLaw
+from lola_ds.train.posthoc import Snapshot, combine
+from lola_ds.train.tensor_file import LazyTensors, TensorFile, write_tensors
 
 PREFIX = "model."
 """What the objective puts before the model's parameter names."""

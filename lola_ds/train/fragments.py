@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optim import WholeTensorOptimizer
+from lola_ds.train.optim import WholeTensorOptimizer
 
 
 @dataclass(frozen=True)

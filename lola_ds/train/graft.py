@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import explain_mismatch
+from lola_ds.train.checkpoint import explain_mismatch
 
 
 @dataclass(frozen=True)

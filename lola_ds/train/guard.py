@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Batch
-from .fragments import torch_optimizer
+from lola_ds.data import Batch
+from lola_ds.train.fragments import torch_optimizer
 
 _HISTORY = 64
 _ENOUGH = 16

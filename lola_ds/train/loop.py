@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..breakdown import bin_means
-from ..data import Batch
-from .ema import Ema
-from .engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
-from .fragments import Fragment, evaluated, torch_optimizer
-from .guard import Guard, Witness, squared_norm, update_left_out
-from .meter import Meter
-from .profiling import Profiler
-from .scaling import LossScale
-from .seeds import hash_seed, seed_device
-from .stop import StopRequest
-from .store import CheckpointStore
-from .tracking import Tracker
-from .watchdog import Watchdog
+from lola_ds.breakdown import bin_means
+from lola_ds.data import Batch
+from lola_ds.train.ema import Ema
+from lola_ds.train.engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
+from lola_ds.train.fragments import Fragment, evaluated, torch_optimizer
+from lola_ds.train.guard import Guard, Witness, squared_norm, update_left_out
+from lola_ds.train.meter import Meter
+from lola_ds.train.profiling import Profiler
+from lola_ds.train.scaling import LossScale
+from lola_ds.train.seeds import hash_seed, seed_device
+from lola_ds.train.stop import StopRequest
+from lola_ds.train.store import CheckpointStore
+from lola_ds.train.tracking import Tracker
+from lola_ds.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)

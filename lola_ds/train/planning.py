@@ -31,8 +31,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cost import PassCost
-from .drive import drive_bytes
+from lola_ds.train.cost import PassCost
+from lola_ds.train.drive import drive_bytes
 
 GIB = 2**30
 

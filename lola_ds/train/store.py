@@ -34,8 +34,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..durable import flush, write_atomic
-from .checkpoint import (
+from lola_ds.durable import flush, write_atomic
+from lola_ds.train.checkpoint import (
     AVERAGES_FILE,
     CheckpointError,
     CheckpointReader,
@@ -44,10 +44,10 @@ from .checkpoint import (
     list_checkpoints,
     rank_contents,
 )
-from .drive import Drive
-from .ema import Ema
-from .fragments import Fragment
-from .tensor_file import LazyTensors, Spec, as_bytes, write_tensors
+from lola_ds.train.drive import Drive
+from lola_ds.train.ema import Ema
+from lola_ds.train.fragments import Fragment
+from lola_ds.train.tensor_file import LazyTensors, Spec, as_bytes, write_tensors
 
 
 class CheckpointStore:

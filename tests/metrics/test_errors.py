@@ -10,15 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lola_ds.metrics import (
-    correlation,
-    nrmse,
-    rmse,
-    spatial_mean,
-    total_error,
-    vrmse,
-    worst_error,
-)
+from lola_ds.metrics import correlation, nrmse, rmse, spatial_mean, total_error, vrmse, worst_error
 
 
 def naive(u: np.ndarray, v: np.ndarray, eps: float = 1e-6) -> tuple[float, float, float]:

@@ -21,12 +21,7 @@ from lola_ds.config import compose, fill_deepspeed
 from lola_ds.train.checkpoint import CheckpointReader, load_weights, restore_ema, restore_optimizer
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
 from lola_ds.train.engine import join, leave, make_engine
-from lola_ds.train.fragments import (
-    Fragment,
-    local_fragments,
-    resident_fragments,
-    torch_optimizer,
-)
+from lola_ds.train.fragments import Fragment, local_fragments, resident_fragments, torch_optimizer
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.store import CheckpointStore
 

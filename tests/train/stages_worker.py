@@ -33,12 +33,7 @@ from lola_ds.train.engine import (
     leave,
     make_engine,
 )
-from lola_ds.train.fragments import (
-    evaluated,
-    local_fragments,
-    resident_fragments,
-    torch_optimizer,
-)
+from lola_ds.train.fragments import evaluated, local_fragments, resident_fragments, torch_optimizer
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.store import CheckpointStore
 

@@ -10,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ...metrics import BANDS
-from ..style import METHODS, pretty, replacing
-from .charts import Line, line_chart
-from .parts import Row, number_table, picture, text_table, video
-from .runs import Run, differences, find_runs
+from lola_ds.evaluate.report.charts import Line, line_chart
+from lola_ds.evaluate.report.parts import Row, number_table, picture, text_table, video
+from lola_ds.evaluate.report.runs import Run, differences, find_runs
+from lola_ds.evaluate.style import METHODS, pretty, replacing
+from lola_ds.metrics import BANDS
 
 __all__ = ["write_report"]
 

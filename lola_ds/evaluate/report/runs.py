@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..provenance import read_model, read_training
-from ..store import RESULTS, read_results
+from lola_ds.evaluate.provenance import read_model, read_training
+from lola_ds.evaluate.store import RESULTS, read_results
 
 __all__ = ["Run", "differences", "find_runs"]
 

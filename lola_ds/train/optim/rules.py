@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .schedule_free import ScheduleFreeAdamW
+from lola_ds.train.optim.schedule_free import ScheduleFreeAdamW
 
 Rule = Callable[[Tensor], torch.optim.Optimizer]
 

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..seeds import hash_seed
-from .rules import Rule
-from .schedule_free import ScheduleFreeAdamW
+from lola_ds.train.optim.rules import Rule
+from lola_ds.train.optim.schedule_free import ScheduleFreeAdamW
+from lola_ds.train.seeds import hash_seed
 
 
 @dataclass(frozen=True)
