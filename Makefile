@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard lola_ds/dat
 	$(BIN)/pip install --quiet --no-build-isolation -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c "from lola_ds.train.extensions import build_extensions; build_extensions()"
+	$(BIN)/python -c "from lola_ds.train.zero.extensions import build_extensions; build_extensions()"
 	touch $@
 
 demo: setup  ## the whole method on freshly solved Euler flows, about 15 minutes on 2 cores
@@ -37,7 +37,7 @@ test-full: setup lint  ## every test
 bench-gpu: setup  ## kernels, attention, training steps and sampling on a GPU: benchmarks/*_gpu.csv
 	@command -v nvidia-smi >/dev/null || { echo "bench-gpu needs a GPU: nvidia-smi is missing"; exit 1; }
 	status=0; \
-	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/nn/test_attention.py tests/emulate/test_capture.py || status=1; \
+	$(BIN)/python -m pytest -q -n 0 tests/kernels tests/nn/test_attention.py tests/emulate/test_cuda_graph.py || status=1; \
 	for name in kernels attention fusion step inference; do \
 	  $(BIN)/python -m benchmarks.$$name out=benchmarks/$${name}_gpu.csv || status=1; \
 	done; \

@@ -48,7 +48,7 @@ def compile_reader(sources: Path, target: Path) -> Path:
     library = target / "_lola_ds.abi3.so"
     include = f"-I{sysconfig.get_path('include')}"
     shared = ("-shared", *UNRESOLVED, "-o", library)
-    others = [sources / f"{name}.c" for name in ("module", "mapping", "moments", "places")]
+    others = [sources / f"{name}.c" for name in ("module", "mapping", "moments", "plan_reads")]
     _compile(*FLAGS, include, *shared, *others, *objects)
     return library
 

@@ -14,7 +14,7 @@ Shuffled, the same windows in the same order (the first of them where a reader t
     pread       bare positioned reads of the same bytes into memory in use, no checksum; by one
                 thread, and by as many as the loader's workers
     loader      this loader, once every frame was compared with its checksum; `hashed once`: in an
-                epoch that compares each frame at its first read; `recheck`: at every read
+                epoch that compares each frame at its first read; `verify_reads`: at every read
     augmented   this loader with flips, permutations and rolls
     well        `the_well.data.WellDataset`, one process (fields only)
     h5py        a reader of a latent cache that keeps its file open, as lola's (latents only);
@@ -66,7 +66,7 @@ from benchmarks.record import describe_machine, write_rows
 from data_prep.well_to_shards import shard_split
 from lola_ds.cli.common import parse_pairs
 from lola_ds.data import ElasticSampler, ShardDataset, ShardWriter, build_loader, stream_windows
-from lola_ds.data.orders import FullShuffle
+from lola_ds.data.shuffle import FullShuffle
 
 LENGTH, STRIDE, IN_USE, EPOCHS = 5, 4, 3, 6
 AUGMENT = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
@@ -210,7 +210,7 @@ class Case:
         yield "loader, 1 worker", lambda: self.loader(1)
         yield f"loader, {many} workers", lambda: self.loader(many)
         yield f"loader, {many} workers, hashed once", lambda: self.loader(many, afresh=True)
-        yield f"loader, {many} workers, recheck", lambda: self.loader(many, recheck=True)
+        yield f"loader, {many} workers, recheck", lambda: self.loader(many, verify_reads=True)
         if self.windows.kind == "fields":
             yield f"augmented, {many} workers", lambda: self.loader(many, AUGMENT)
             yield "well", self.well if installed("the_well") else "the_well is not installed"
@@ -260,17 +260,17 @@ class Case:
         augment: Sequence[str] = (),
         *,
         afresh: bool = False,
-        recheck: bool = False,
+        verify_reads: bool = False,
         in_order: bool = False,
     ) -> int:
         """Reads an epoch, after one in which every frame was hashed; the fastest of EPOCHS.
 
         Arguments:
-            workers, augment, recheck: the loader's.
+            workers, augment, verify_reads: the loader's.
             afresh: change the shards' times first, so that every frame is hashed anew, once.
             in_order: visit the windows in order instead of shuffled.
         """
-        windows = ShardDataset(self.path, LENGTH, STRIDE, recheck=recheck)
+        windows = ShardDataset(self.path, LENGTH, STRIDE, verify_reads=verify_reads)
         order = InOrder(self.count, 0) if in_order else None
         sampler, seconds = ElasticSampler(self.count, self.batch, order=order), []
         steps, size = len(sampler), 0

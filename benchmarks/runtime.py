@@ -46,13 +46,13 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.record import describe_machine, write_rows
+from data_prep.cli.shard import main as shard
+from data_prep.cli.synthesize import main as synthesize
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once, parse_pairs
-from lola_ds.cli.shard import main as shard
-from lola_ds.cli.synthesize import main as synthesize
 from lola_ds.config import compose
-from lola_ds.train.engine import Ranks, join, leave
 from lola_ds.train.loop import Trainer
+from lola_ds.train.zero.engine import Ranks, join, leave
 
 T = TypeVar("T")
 PACKAGES = ("torch", "deepspeed")
@@ -170,7 +170,7 @@ def observe(trainer: Trainer, clock: Clock) -> None:
     trainer._average = clock.timed("checks", trainer._average)
     advance = clock.timed("record", trainer.tracker.advance)
     trainer.tracker.log = clock.timed("record", trainer.tracker.log)
-    trainer.watch.meter.waiting = lambda: clock.timing("data")
+    trainer.watch.throughput.waiting = lambda: clock.timing("data")
 
     def end(*args: Any) -> None:
         advance(*args)

@@ -54,7 +54,7 @@ from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose
 from lola_ds.data import Batch
-from lola_ds.emulate.capture import CapturedSampling
+from lola_ds.emulate.cuda_graph import CapturedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 from lola_ds.nn import layers
@@ -65,7 +65,7 @@ from lola_ds.nn.layers import ChannelNorm, Conv2d
 from lola_ds.nn.modulation import modulation
 from lola_ds.nn.vit import ViT, ViTBlock
 from lola_ds.objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
-from lola_ds.train.engine import choose_precision
+from lola_ds.train.zero.engine import choose_precision
 
 H100 = 989e12
 SAMPLER_STEPS = 16

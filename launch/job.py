@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import attempt
+from launch import attempt_log
 
 FOLDER = "launch"
 """Folder of scripts, output and diary inside a task's folder."""
@@ -31,7 +31,7 @@ class Task:
     def done(self) -> bool:
         """Whether this very command has finished here."""
         words, status = None, None
-        for line in attempt.read(self.diary):
+        for line in attempt_log.read(self.diary):
             if line["event"] == "submit":
                 words, status = line["words"], None
             elif line["event"] == "end":
@@ -40,7 +40,7 @@ class Task:
 
     def note_submission(self) -> None:
         """Notes what is about to be submitted."""
-        attempt.record(self.diary, "submit", words=list(self.words))
+        attempt_log.record(self.diary, "submit", words=list(self.words))
 
     def note_job(self, number: str, index: int) -> None:
         """Notes the job that Slurm made of it, and this task's index in its array."""

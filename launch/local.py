@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from launch import attempt
+from launch import attempt_log
 from launch.job import Job, Task
 from launch.node import Node
 from launch.script import job_environment
@@ -35,12 +35,12 @@ def run(job: Job, cluster: Mapping[str, Any]) -> int:
 
 def _run_task(job: Job, task: Task, retries: int) -> int:
     while True:
-        attempt.begin(task.diary)
+        attempt_log.begin(task.diary)
         if job.trains:
             status = Node(job.gpus, task.folder / "logs").run(task.words)
         else:
             command = [sys.executable, "-m", "lola_ds.cli.main", job.command, *task.words]
             status = subprocess.run(command, check=False).returncode
-        again = attempt.end(task.diary, status, retries)
+        again = attempt_log.end(task.diary, status, retries)
         if again != EXIT_STOPPED or status == EXIT_STOPPED:
             return again

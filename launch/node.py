@@ -32,9 +32,9 @@ from pathlib import Path
 
 import psutil
 
-from launch.attempt import meeting_point
-from launch.lifeline import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
+from launch.attempt_log import meeting_point
 from launch.rank import GPUS, LOGS
+from launch.supervisor import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
 from lola_ds.train.stop import EXIT_STOPPED
 
 MASTER = "LOLA_MASTER"

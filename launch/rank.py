@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.lifeline import RankEnd
+from launch.supervisor import RankEnd
 from lola_ds.cli.common import exit_at_once
 
 LOGS = "LOLA_LOGS"

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from launch import attempt
+from launch import attempt_log
 from launch.job import FOLDER, Task
 from lola_ds.train.stop import EXIT_STOPPED
 
@@ -51,7 +51,7 @@ def find_runs(root: Path) -> list[Path]:
     found = []
     for folder, names, files in os.walk(root):
         path = Path(folder)
-        if "metrics.jsonl" in files or (path / FOLDER / attempt.FILE).is_file():
+        if "metrics.jsonl" in files or (path / FOLDER / attempt_log.FILE).is_file():
             found.append(path)
         deep = len(path.relative_to(root).parts) >= _DEPTH
         names[:] = [] if deep else sorted(n for n in names if n not in _INSIDE and n[0] != ".")
@@ -68,7 +68,7 @@ def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Ru
     total = train["epochs"] * train["epoch_size"] if train else 0
     step, speed = _last_metrics(folder)
     done = step * train["batch_size"] if train else 0
-    lines = attempt.read(folder / FOLDER)
+    lines = attempt_log.read(folder / FOLDER)
     state = _state(folder, lines, queue, bool(total) and done >= total)
     attempts = sum(line["event"] == "begin" for line in lines)
     ends = [line["status"] for line in lines if line["event"] == "end"]

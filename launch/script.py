@@ -144,7 +144,7 @@ def _body(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
     python = shlex.quote(cluster["python"] or sys.executable)
     once, options, inside = _container(cluster)
     interface = f" --interface {shlex.quote(cluster['interface'])}" if cluster["interface"] else ""
-    begin = f'{once}{python} -m launch.attempt begin "$folder/{FOLDER}"'
+    begin = f'{once}{python} -m launch.attempt_log begin "$folder/{FOLDER}"'
     if job.trains:
         yield "# Where the ranks meet: an address of this first node, and a free port on it."
         yield f"LOLA_MASTER=$({begin}{interface}) || exit"
@@ -161,7 +161,7 @@ def _body(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"  {inside}{program}"
     yield (
-        f'{once}{python} -m launch.attempt end "$folder/{FOLDER}" "$?" '
+        f'{once}{python} -m launch.attempt_log end "$folder/{FOLDER}" "$?" '
         f"--retries {cluster['retries']}"
     )
     yield "status=$?"

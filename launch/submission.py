@@ -11,8 +11,8 @@ from typing import Any
 
 from launch import local, slurm
 from launch.job import Job
-from launch.plan import Link
 from launch.script import limit, render
+from launch.stages import Link
 
 SCRIPT = "job.sh"
 PATIENCE = 90.0  # seconds for a cancelled job to end

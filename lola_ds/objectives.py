@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lola_ds.breakdown import by_lead, by_noise
+from lola_ds.binned_losses import by_lead, by_noise
 from lola_ds.data.hashing import derive, uniform
 from lola_ds.kernels import denoising_errors
 from lola_ds.masks import ContextLaw, draw_context_masks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lola_ds.breakdown import bin_means, by_lead, by_noise
+from lola_ds.binned_losses import bin_means, by_lead, by_noise
 
 
 def test_by_noise_bins_decades_and_keeps_the_ends() -> None:

@@ -11,8 +11,8 @@ from helpers import make_shards
 from lola_ds.build import open_split
 from lola_ds.build.training import make_loader
 from lola_ds.config import compose
-from lola_ds.data.orders import BlockShuffle, FullShuffle, Mixture
-from lola_ds.train.engine import Ranks
+from lola_ds.data.shuffle import BlockShuffle, FullShuffle, Mixture
+from lola_ds.train.zero.engine import Ranks
 
 PHYSICS = ("euler_multi_quadrants_openBC", "euler_multi_quadrants_periodicBC")
 
@@ -46,7 +46,7 @@ def test_by_default_all_windows_are_shuffled(words: list[str], monkeypatch) -> N
 
 def test_order_share_and_amount_of_data(words: list[str], monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("lola_ds.build.data._check_kind", lambda *_: None)
-    more = ["train.restrict=2", "train.shuffle_bytes=20000", "dataset.weights=[3,1]"]
+    more = ["train.max_trajectories=2", "train.shuffle_bytes=20000", "dataset.weights=[3,1]"]
     windows, loader = loader_of([*words, *more])
     with loader:
         order = loader.sampler._order._order
@@ -69,14 +69,14 @@ def test_damaged_windows_stop_a_training_or_are_left_out(words: list[str], monke
     _, loader = loader_of(words)
     with loader, pytest.raises(OSError, match="checksum mismatch"):
         list(zip(range(18), loader))
-    _, loader = loader_of([*words, "train.quarantine=true", "train.recheck=true"])
+    _, loader = loader_of([*words, "train.quarantine=true", "train.verify_reads=true"])
     with loader, pytest.warns(UserWarning, match="window 5 is left out"):
         seen = [batch.window for _, batch in zip(range(18), loader)]
     assert sorted(torch.cat(seen).tolist()) == [-1, *(w for w in range(72) if w != 5)]
     assert loader.state_dict()["quarantine"] == [5]
 
 
-@pytest.mark.parametrize("key", ["restrict", "shuffle_bytes"])
+@pytest.mark.parametrize("key", ["max_trajectories", "shuffle_bytes"])
 def test_amounts_must_be_positive(words: list[str], key: str) -> None:
     with pytest.raises(ValueError, match=rf"train.{key}=0 must be at least 1, or null"):
         compose([*words, f"train.{key}=0"])

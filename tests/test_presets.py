@@ -128,7 +128,7 @@ def test_presets(system: str, space: str, task: str) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_flavours(system: str, task: str) -> None:
     """What differs between the paper and its published code, wherever the words stand."""
-    words = [f"experiment=[{system},c64,{task}]", "flavour=lola"]
+    words = [f"experiment=[{system},c64,{task}]", "variant=lola"]
     paper, lola = composed(words[0]), composed(*reversed(words))
     context = paper["trajectory"]["context"]
     assert context == {"law": "poisson_truncated", "rate": 2.0, "atleast": 1, "rho": 1.0}

@@ -28,7 +28,7 @@ from types import TracebackType
 import h5py
 import numpy as np
 
-from lola_ds.durable import flush
+from lola_ds.atomic_io import flush
 
 #: The kinds of boundary that The Well knows.
 BOUNDARIES = ("WALL", "OPEN", "PERIODIC")

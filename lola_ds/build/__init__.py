@@ -1,9 +1,7 @@
 """From configuration to objects: the only place where names in YAML become classes."""
 
 from lola_ds.build.data import make_prepare, make_standardize, open_split
-from lola_ds.build.networks import build_model, build_objective, complete_network
-from lola_ds.build.planning import describe_frames, trace_training
-from lola_ds.build.trained import (
+from lola_ds.build.load import (
     AUTOENCODER,
     WEIGHTS,
     autoencoder_folder,
@@ -12,6 +10,7 @@ from lola_ds.build.trained import (
     load_model,
     load_weights_of,
 )
+from lola_ds.build.networks import build_model, build_objective, complete_network
 from lola_ds.build.training import build_training
 
 __all__ = [
@@ -23,12 +22,10 @@ __all__ = [
     "build_training",
     "check_weights",
     "complete_network",
-    "describe_frames",
     "load_emulator",
     "load_model",
     "load_weights_of",
     "make_prepare",
     "make_standardize",
     "open_split",
-    "trace_training",
 ]

@@ -33,8 +33,8 @@ def open_split(config: dict[str, Any], split: str) -> ShardDataset:
         folders,
         length=1 if pixels else config["trajectory"]["length"],
         stride=1 if pixels else config["trajectory"]["stride"],
-        restrict=config["train"]["restrict"] if split == "train" else None,
-        recheck=config["train"]["recheck"],
+        max_trajectories=config["train"]["max_trajectories"] if split == "train" else None,
+        verify_reads=config["train"]["verify_reads"],
     )
     _check_kind(config, windows)
     return windows

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.build.data import make_prepare, open_split
+from lola_ds.build.load import load_weights_of
 from lola_ds.build.networks import build_model, build_objective, complete_network, count_tokens
-from lola_ds.build.planning import trace_training
-from lola_ds.build.trained import load_weights_of
 from lola_ds.config import TASKS, fill_deepspeed, save_config, split_batch, uses_cpu_adam
 from lola_ds.data import (
     Batch,
@@ -27,32 +26,33 @@ from lola_ds.data import (
     evaluation_batches,
     make_order,
 )
+from lola_ds.estimate.trace import trace_training
 from lola_ds.kernels import set_kernels
 from lola_ds.nn.compiling import compile_blocks
-from lola_ds.nn.sequence import divide_tokens, join_sequence_group
+from lola_ds.nn.sequence_parallel import divide_tokens, join_sequence_group
 from lola_ds.objectives import Objective
-from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
-from lola_ds.train.drive import Drive, drive_bytes, open_drive
+from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator
+from lola_ds.train.checkpoint.format import load_weights, restore_ema, restore_optimizer
+from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema, make_profiles
-from lola_ds.train.engine import (
+from lola_ds.train.init_from import graft
+from lola_ds.train.loop import Plan, Trainer, Watch
+from lola_ds.train.optim import make_optimizer, make_schedule
+from lola_ds.train.profiling import Profiler, parse_window
+from lola_ds.train.stop import StopRequest
+from lola_ds.train.throughput import Throughput
+from lola_ds.train.tracking import Tracker
+from lola_ds.train.watchdog import Watchdog
+from lola_ds.train.zero.engine import (
     Ranks,
     choose_precision,
     gather_over_ranks,
     make_engine,
     set_numerics,
 )
-from lola_ds.train.fragments import local_fragments, resident_fragments, torch_optimizer
-from lola_ds.train.graft import graft
-from lola_ds.train.guard import Guard, Witness
-from lola_ds.train.loop import Plan, Trainer, Watch
-from lola_ds.train.meter import Meter
-from lola_ds.train.optim import make_optimizer, make_schedule
-from lola_ds.train.profiling import Profiler, parse_window
-from lola_ds.train.scaling import LossScale
-from lola_ds.train.stop import StopRequest
-from lola_ds.train.store import CheckpointStore
-from lola_ds.train.tracking import Tracker
-from lola_ds.train.watchdog import Watchdog
+from lola_ds.train.zero.loss_scale import LossScale
+from lola_ds.train.zero.nvme_offload import Drive, drive_bytes, open_drive
+from lola_ds.train.zero.partitions import local_partitions, resident_partitions, torch_optimizer
 
 
 def build_training(
@@ -100,12 +100,12 @@ def build_training(
         _check_room(drive, trained, config, ds_config, ranks)
     whole = compile_blocks(objective) if config["compile"] else ()
     engine = make_engine(objective, optimizer, ds_config, whole, drive)
-    fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, make_profiles(config["ema"]), drive)
+    partitions = local_partitions(engine, ranks.rank, ranks.world_size)
+    ema = Ema(partitions, make_profiles(config["ema"]), drive)
     readers = _readers(config, ranks)
     loader = make_loader(config, windows, readers)
     if reader is not None:
-        resident = resident_fragments(engine, ranks.rank, ranks.world_size)
+        resident = resident_partitions(engine, ranks.rank, ranks.world_size)
         updates = state.get("updates", step)
         restore_optimizer(torch_optimizer(engine), resident, reader, updates, drive)
         restore_ema(ema, reader)
@@ -113,7 +113,7 @@ def build_training(
     return Trainer(
         engine=engine,
         ranks=ranks,
-        fragments=fragments,
+        partitions=partitions,
         ema=ema,
         loader=loader,
         valid=_validation(config, valid, readers),
@@ -243,7 +243,7 @@ def _validation(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> 
 
 
 def _make_watch(
-    config: dict[str, Any], windows: ShardDataset, ranks: Ranks, guard: dict[str, Any] | None
+    config: dict[str, Any], windows: ShardDataset, ranks: Ranks, detector: dict[str, Any] | None
 ) -> Watch:
     """What observes the training; the first rank, which records, also counts the network's work."""
     watch, flops = config["watch"], 0.0
@@ -252,9 +252,11 @@ def _make_watch(
         plain = {**config, TASKS[config["task"]]: network, "sequence_parallel": 1}
         flops = trace_training(plain, windows.shape, windows.labels.shape[1], samples=2).flops / 2
     return Watch(
-        guard=Guard(watch["patience"], watch["spike"], guard),
-        witness=Witness(ranks.rank, config["dataset"]["fields"]),
-        meter=Meter(ranks.device, ranks.world_size, flops, count_tokens(config, windows.shape)),
+        detector=AnomalyDetector(watch["patience"], watch["spike"], detector),
+        locator=AnomalyLocator(ranks.rank, config["dataset"]["fields"]),
+        throughput=Throughput(
+            ranks.device, ranks.world_size, flops, count_tokens(config, windows.shape)
+        ),
         watchdog=Watchdog(watch["timeout"]),
         profiler=Profiler(
             parse_window(config["profile"]["steps"]), Path(config["run"]) / "profile", ranks.rank

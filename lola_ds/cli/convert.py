@@ -106,7 +106,12 @@ def _read(path: Path, which: str | None) -> Model:
     from lola_ds.build import WEIGHTS, autoencoder_folder
     from lola_ds.config import load_config
     from lola_ds.models.lola import ORIGINAL
-    from lola_ds.train.export import choose, find_checkpoint, model_weights, read_weights
+    from lola_ds.train.checkpoint.export import (
+        choose,
+        find_checkpoint,
+        model_weights,
+        read_weights,
+    )
 
     if (path / WEIGHTS).is_file():
         if which is not None:
@@ -163,7 +168,7 @@ def _write(model: Model, out: Path) -> None:
     """Writes a converted folder."""
     from lola_ds.build import WEIGHTS
     from lola_ds.config import save_config
-    from lola_ds.train.export import write_weights
+    from lola_ds.train.checkpoint.export import write_weights
 
     write_weights(model.state, out / WEIGHTS)
     save_config(model.config, out / "config.yaml")
@@ -177,7 +182,7 @@ def _verify(model: Model, out: Path) -> None:
     """
     from lola_ds.build import WEIGHTS
     from lola_ds.models.lola import read_state
-    from lola_ds.train.tensor_file import same_bits
+    from lola_ds.train.checkpoint.tensor_file import same_bits
 
     plain = (out / WEIGHTS).is_file()
     written = _Reopened(out / WEIGHTS) if plain else read_state(out)

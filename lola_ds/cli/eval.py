@@ -53,7 +53,7 @@ keys of emulators (settings; several values between commas are evaluated one aft
   guidance=none      METHOD:OPERATOR[:option=…], forecasts that agree with observations of the
                      truth: mmps or sda; subsample:every=8, downscale:factor=8 or stripe:width=2;
                      std=0.05 of the observations' noise, units=standardised or physical, and more
-  label_weight=1     of the label, for a model trained with denoiser.label_dropout: 0 for no label,
+  guidance_scale=1     of the label, for a model trained with denoiser.label_dropout: 0 for no label,
                      above 1 to stress it
 
 writes to OUT:
@@ -93,12 +93,12 @@ _DEFAULTS: dict[str, object] = {
     "sampling_steps": "16",
     "seed": "0",
     "guidance": "none",
-    "label_weight": "1",
+    "guidance_scale": "1",
 }
 
 SETTINGS = (
     *("sampler", "sampling_steps", "members", "steps", "context", "overlap", "seed", "guidance"),
-    "label_weight",
+    "guidance_scale",
 )
 """Keys that take several values, in the order in which these are gone through."""
 
@@ -210,7 +210,7 @@ def _parse_settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
             values.append(keys[name].split(","))
         elif name == "guidance":
             values.append([_parse_guidance(text) for text in keys[name].split(",")])
-        elif name == "label_weight":
+        elif name == "guidance_scale":
             values.append([_parse_weight(text) for text in keys[name].split(",")])
         else:
             values.append(_parse_numbers(name, keys[name]))
@@ -221,7 +221,7 @@ def _parse_weight(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"label_weight={text}: expected numbers between commas") from None
+        raise ValueError(f"guidance_scale={text}: expected numbers between commas") from None
 
 
 def _parse_guidance(text: str) -> Any:

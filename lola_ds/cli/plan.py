@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lola_ds.cli.common import make_parser, parse_arguments
 
 if TYPE_CHECKING:
-    from lola_ds.train.engine import Ranks
-    from lola_ds.train.planning import Choice, Gpu, Planner
+    from lola_ds.estimate.memory import Choice, Gpu, Planner
+    from lola_ds.train.zero.engine import Ranks
 
 HELP = """Says before a training starts whether it fits, how long it takes, and what to choose.
 
@@ -41,7 +41,7 @@ WORLDS = [2**n for n in range(11)]
 
 def main(argv: Sequence[str]) -> None:
     """Traces the network under every checkpointing policy and prints what each setting needs."""
-    from lola_ds.train.planning import GPUS, NETWORKS
+    from lola_ds.estimate.memory import GPUS, NETWORKS
 
     parser = make_parser("plan", HELP)
     parser.add_argument("--grid", help="points of the physical grid, such as 512x512")
@@ -83,10 +83,10 @@ def make_planner(
         gpu: the GPU.
         network: GB/s per GPU between nodes.
     """
-    from lola_ds.build import trace_training
     from lola_ds.config import TASKS, read_deepspeed
+    from lola_ds.estimate.memory import Planner, Workload
+    from lola_ds.estimate.trace import trace_training
     from lola_ds.train.ema import make_profiles
-    from lola_ds.train.planning import Planner, Workload
 
     group, workloads = TASKS[config["task"]], []
     for policy in POLICIES:
@@ -115,7 +115,7 @@ def advise(config: dict[str, Any], ranks: Ranks) -> str:
         ranks: this process among its peers.
     """
     from lola_ds.config import TASKS
-    from lola_ds.train.planning import GPUS, NETWORKS
+    from lola_ds.estimate.memory import GPUS, NETWORKS
 
     group, memory = TASKS[config["task"]], _memory_per_rank(ranks)
     gpu = replace(GPUS["h100"], memory=memory)
@@ -156,7 +156,8 @@ def _present_words(config: dict[str, Any], group: str) -> str:
 
 
 def _frames(config: dict[str, Any], grid: str | None) -> tuple[tuple[int, ...], int]:
-    from lola_ds.build import describe_frames, open_split
+    from lola_ds.build import open_split
+    from lola_ds.estimate.trace import describe_frames
 
     if grid is not None:
         sizes = grid.lower().split("x")

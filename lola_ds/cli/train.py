@@ -36,7 +36,7 @@ keys (Hydra overrides; --print-config shows all of them with their values):
   experiment=NAME                          a preset of configs/experiment/
   'experiment=[SYSTEM,SPACE,TASK]'         a model of the paper: euler|rayleigh_benard|
                                            gravity_cooling, c64|c16|c4|pixel, the task;
-  flavour=lola                             as its published code has it
+  variant=lola                             as its published code has it
 
 examples:
   lola-ds train task=autoencoder dataset=euler_periodic data=SHARDS run=runs/ae
@@ -69,8 +69,8 @@ def main(argv: Sequence[str]) -> None:
         return
 
     from lola_ds.cli.plan import advise
-    from lola_ds.train.engine import join, leave
     from lola_ds.train.failures import LostRankError, explained
+    from lola_ds.train.zero.engine import join, leave
 
     ranks = join(config["device"])
     try:

@@ -33,7 +33,7 @@ def check(plain: dict[str, Any]) -> None:
     ).split():
         if _get(plain, key) < 1:
             raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
-    for key in ("restrict", "shuffle_bytes"):
+    for key in ("max_trajectories", "shuffle_bytes"):
         value = plain["train"][key]
         if value is not None and value < 1:
             raise ValueError(f"train.{key}={value} must be at least 1, or null")

@@ -86,10 +86,10 @@ class Train:
     accumulation: int = 1
     workers: int = 2
     log_every: int = 10
-    restrict: int | None = None
+    max_trajectories: int | None = None
     shuffle_bytes: int | None = None
     quarantine: bool = False
-    recheck: bool = False
+    verify_reads: bool = False
 
 
 @dataclass

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from lola_ds.atomic_io import write_atomic
 from lola_ds.data.format import INDEX, SCHEMA, STORED, ShardError, channel_names, dump_json
-from lola_ds.durable import write_atomic
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from lola_ds.atomic_io import flush
 from lola_ds.data.format import INDEX
 from lola_ds.data.index import Index, open_index, share_common
 from lola_ds.data.statistics import Moments
-from lola_ds.durable import flush
 
 LOCK_SECONDS = 10.0  # how long to wait for a killed writer's lock
 

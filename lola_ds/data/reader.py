@@ -4,7 +4,7 @@ A frame is hashed the first time this process reads it, right after the read, wh
 core's cache; and again whenever its shard has changed since: what is remembered of a frame is a
 stamp of the file (device, inode, size, times) under which its bytes were right. So every corruption
 that is there at the first read is caught, and so is any later one that goes through the file
-system; a disk that decays between two reads of one process is caught by `recheck` only, which
+system; a disk that decays between two reads of one process is caught by `verify_reads` only, which
 hashes at every read. What a call asks for twice is read once and copied, which windows that overlap
 gain by. Tables are consulted for all frames of a call at once; the rest is one call into C
 (`native`), which reads, hashes and copies without the interpreter.
@@ -78,11 +78,11 @@ class FrameReader:
 
     Arguments:
         index: the split's index.
-        recheck: hash every frame at every read, not only at its first.
+        verify_reads: hash every frame at every read, not only at its first.
     """
 
-    def __init__(self, index: Index, recheck: bool = False) -> None:
-        self.index, self.recheck = index, recheck
+    def __init__(self, index: Index, verify_reads: bool = False) -> None:
+        self.index, self.verify_reads = index, verify_reads
         self._frame_bytes = index.frame_bytes
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
@@ -90,7 +90,7 @@ class FrameReader:
         self._verified = np.zeros(len(index.checksums), np.int64)  # stamp under which it was right
 
     def __reduce__(self) -> tuple:
-        return FrameReader, (self.index, self.recheck)
+        return FrameReader, (self.index, self.verify_reads)
 
     def read(self, frames: np.ndarray, out: np.ndarray, rows: np.ndarray | None = None) -> None:
         """Reads frames as they are stored.
@@ -120,7 +120,7 @@ class FrameReader:
             reads.shards,
             reads.offsets,
             digests,
-            (self._verified[frames] != before) | self.recheck,
+            (self._verified[frames] != before) | self.verify_reads,
             reads.bounds,
             reads.rows,
             out,

@@ -1,6 +1,6 @@
 """One global order of windows, cut in global batches, dealt to any number of ranks.
 
-Seed and epoch fix the order of an epoch's draws (see `lola_ds.data.orders`). Global batch k is its
+Seed and epoch fix the order of an epoch's draws (see `lola_ds.data.shuffle`). Global batch k is its
 entries k G, …, k G + G - 1 (G the global batch size), padded with -1 at the end of the epoch. Rank
 r of W takes every W-th entry from the r-th: padding spreads evenly, and every rank has G / W
 entries. The state is the epoch and the number of entries used, whatever W, and the windows in
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lola_ds.data.format import ShardError, checksum, dump_json
-from lola_ds.data.orders import FullShuffle, Order
+from lola_ds.data.shuffle import FullShuffle, Order
 
 BACKGROUND = 1 << 20  # from so many draws on, the next epoch's order is computed in the background
 MAX_QUARANTINE = 64  # more windows than this fail when storage does, not a few frames

@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lola_ds.atomic_io import flush
 from lola_ds.data.format import TAR_END, ShardError, checksum
-from lola_ds.durable import flush
 
 READ_BACK = 64_000_000  # bytes that are forced to the disk and read back at a time
 PIECE = 131_072  # bytes of one read: in sequence, they come to lie in large pieces of memory

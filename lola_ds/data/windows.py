@@ -34,9 +34,9 @@ class ShardDataset:
         path: folder(s) written by `lola-ds shard` or `lola-ds encode`.
         length: L, number of frames.
         stride: s, steps between frames.
-        restrict: keep the first trajectories of every folder only (all by default); or one number
+        max_trajectories: keep the first trajectories of every folder only (all by default); or one number
             for each folder, None for all.
-        recheck: hash every frame at every read, not only when this process reads it first.
+        verify_reads: hash every frame at every read, not only when this process reads it first.
 
     Attributes:
         kind: `fields` (physical units) or `latents`.
@@ -61,21 +61,29 @@ class ShardDataset:
         path: str | Path | Sequence[str | Path],
         length: int = 1,
         stride: int = 1,
-        restrict: int | Sequence[int | None] | None = None,
-        recheck: bool = False,
+        max_trajectories: int | Sequence[int | None] | None = None,
+        verify_reads: bool = False,
     ) -> None:
         paths = [path] if isinstance(path, (str, Path)) else list(path)
         if not paths:
             raise ValueError("no folder of shards given")
-        limits = [restrict] * len(paths) if not isinstance(restrict, Sequence) else list(restrict)
+        limits = (
+            [max_trajectories] * len(paths)
+            if not isinstance(max_trajectories, Sequence)
+            else list(max_trajectories)
+        )
         if len(limits) != len(paths):
-            raise ValueError(f"restrict={limits}: give one for each of {len(paths)} folders")
+            raise ValueError(
+                f"max_trajectories={limits}: give one for each of {len(paths)} folders"
+            )
         if min(length, stride, *(limit for limit in limits if limit is not None)) < 1:
-            raise ValueError(f"length={length}, stride={stride}, restrict={restrict}: must be >= 1")
+            raise ValueError(
+                f"length={length}, stride={stride}, max_trajectories={max_trajectories}: must be >= 1"
+            )
         self.length, self.stride = length, stride
         self.indexes = [open_index(folder) for folder in paths]
         _check_alike(self.indexes)
-        self._readers = [FrameReader(index, recheck) for index in self.indexes]
+        self._readers = [FrameReader(index, verify_reads) for index in self.indexes]
         first = self.indexes[0]
         self.kind, self.dtype, self.shape = first.kind, first.dtype, first.shape
         self.fields, self.scalars, self.axes = first.fields, first.scalars, first.axes

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lola_ds.atomic_io import write_atomic
 from lola_ds.data.format import (
     FIELDS_SUFFIX,
     META_SUFFIX,
@@ -41,7 +42,6 @@ from lola_ds.data.index import Index
 from lola_ds.data.publishing import acquire, first_missing, partial_folder, prune, publish
 from lola_ds.data.shard_file import GrowingShard
 from lola_ds.data.statistics import Moments, frame_moments, nonfinite_places
-from lola_ds.durable import write_atomic
 from lola_ds.fields import TRANSFORMS
 
 COPY_BYTES = 8_000_000  # frames read, hashed and written at a time, to stay in the shared cache

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lola_ds.emulate.capture import CapturedSampling
 from lola_ds.emulate.codec import Codec, fingerprint
+from lola_ds.emulate.cuda_graph import CapturedSampling
 from lola_ds.emulate.guidance import Guidance, Guide, Observations, observe
 from lola_ds.emulate.memory import working_bytes
 from lola_ds.emulate.rollout import make_step, stream
@@ -133,7 +133,7 @@ class Emulator:
         progress: Callable[[int], object] = lambda count: None,
         guidance: Guidance | None = None,
         observations: Observations | None = None,
-        label_weight: float = 1.0,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """Emulates the `steps` states that follow `x0`.
 
@@ -158,7 +158,7 @@ class Emulator:
             guidance: how a denoiser is guided by observations of the states it emulates; decoding
                 and gradients then take memory for a window of each of `batch` members.
             observations: what was observed; see `observe`.
-            label_weight: of a denoiser's label; see `lola_ds.emulate.sample`.
+            guidance_scale: of a denoiser's label; see `lola_ds.emulate.sample`.
 
         Returns:
             (M, C, T, *S) float32, on the device of `x0`, physical units.
@@ -169,7 +169,7 @@ class Emulator:
         windows = self.stream(
             x0[None], None if label is None else label[None], steps, members, [seed], context,
             overlap, sampler, sampling_steps, batch, progress, guidance,
-            None if observations is None else [observations], label_weight,
+            None if observations is None else [observations], guidance_scale,
         )  # fmt: skip
         forecast = torch.cat([self.decode(z[0], batch, x0.device) for z in windows], dim=2)
         return forecast.expand(members, *forecast.shape[1:])
@@ -190,7 +190,7 @@ class Emulator:
         progress: Callable[[int], object] = lambda count: None,
         guidance: Guidance | None = None,
         observations: Sequence[Observations] | None = None,
-        label_weight: float = 1.0,
+        guidance_scale: float = 1.0,
     ) -> Iterator[Tensor]:
         """Several rollouts side by side, window by window, as the model holds them.
 
@@ -228,7 +228,7 @@ class Emulator:
                 steps=sampling_steps,
                 rows=rows[part],
                 guide=guides([row // M for row in range(len(rows))[part]]),
-                label_weight=label_weight,
+                guidance_scale=guidance_scale,
                 draw=self._draw,
             )
             for part in parts

@@ -122,7 +122,7 @@ def make_step(
     seed: int = 0,
     rows: Sequence[tuple[int, int]] | None = None,
     guide: Guide | None = None,
-    label_weight: float = 1.0,
+    guidance_scale: float = 1.0,
     draw: Callable[..., Tensor] = sample,
 ) -> Step:
     """Makes the step of a rollout from a model.
@@ -139,7 +139,7 @@ def make_step(
         seed: the seed of a denoiser's noise, where `rows` are not given.
         rows: the seed and the number of each member; by default (seed, 0), (seed, 1), ….
         guide: guides a denoiser's windows by observations, for all members or one for each.
-        label_weight: the weight of a denoiser's label; see `sample`.
+        guidance_scale: the weight of a denoiser's label; see `sample`.
         draw: draws windows, called as `sample`.
 
     Raises:
@@ -147,8 +147,8 @@ def make_step(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
-    if not isinstance(model, Denoiser) and (guide is not None or label_weight != 1):
-        raise ValueError("guidance and label_weight are for a diffusion model, not a surrogate")
+    if not isinstance(model, Denoiser) and (guide is not None or guidance_scale != 1):
+        raise ValueError("guidance and guidance_scale are for a diffusion model, not a surrogate")
 
     def expand(x_obs: Tensor) -> Tensor | None:
         return None if label is None else label.to(x_obs).expand(len(x_obs), -1)
@@ -172,7 +172,7 @@ def make_step(
             x_1=_draw_start(denoiser, x_obs, keys, i),
             generator=torch.Generator().manual_seed(_hash(*keys[0], i, 1)),
             guide=None if guide is None else guide.at(_first_frame(mask, i)),
-            label_weight=label_weight,
+            guidance_scale=guidance_scale,
         )
         return torch.where(mask, x_obs, x_0)
 

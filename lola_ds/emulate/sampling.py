@@ -61,7 +61,7 @@ STOCHASTIC = ("ddpm", "ito", "pc")
 class ConditionedDenoiser(nn.Module):
     r"""A denoiser of which some values are observed, as azula's samplers call it.
 
-    With a `label_weight` :math:`w` other than 1, guidance without a classifier: the mean is
+    With a `guidance_scale` :math:`w` other than 1, guidance without a classifier: the mean is
     :math:`\mu_\varnothing + w (\mu_c - \mu_\varnothing)`, of what the network says knowing the
     label :math:`c` and not knowing it.
 
@@ -70,7 +70,7 @@ class ConditionedDenoiser(nn.Module):
         mask: True where a value is known, broadcastable to the windows.
         x_obs: the known values, broadcastable to the windows; read where the mask is True.
         label: labels, with shape (B, D).
-        label_weight: the weight w: 1 for the label as it is, 0 for no label, more to stress it.
+        guidance_scale: the weight w: 1 for the label as it is, 0 for no label, more to stress it.
 
     References:
         | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), whose weight is w - 1
@@ -85,13 +85,13 @@ class ConditionedDenoiser(nn.Module):
         mask: Tensor,
         x_obs: Tensor,
         label: Tensor | None = None,
-        label_weight: float = 1.0,
+        guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.schedule = denoiser.schedule
         self.mask, self.x_obs, self.label = mask, x_obs, label
-        self.label_weight = label_weight
+        self.guidance_scale = guidance_scale
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
         """The mean of p(x | x_t, observations) for windows (B, C, L, *S) at a time ()."""
@@ -102,10 +102,10 @@ class ConditionedDenoiser(nn.Module):
 
     def _mean(self, x_t: Tensor, t: Tensor) -> Tensor:
         told = self.denoiser(x_t, t, mask=self.mask, label=self.label).mean
-        if self.label_weight == 1:
+        if self.guidance_scale == 1:
             return told
         untold = self.denoiser(x_t, t, mask=self.mask, label=None).mean
-        return torch.lerp(untold, told, self.label_weight)
+        return torch.lerp(untold, told, self.guidance_scale)
 
     def known_frames(self) -> list[bool]:
         """Whether each of the L frames is known as a whole."""
@@ -139,7 +139,7 @@ def sample(
     x_1: Tensor | None = None,
     generator: torch.Generator | None = None,
     guide: Guiding | None = None,
-    label_weight: float = 1.0,
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Draws windows given their known values.
 
@@ -156,7 +156,7 @@ def sample(
             one by default.
         guide: turns the denoiser into one of p(x | x_t, y), y being observations; see
             `lola_ds.emulate.guidance`.
-        label_weight: the weight of the label (guidance without a classifier); other than 1, the
+        guidance_scale: the weight of the label (guidance without a classifier); other than 1, the
             denoiser should have been trained with `label_dropout`. See `ConditionedDenoiser`.
 
     Returns:
@@ -171,8 +171,8 @@ def sample(
         raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
     if steps < 1:
         raise ValueError(f"steps={steps} should be at least 1")
-    if label_weight != 1 and label is None:
-        raise ValueError(f"label_weight={label_weight} needs a label to weigh")
+    if guidance_scale != 1 and label is None:
+        raise ValueError(f"guidance_scale={guidance_scale} needs a label to weigh")
     device = x_obs.device
     if x_1 is None:
         source = device if generator is None else generator.device
@@ -180,7 +180,7 @@ def sample(
         _, sigma_1 = denoiser.schedule(torch.ones((), device=device))
         x_1 = sigma_1 * noise
     known = torch.where(mask, x_obs, 0.0).to(x_1.dtype)
-    conditioned = ConditionedDenoiser(denoiser, mask, known, label, label_weight)
+    conditioned = ConditionedDenoiser(denoiser, mask, known, label, guidance_scale)
     guided = conditioned if guide is None else guide(conditioned)
     solve = SAMPLERS[sampler](guided, steps=steps, silent=True, dtype=torch.float32)
     with _noise_from(generator, device):

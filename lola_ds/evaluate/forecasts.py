@@ -227,7 +227,7 @@ class Forecasts:
             "overlap": forecast.overlap,
             "sampler": forecast.sampler,
             "sampling_steps": forecast.sampling_steps,
-            "label_weight": forecast.label_weight,
+            "guidance_scale": forecast.guidance_scale,
         }
         if forecast.guidance is not None:
             seen = [self._observations(unit) for unit in units]

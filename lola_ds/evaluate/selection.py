@@ -88,9 +88,9 @@ def check_forecast(
             )
     if forecast.guidance is not None and not emulator.generative:
         raise ValueError("guidance is for a diffusion model; this is a surrogate")
-    if forecast.label_weight != 1 and not (emulator.generative and emulator.model.label_dropout):
+    if forecast.guidance_scale != 1 and not (emulator.generative and emulator.model.label_dropout):
         raise ValueError(
-            f"label_weight={forecast.label_weight} is for a diffusion model that was trained with "
+            f"guidance_scale={forecast.guidance_scale} is for a diffusion model that was trained with "
             "denoiser.label_dropout above 0"
         )
     if forecast.sampler not in SAMPLERS:

@@ -28,7 +28,7 @@ class Forecast:
         seed: of a denoiser's noise; each (trajectory, start, member) has its own.
         guidance: how a denoiser is guided by observations of the truth at all lead times, whose
             noise is drawn from the seed too.
-        label_weight: of a denoiser's label; see `lola_ds.emulate.sample`.
+        guidance_scale: of a denoiser's label; see `lola_ds.emulate.sample`.
     """
 
     steps: int = 8
@@ -40,7 +40,7 @@ class Forecast:
     sampling_steps: int = 16
     seed: int = 0
     guidance: Guidance | None = None
-    label_weight: float = 1.0
+    guidance_scale: float = 1.0
 
     @property
     def starts(self) -> list[int]:
@@ -53,8 +53,8 @@ class Forecast:
         if generative:
             names = ["sampler", "sampling_steps", "members", *names, "seed"]
         given = {name: getattr(self, name) for name in names}
-        if self.label_weight != 1:
-            given["label_weight"] = self.label_weight
+        if self.guidance_scale != 1:
+            given["guidance_scale"] = self.guidance_scale
         return given if self.guidance is None else {**given, "guidance": self.guidance.describe()}
 
     def name(self, generative: bool) -> str:
@@ -66,8 +66,8 @@ class Forecast:
         for key in ("context", "overlap", "seed"):
             if key in usual and getattr(self, key) != usual[key]:
                 parts.append(f"{key}{getattr(self, key)}")
-        if self.label_weight != 1:
-            parts.append(f"label{self.label_weight}")
+        if self.guidance_scale != 1:
+            parts.append(f"label{self.guidance_scale}")
         if self.guidance is not None:
             parts.append(_guidance_name(self.guidance))
         return "-".join(parts)

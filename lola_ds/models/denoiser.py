@@ -103,7 +103,7 @@ class ConditionedNetwork(nn.Module):
         elif self.label_embedding is not None and self.label_dropout == 0:
             raise ValueError(
                 "this denoiser needs its label; only one trained with denoiser.label_dropout above "
-                "0 answers without (label=None, or a label_weight other than 1)"
+                "0 answers without (label=None, or a guidance_scale other than 1)"
             )
         cond = None
         if self.masked:

@@ -36,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lola_ds.kernels import qk_norm_rope, wants_second_derivatives
 from lola_ds.kernels.reference import widen
 from lola_ds.nn.layers import full_precision
-from lola_ds.nn.sequence import SequenceGroup
+from lola_ds.nn.sequence_parallel import SequenceGroup
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
     FeedForward,
@@ -41,7 +42,6 @@ from lola_ds.nn.layers import (
     per_axis,
     unpatchify,
 )
-from lola_ds.nn.recompute import Policy, block_policy, recompute
 
 
 class Residual(nn.Sequential):

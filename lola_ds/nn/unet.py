@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
     FeedForward,
@@ -45,7 +46,6 @@ from lola_ds.nn.layers import (
     per_axis,
 )
 from lola_ds.nn.modulation import make_modulation, modulation
-from lola_ds.nn.recompute import Policy, block_policy, recompute
 
 
 def unit_coordinates(x: Tensor) -> Tensor:

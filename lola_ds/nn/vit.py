@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.kernels import fork_modulated, gated_residual
+from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
 from lola_ds.nn.attention import MultiheadSelfAttention, grid_coordinates, init_theta, local_window
 from lola_ds.nn.embedding import PositionalEmbedding
 from lola_ds.nn.layers import (
@@ -43,8 +44,7 @@ from lola_ds.nn.layers import (
     unpatchify,
 )
 from lola_ds.nn.modulation import make_modulation, modulation
-from lola_ds.nn.recompute import Policy, block_policy, recompute
-from lola_ds.nn.sequence import SequenceGroup
+from lola_ds.nn.sequence_parallel import SequenceGroup
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -13,10 +13,10 @@ of two kinds, several at once:
       sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)),
 
   0.05 to 0.15 in practice. From power-law averages that were kept during a training those of any
-  other sigma_rel can be made afterwards (`lola_ds.train.posthoc`).
+  other sigma_rel can be made afterwards (`lola_ds.train.checkpoint.posthoc`).
 
-Each rank averages its own fragments: 4 N / world bytes for N parameters and each average, where
-the fragments lie.
+Each rank averages its own partitions: 4 N / world bytes for N parameters and each average, where
+the partitions lie.
 
 References:
     .. [1] Tarvainen & Valpola, Mean teachers are better role models, 2017.
@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from lola_ds import kernels
-from lola_ds.train.drive import Drive
-from lola_ds.train.fragments import Fragment
+from lola_ds.train.zero.nvme_offload import Drive
+from lola_ds.train.zero.partitions import Partition
 
 POWER_LAW = "power_"
 """How the kinds of power-law averages begin."""
@@ -92,27 +92,27 @@ def make_profiles(settings: Mapping[str, Any]) -> list[Profile]:
 
 
 class Ema:
-    """The moving averages of `fragments`.
+    """The moving averages of `partitions`.
 
     Arguments:
-        fragments: this rank's parts of the parameters; their current values start the averages.
+        partitions: this rank's parts of the parameters; their current values start the averages.
         profiles: one for each average.
-        drive: where the fragments lie, if they are offloaded to one; then the averages do, too.
+        drive: where the partitions lie, if they are offloaded to one; then the averages do, too.
 
     Attributes:
-        values: for each profile a tensor for each fragment, of its shape (numel,).
+        values: for each profile a tensor for each partition, of its shape (numel,).
     """
 
     def __init__(
         self,
-        fragments: Sequence[Fragment],
+        partitions: Sequence[Partition],
         profiles: Sequence[Profile],
         drive: Drive | None = None,
     ) -> None:
-        self.fragments = list(fragments)
+        self.partitions = list(partitions)
         self.profiles = list(profiles)
         self.drive = drive
-        self._runs, sizes = _merge(self.fragments)
+        self._runs, sizes = _merge(self.partitions)
         copy = torch.clone if drive is None else drive.keep
         self._averages = [[copy(r.master.float()) for r in self._runs] for _ in self.profiles]
         self.values: list[list[Tensor]] = [
@@ -135,11 +135,11 @@ class Ema:
             self.drive.release(tensors)
 
 
-def _merge(fragments: Sequence[Fragment]) -> tuple[list[Fragment], list[list[int]]]:
+def _merge(partitions: Sequence[Partition]) -> tuple[list[Partition], list[list[int]]]:
     """Fragments that follow each other in memory as one, with their sizes: fewer, larger calls."""
-    runs: list[Fragment] = []
+    runs: list[Partition] = []
     sizes: list[list[int]] = []
-    for f in fragments:
+    for f in partitions:
         if runs and runs[-1].flat is f.flat and runs[-1].offset + runs[-1].numel == f.offset:
             runs[-1] = replace(runs[-1], numel=runs[-1].numel + f.numel)
             sizes[-1].append(f.numel)

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lola_ds.breakdown import bin_means
+from lola_ds.binned_losses import bin_means
 from lola_ds.data import Batch
+from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator, squared_norm, update_left_out
+from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema
-from lola_ds.train.engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
-from lola_ds.train.fragments import Fragment, evaluated, torch_optimizer
-from lola_ds.train.guard import Guard, Witness, squared_norm, update_left_out
-from lola_ds.train.meter import Meter
 from lola_ds.train.profiling import Profiler
-from lola_ds.train.scaling import LossScale
 from lola_ds.train.seeds import hash_seed, seed_device
 from lola_ds.train.stop import StopRequest
-from lola_ds.train.store import CheckpointStore
+from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
 from lola_ds.train.watchdog import Watchdog
+from lola_ds.train.zero.engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
+from lola_ds.train.zero.loss_scale import LossScale
+from lola_ds.train.zero.partitions import Partition, evaluated, torch_optimizer
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Plan:
 class Watch:
     """What observes a training: bad steps, speed, stalls, and a window under the profiler."""
 
-    guard: Guard
-    witness: Witness
-    meter: Meter
+    detector: AnomalyDetector
+    locator: AnomalyLocator
+    throughput: Throughput
     watchdog: Watchdog
     profiler: Profiler
 
@@ -65,7 +65,7 @@ class Trainer:
     Arguments:
         engine: DeepSpeed engine around the objective.
         ranks: this process among its peers.
-        fragments: this rank's parts of the parameters.
+        partitions: this rank's parts of the parameters.
         ema: their moving average.
         loader: endless; yields micro-batches and knows its position (`state_dict`).
         valid: the validation batches, the same every time.
@@ -85,7 +85,7 @@ class Trainer:
         *,
         engine: Any,
         ranks: Ranks,
-        fragments: Sequence[Fragment],
+        partitions: Sequence[Partition],
         ema: Ema,
         loader: Any,
         valid: Sequence[Batch],
@@ -101,7 +101,7 @@ class Trainer:
     ) -> None:
         self.engine = engine
         self.ranks = ranks
-        self.fragments = fragments
+        self.partitions = partitions
         self.ema = ema
         self.loader = loader
         self.valid = valid
@@ -142,12 +142,12 @@ class Trainer:
         while self.step < self.plan.total_steps and not self.stopping:
             watch.watchdog.wind()
             watch.profiler.before(self.step)
-            with watch.meter.step(self.plan.batch_size):
+            with watch.throughput.step(self.plan.batch_size):
                 values = self.train_step(batches)
             watch.profiler.after(self.step - 1)
             self.tracker.advance(self.plan.batch_size, values.get("train/loss"))
             if self.step % self.plan.log_every == 0:
-                self.tracker.log(self.step, values | watch.meter.lap())
+                self.tracker.log(self.step, values | watch.throughput.lap())
             valid: dict[str, float] = {}
             if self.step % self.plan.epoch_steps == 0:
                 valid = self.validate()
@@ -175,16 +175,16 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         watch, totals = self.watch, {}
-        watch.witness.forget()
+        watch.locator.forget()
         for micro in range(self.plan.accumulation):
-            with watch.meter.waiting():
+            with watch.throughput.waiting():
                 batch = next(batches).to(self.ranks.device, non_blocking=True)
             # Dropout is the only thing that reads the device's own generator.
             seed = hash_seed(self.plan.seed, self.step, micro, self.ranks.rank)
             seed_device(self.ranks.device, seed)
             batch = self.prepare(batch)
             loss, scalars = self.engine(batch)
-            watch.witness.see(batch, loss)
+            watch.locator.see(batch, loss)
             self.engine.backward(self.scale.multiply(self.engine, loss))
             _add(totals, {"loss": loss.detach(), **scalars})
             if micro < self.plan.accumulation - 1:
@@ -196,10 +196,10 @@ class Trainer:
         if self.scale.overflowed(values["loss"], norm):
             self._leave_out()
             return numbers | self.scale.numbers()
-        if reason := watch.guard.judge(values["loss"], norm):
+        if reason := watch.detector.judge(values["loss"], norm):
             self._leave_out()
             self._report_skip(reason)
-            return numbers | {"train/skipped": watch.guard.skipped}
+            return numbers | {"train/skipped": watch.detector.skipped}
         self.engine.step()
         self.step += 1
         self.ema.update(self.updates)
@@ -209,7 +209,7 @@ class Trainer:
     @property
     def updates(self) -> int:
         """Optimizer steps that changed the weights."""
-        return self.step - self.watch.guard.skipped - self.scale.overflows
+        return self.step - self.watch.detector.skipped - self.scale.overflows
 
     def _leave_out(self) -> None:
         """Takes a step that changes no weights."""
@@ -254,13 +254,13 @@ class Trainer:
             )
         self.watch.watchdog.wind()
         state = {"step": self.step, "samples": self.step * self.plan.batch_size}
-        state |= {"updates": self.updates, "guard": self.watch.guard.state_dict()}
+        state |= {"updates": self.updates, "guard": self.watch.detector.state_dict()}
         state |= {"scale": self.scale.state_dict(), "loader": self.loader.state_dict()}
         state["valid"] = dict(valid)
         self.store.save(
             self.step,
             self.engine.module,
-            self.fragments,
+            self.partitions,
             torch_optimizer(self.engine),
             self.ema,
             state,
@@ -288,15 +288,15 @@ class Trainer:
         Raises:
             TrainingStoppedError: it was one too many in a row.
         """
-        guard, witness = self.watch.guard, self.watch.witness
-        told = gather_over_ranks((witness.tell(), witness.windows()))
+        detector, locator = self.watch.detector, self.watch.locator
+        told = gather_over_ranks((locator.tell(), locator.windows()))
         where = "; ".join(fault for fault, _ in told if fault)
         where = where or f"windows {sorted(window for _, some in told for window in some)}"
         message = f"step {self.step - 1} skipped: {reason} ({where})"
         self.tracker.say(message)
-        if guard.exhausted:
+        if detector.exhausted:
             raise TrainingStoppedError(
-                f"{message}; that was {guard.in_a_row} in a row (watch.patience), so training "
+                f"{message}; that was {detector.in_a_row} in a row (watch.patience), so training "
                 "stopped; the weights were never touched and the last checkpoint is intact: mend "
                 "the data, or lower optim.learning_rate, and start the same command again"
             )

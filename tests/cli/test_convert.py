@@ -21,7 +21,7 @@ from lola_ds.config import load_config
 from lola_ds.emulate import rollout, sample
 from lola_ds.models.lola import export_config, import_config, read_state
 from lola_ds.objectives import AutoencoderObjective
-from lola_ds.train.tensor_file import write_tensors
+from lola_ds.train.checkpoint.tensor_file import write_tensors
 
 # What a run of the published code holds, by hand: the names and shapes of a small autoencoder with
 # attention in its deepest level, and of a small transformer.
@@ -194,7 +194,7 @@ def test_what_was_written_is_read_back(
         wrong[name] = wrong[name].nextafter(torch.tensor(1.0))
         write_tensors(path, wrong, metadata)
 
-    monkeypatch.setattr("lola_ds.train.export.write_tensors", write_wrong)
+    monkeypatch.setattr("lola_ds.train.checkpoint.export.write_tensors", write_wrong)
     with pytest.raises(ValueError, match=r"1\.0\.norm\.eps differs from what it was written from"):
         main(["--from", "lola", str(autoencoder), str(tmp_path / "wrong"), "--verify"])
     assert not list(tmp_path.glob("*wrong*"))

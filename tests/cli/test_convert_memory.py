@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from lola_ds.config import compose, save_config
+from lola_ds.train.checkpoint.store import CheckpointStore
+from lola_ds.train.checkpoint.tensor_file import TensorFile
 from lola_ds.train.ema import Ema, PowerLaw
-from lola_ds.train.fragments import Fragment
-from lola_ds.train.store import CheckpointStore
-from lola_ds.train.tensor_file import TensorFile
+from lola_ds.train.zero.partitions import Partition
 
 LAYERS = 8
 MEASURE = """
@@ -36,13 +36,13 @@ def write_run(run: Path, size: int) -> Path:
     """A run of `LAYERS` weights of `size` values each, as one rank saves them."""
     module = nn.Module()
     module.model = nn.ParameterList(torch.full((size,), float(i)) for i in range(LAYERS))
-    fragments = [
-        Fragment(name, tuple(p.shape), 0, p.numel(), p, 0) for name, p in module.named_parameters()
+    partitions = [
+        Partition(name, tuple(p.shape), 0, p.numel(), p, 0) for name, p in module.named_parameters()
     ]
-    ema = Ema(fragments, [PowerLaw(0.05), PowerLaw(0.1)])
+    ema = Ema(partitions, [PowerLaw(0.05), PowerLaw(0.1)])
     store = CheckpointStore(run / "checkpoints", asynchronous=False)
     state = {"step": 1, "updates": 1}
-    store.save(1, module, fragments, torch.optim.SGD(module.parameters()), ema, state)
+    store.save(1, module, partitions, torch.optim.SGD(module.parameters()), ema, state)
     save_config(compose(["task=autoencoder", "run=r", "data=d"]), run / "config.yaml")
     return run
 

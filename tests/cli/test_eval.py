@@ -160,7 +160,7 @@ def test_labels_are_weighed(
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     keys = {"steps": 2, "members": 1, "trajectories": "1,", "figures": "false"}
     out = tmp_path / "out"
-    main(words(project, str(run), out, sampling_steps=2, label_weight="1,3", **keys))
+    main(words(project, str(run), out, sampling_steps=2, guidance_scale="1,3", **keys))
     table = pd.read_csv(out / "metrics.csv")
     rows = table[(table["metric"] == "vrmse") & (table["method"] == "emulator")]
     plain, heavy = "ab2-members1-steps2", "ab2-members1-steps2-label3.0"
@@ -168,7 +168,7 @@ def test_labels_are_weighed(
     values = [rows.loc[rows["setting"] == name, "value"] for name in (plain, heavy)]
     assert not np.allclose(values[0], values[1], rtol=1e-5)
     settings = json.loads((out / heavy / "summary.json").read_text())["settings"]
-    assert settings["label_weight"] == 3.0
+    assert settings["guidance_scale"] == 3.0
     capsys.readouterr()
 
 
@@ -225,9 +225,9 @@ def test_autoencoder(project: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("surrogate", {"guidance": "sda"}, "guidance is for a diffusion model"),
         ("diffusion", {"guidance": "sda:subsample:each=8"}, "each is unknown for this operator"),
         ("surrogate", {"overlap": "1,"}, "overlap=1,: expected a number"),
-        ("surrogate", {"label_weight": 2}, "label_weight=2.0 is for a diffusion model"),
-        ("diffusion", {"label_weight": 0}, "trained with denoiser.label_dropout"),
-        ("diffusion", {"label_weight": "much"}, "label_weight=much: expected numbers"),
+        ("surrogate", {"guidance_scale": 2}, "guidance_scale=2.0 is for a diffusion model"),
+        ("diffusion", {"guidance_scale": 0}, "trained with denoiser.label_dropout"),
+        ("diffusion", {"guidance_scale": "much"}, "guidance_scale=much: expected numbers"),
         ("ae", {"start": "0,2"}, "an autoencoder takes one first frame"),
         ("ae", {"compile": "true"}, "compile=true: an autoencoder alone is evaluated in fp32"),
         (

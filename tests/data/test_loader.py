@@ -65,7 +65,7 @@ def test_windows(folder):
         windows[12]
     with pytest.raises(ValueError, match="spans 13; lower"):
         ShardDataset(folder, length=4, stride=4)
-    assert ShardDataset(folder, restrict=2).trajectories == 2
+    assert ShardDataset(folder, max_trajectories=2).trajectories == 2
 
 
 def test_several_folders(tmp_path, folder):

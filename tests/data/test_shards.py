@@ -543,14 +543,14 @@ def test_changes_in_the_middle_of_a_read_and_decay_of_the_disk(tmp_path, monkeyp
         with pytest.raises(ShardError, match=r"checksum mismatch in .*, frame 4"):
             windows[3]
     monkeypatch.setattr(reader.OpenFile, "stamp", lambda file: 1)  # nothing tells
-    for recheck in (False, True):
+    for verify_reads in (False, True):
         whole[int(index.places(4)[1])] ^= 1
         path.write_bytes(whole)
-        windows = ShardDataset(index.folder, recheck=recheck)
+        windows = ShardDataset(index.folder, verify_reads=verify_reads)
         windows[4]
         whole[int(index.places(4)[1])] ^= 1
         path.write_bytes(whole)
-        if recheck:
+        if verify_reads:
             with pytest.raises(ShardError, match="frame 4"):
                 windows[4]
         else:

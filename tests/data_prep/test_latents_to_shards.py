@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from well_files import write_split
 
+from data_prep.cli.shard import array_task
+from data_prep.cli.shard import main as shard
 from data_prep.well_to_shards import shard_split
 from lola_ds.cli.common import run_command
-from lola_ds.cli.shard import array_task
-from lola_ds.cli.shard import main as shard
 from lola_ds.data import ShardDataset, verify_split
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from the_well.data import WellDataset
 
+from data_prep.cli.synthesize import main
 from data_prep.synthesize.euler import EulerSolver, primitive
 from data_prep.synthesize.families import FAMILIES, GASES
 from data_prep.synthesize.generate import Request, generate
@@ -24,7 +25,6 @@ from data_prep.synthesize.well_writer import WellSpec, WellWriter
 from data_prep.well import WellFile
 from data_prep.well_to_shards import check_files
 from lola_ds.cli.common import run_command
-from lola_ds.cli.synthesize import main
 from lola_ds.config import compose
 from lola_ds.fields import Standardize
 from lola_ds.nn.layers import periodic_axes
@@ -218,7 +218,7 @@ def test_an_error_leaves_nothing(tmp_path, monkeypatch):
 
 def test_killed_run_leaves_no_final_name_and_is_completed_by_the_same_command(tmp_path):
     words = ["dataset=euler_periodic", "resolution=16", "trajectories=4", "steps=30", "gammas=1.4"]
-    command = "import sys; from lola_ds.cli.synthesize import main; main(sys.argv[1:])"
+    command = "import sys; from data_prep.cli.synthesize import main; main(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", command, *words, f"out={tmp_path / 'killed'}"],
         cwd=ROOT,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from well_files import write_split
 
+from data_prep.cli.shard import main as shard
 from data_prep.well import WellFile
 from data_prep.well_to_shards import shard_split, trajectory_key
 from lola_ds.cli.common import run_command
-from lola_ds.cli.shard import main as shard
 from lola_ds.cli.verify import main as verify
 from lola_ds.data import ShardDataset, open_index, verify_split
 

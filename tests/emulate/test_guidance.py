@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="same frames"):
         Guide(Guidance(abs), [Observations(torch.zeros(1, 3), (i,)) for i in range(2)])
     with pytest.raises(ValueError, match="not a surrogate"):
-        make_step(make_surrogate(channels=2, **TINY), label_weight=2.0)
+        make_step(make_surrogate(channels=2, **TINY), guidance_scale=2.0)
 
 
 TINY = {"hid_channels": 8, "hid_blocks": 1, "attention_heads": 2, "emb_features": 8, "spatial": 2}

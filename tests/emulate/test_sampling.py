@@ -123,7 +123,7 @@ def test_known_values_end_within_the_last_noise(sampler: str) -> None:
     [
         ({"sampler": "rk4"}, "rk4"),
         ({"steps": 0}, "steps=0"),
-        ({"label_weight": 2.0}, "needs a label"),
+        ({"guidance_scale": 2.0}, "needs a label"),
     ],
 )
 def test_sample_refuses(options: dict, message: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lola_ds.train.export import find_checkpoint
+from lola_ds.train.checkpoint.export import find_checkpoint
 
 
 def metrics(run: Path, name: str) -> list[float]:

@@ -17,7 +17,7 @@ import pytest
 from ranks import ROOT, Ranks, run_ranks
 from words import overrides
 
-from lola_ds.cli.main import COMMANDS
+from lola_ds.cli.main import find_commands
 
 PHYSICS = "euler_multi_quadrants_periodicBC"
 
@@ -201,7 +201,7 @@ def test_unknown_command_and_flag() -> None:
     refused(command("convert", "--emma", "a", "b"), "--emma")
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *find_commands()])
 def test_help(name: str) -> None:
     done = command(*([name] if name else []), "--help")
     assert done.returncode == 0

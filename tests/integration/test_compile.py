@@ -10,7 +10,7 @@ from ranks import run_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
-from lola_ds.train.checkpoint import list_checkpoints
+from lola_ds.train.checkpoint.format import list_checkpoints
 
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -12,7 +12,7 @@ from words import overrides
 
 from lola_ds.build import load_model, load_weights_of
 from lola_ds.cli.convert import main as convert
-from lola_ds.train.export import choose, find_checkpoint, model_weights
+from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
 
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 HALVES = ("encoder", "decoder")

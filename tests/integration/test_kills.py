@@ -15,7 +15,7 @@ from ranks import Ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
-from lola_ds.train.export import find_checkpoint
+from lola_ds.train.checkpoint.export import find_checkpoint
 from lola_ds.train.stop import EXIT_STOPPED
 
 WORKER = str(Path(__file__).with_name("windows_worker.py"))

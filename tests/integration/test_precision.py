@@ -9,7 +9,7 @@ from ranks import run_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
-from lola_ds.train.export import find_checkpoint
+from lola_ds.train.checkpoint.export import find_checkpoint
 
 WORKER = str(Path(__file__).with_name("watch_worker.py"))
 WORDS = ["precision=fp16", "watch.patience=1", "surrogate.dropout=0.1", "optim.scheduler=constant"]

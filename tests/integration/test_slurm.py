@@ -18,10 +18,10 @@ from reading import assert_same_bits, metrics
 from slurm import Slurm, missing_programs, start_slurm
 from words import overrides
 
-from launch import attempt
+from launch import attempt_log
+from launch.cli import submit as submit_command
 from launch.runs import find_runs, read_run
-from lola_ds.cli import submit as submit_command
-from lola_ds.train.export import find_checkpoint
+from lola_ds.train.checkpoint.export import find_checkpoint
 
 pytestmark = [
     pytest.mark.ranks,
@@ -121,7 +121,11 @@ def test_two_nodes_train_like_one_machine(slurm: Slurm, shards: Path, tmp_path: 
     complete(slurm, job, run)
     assert_same_bits(run, local)
     assert "world_size 2" in (run / "environment.txt").read_text()
-    assert [line["event"] for line in attempt.read(run / "launch")] == ["submit", "begin", "end"]
+    assert [line["event"] for line in attempt_log.read(run / "launch")] == [
+        "submit",
+        "begin",
+        "end",
+    ]
     assert len(list(run.glob("logs/rank_*.log"))) == 2
     assert submit(slurm, *quoted, "compute.nodes=2") == []
     assert "complete" in lola(slurm, "runs", str(tmp_path)).stdout
@@ -182,13 +186,13 @@ def test_warning_saves_requeues_and_finishes(slurm: Slurm, shards: Path, tmp_pat
     wait_for_steps(run, 5)
     slurm.run("scancel", "--signal=USR2", job)
     slurm.restart(job)
-    stopped = attempt.read(run / "launch")[2]
+    stopped = attempt_log.read(run / "launch")[2]
     assert stopped["status"] == 75
     assert 5 <= stopped["step"] < 150
     assert int(complete(slurm, job, run)["Restarts"]) == 1
     run_ranks(["-m", "lola_ds.cli.train", *overrides("autoencoder", shards, whole, *more)], 4)
     assert_same_bits(run, whole)
-    ends = [line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"]
+    ends = [line["reason"] for line in attempt_log.read(run / "launch") if line["event"] == "end"]
     assert ends == ["stopped on request and saved", "finished"]
     tracked = [path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")]
     assert tracked == [(run / "wandb" / "id").read_text().strip()] * 2
@@ -202,7 +206,7 @@ def test_slurm_warns_before_the_limit(slurm: Slurm, shards: Path, tmp_path: Path
     (job,) = submit(slurm, *words, "cluster.time=00:04:00", "cluster.warning=180")
     slurm.wait(job, 60, "RUNNING")
     slurm.wait(job, 300, "PENDING")
-    end = attempt.read(run / "launch")[-1]
+    end = attempt_log.read(run / "launch")[-1]
     assert end["status"] == 75
     assert find_checkpoint(run).state["step"] == end["step"] == len(metrics(run, "train/loss"))
 
@@ -228,7 +232,11 @@ def test_mistake_is_made_once(slurm: Slurm, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (job,) = submit(slurm, *overrides("surrogate", tmp_path / "none", run), "compute.nodes=2")
     assert slurm.wait(job, 300)["ExitCode"] == "2:0", output(run)
-    assert [line["event"] for line in attempt.read(run / "launch")] == ["submit", "begin", "end"]
+    assert [line["event"] for line in attempt_log.read(run / "launch")] == [
+        "submit",
+        "begin",
+        "end",
+    ]
     assert "does not exist" in read_run(run, {}).error, output(run)
 
 
@@ -247,7 +255,7 @@ def test_lost_node_is_replaced(slurm: Slurm, shards: Path, tmp_path: Path) -> No
     assert int(found["Restarts"]) == 1
     assert len(metrics(run, "train/loss")) == 300
     assert "node failure" in " ".join(
-        line["reason"] for line in attempt.read(run / "launch") if line["event"] == "end"
+        line["reason"] for line in attempt_log.read(run / "launch") if line["event"] == "end"
     )
 
 
@@ -292,7 +300,7 @@ def test_killed_process_fails_fast(
         process.kill()
     found = slurm.wait(job, 60, "FAILED" if retries == 0 else "PENDING")
     assert time.monotonic() - start < 60
-    assert attempt.read(run / "launch")[-1]["status"] not in (0, 75)
+    assert attempt_log.read(run / "launch")[-1]["status"] not in (0, 75)
     deadline = time.monotonic() + 10
     while our_processes():
         assert time.monotonic() < deadline, our_processes()

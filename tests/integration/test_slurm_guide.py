@@ -16,7 +16,7 @@ from ranks import ROOT
 from slurm import Slurm, missing_programs, start_slurm
 from words import NETWORK, TINY
 
-from launch import attempt
+from launch import attempt_log
 from launch.runs import find_runs, read_run
 
 GUIDE = ROOT / "docs" / "cluster.md"
@@ -134,7 +134,7 @@ def test_guide_to_clusters(login: LoginNode) -> None:
     login.run(again)
     login.wait()
     assert "world_size 4" in (runs / "ae" / "environment.txt").read_text()
-    begins = [line for line in attempt.read(runs / "ae" / "launch") if line["event"] == "begin"]
+    begins = [line for line in attempt_log.read(runs / "ae" / "launch") if line["event"] == "begin"]
     assert len(begins) == 2
     assert begins[1]["step"] > 0
     login.run(sweep)

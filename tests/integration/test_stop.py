@@ -10,7 +10,7 @@ from ranks import Ranks, run_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
-from lola_ds.train.export import find_checkpoint
+from lola_ds.train.checkpoint.export import find_checkpoint
 from lola_ds.train.stop import EXIT_STOPPED
 
 TRAIN = ["-m", "lola_ds.cli.train"]

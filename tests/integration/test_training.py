@@ -13,7 +13,7 @@ from ranks import ROOT, Ranks, free_port, run_ranks
 from reading import assert_same_bits, metrics
 from words import overrides
 
-from lola_ds.train.checkpoint import list_checkpoints
+from lola_ds.train.checkpoint.format import list_checkpoints
 
 TRAIN = ["-m", "lola_ds.cli.train"]
 WORKER = str(Path(__file__).with_name("train_worker.py"))

@@ -12,7 +12,7 @@ from ranks import Ranks, run_ranks
 from reading import assert_same_bits, metrics, tensors
 from words import overrides
 
-from lola_ds.train.export import find_checkpoint
+from lola_ds.train.checkpoint.export import find_checkpoint
 
 WORKER = str(Path(__file__).with_name("watch_worker.py"))
 STAGES = ("zero0", "zero1", "zero2", "zero3")

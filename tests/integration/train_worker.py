@@ -10,7 +10,7 @@ import sys
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
-from lola_ds.train.engine import join, leave
+from lola_ds.train.zero.engine import join, leave
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
 from lola_ds.data import Batch
-from lola_ds.train.engine import join, leave
 from lola_ds.train.loop import Trainer, TrainingStoppedError
+from lola_ds.train.zero.engine import join, leave
 
 
 def plant(trainer: Trainer, fault: str, rank: int, step: int, count: int) -> None:

@@ -18,9 +18,9 @@ from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.config import compose
 from lola_ds.data import Batch
-from lola_ds.train.engine import join, leave
 from lola_ds.train.loop import Trainer
 from lola_ds.train.stop import EXIT_STOPPED, StopRequest
+from lola_ds.train.zero.engine import join, leave
 
 
 def observe(trainer: Trainer, run: Path, full: str) -> None:

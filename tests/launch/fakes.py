@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from launch import node
-from launch.lifeline import RankEnd
 from launch.rank import _die_with_parent
+from launch.supervisor import RankEnd
 from lola_ds.train.stop import EXIT_STOPPED, StopRequest
 
 CODES = {"finish": 0, "fail": 1, "mistake": 2}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ranks import ROOT
 
-from launch import attempt
-from lola_ds.cli import submit
+from launch import attempt_log
+from launch.cli import submit
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_shards_are_made_once(
     assert run(capsys, *words) == (0, "")
     assert (root / "shards" / "toy" / "train" / "index.npz").is_file()
     assert run(capsys, *words) == (0, "lola-ds: prepare: done already, nothing to do\n")
-    assert "launch.attempt" in (root / "links" / "prepare" / "launch" / "job.sh").read_text()
+    assert "launch.attempt_log" in (root / "links" / "prepare" / "launch" / "job.sh").read_text()
 
 
 def test_a_failed_link_stops_what_needs_it(
@@ -54,7 +54,7 @@ def test_a_failed_link_stops_what_needs_it(
     assert all(line.endswith("not started, since what it needs has failed") for line in others)
     (end,) = [
         line
-        for line in attempt.read(tmp_path / "out" / "links" / "prepare" / "0" / "launch")
+        for line in attempt_log.read(tmp_path / "out" / "links" / "prepare" / "0" / "launch")
         if line["event"] == "end"
     ]
     assert (end["status"], end["again"]) == (2, False)

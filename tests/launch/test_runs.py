@@ -9,11 +9,11 @@ from threading import Timer
 
 import pytest
 
-from launch import attempt
+from launch import attempt_log
+from launch.cli import logs
+from launch.cli import runs as runs_command
 from launch.job import Task
 from launch.runs import find_runs, follow, read_run, table
-from lola_ds.cli import logs
-from lola_ds.cli import runs as runs_command
 
 
 def make_run(folder: Path, *events: tuple[str, dict], step: int = 30) -> Path:
@@ -26,7 +26,7 @@ def make_run(folder: Path, *events: tuple[str, dict], step: int = 30) -> Path:
     (folder / "logs" / "rank_00000.log").write_text("fine\n10%\r20%\r30%\n")
     (folder / "logs" / "rank_00001.log").write_text("x\nRuntimeError: no more memory\nbye\n")
     for event, details in events:
-        attempt.record(folder / "launch", event, **details)
+        attempt_log.record(folder / "launch", event, **details)
     return folder
 
 
@@ -82,9 +82,9 @@ def test_a_task_is_done_only_with_the_same_words(tmp_path: Path) -> None:
     task = Task(tmp_path, ("a=b",))
     assert not task.done()
     task.note_submission()
-    attempt.begin(task.diary)
+    attempt_log.begin(task.diary)
     assert not task.done()
-    attempt.end(task.diary, 0, 0)
+    attempt_log.end(task.diary, 0, 0)
     assert task.done()
     assert not Task(tmp_path, ("a=c",)).done()
     task.note_submission()
@@ -120,7 +120,7 @@ def test_output_of_an_array_is_found(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "launch").mkdir()
     for index, task in enumerate(tasks):
         for event, details in (SUBMIT, BEGIN, ("end", END | {"status": 1})):
-            attempt.record(task.diary, event, **details)
+            attempt_log.record(task.diary, event, **details)
         task.note_job("7", index)
         (tmp_path / "launch" / f"job_7_{index}.out").write_text(f"ValueError: {index}\n")
     assert read_run(tasks[1].folder, {}).error == "ValueError: 1"

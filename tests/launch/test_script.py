@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.job import Job, Task
-from launch.plan import override, plan
 from launch.script import render
+from launch.stages import override, plan
 from lola_ds.config import compose, compose_submission, expand_sweep
 
 WORDS = ["task=autoencoder", "data=shards", "train.batch_size=64"]

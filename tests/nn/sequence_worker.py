@@ -11,7 +11,7 @@ import torch.distributed as dist
 from helpers import randomize
 from torch import Tensor
 
-from lola_ds.nn.sequence import SequenceGroup, divide_tokens, join_sequence_group
+from lola_ds.nn.sequence_parallel import SequenceGroup, divide_tokens, join_sequence_group
 from lola_ds.nn.vit import ViT
 
 SHAPE = (2, 3, 4, 8)

@@ -9,7 +9,7 @@ import torch
 from ranks import run_ranks
 
 from lola_ds.nn.dcae import DCEncoder
-from lola_ds.nn.sequence import SequenceGroup, divide_tokens
+from lola_ds.nn.sequence_parallel import SequenceGroup, divide_tokens
 from lola_ds.nn.vit import ViT
 
 WORKER = str(Path(__file__).with_name("sequence_worker.py"))

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from helpers import assert_same, randomize
 from torch import Tensor
 
+from lola_ds.nn.activation_checkpointing import Policy, block_policy
 from lola_ds.nn.attention import grid_coordinates
-from lola_ds.nn.recompute import Policy, block_policy
 from lola_ds.nn.vit import ViT, ViTBlock
 
 

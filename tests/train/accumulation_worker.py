@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
-from lola_ds.train.engine import join, leave, make_engine
-from lola_ds.train.guard import squared_norm
+from lola_ds.train.anomaly import squared_norm
 from lola_ds.train.optim import make_optimizer
+from lola_ds.train.zero.engine import join, leave, make_engine
 
 MICRO, STEPS = 4, 64
 

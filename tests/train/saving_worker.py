@@ -18,22 +18,32 @@ from torch import Tensor
 
 from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.config import compose, fill_deepspeed
-from lola_ds.train.checkpoint import CheckpointReader, load_weights, restore_ema, restore_optimizer
+from lola_ds.train.checkpoint.format import (
+    CheckpointReader,
+    load_weights,
+    restore_ema,
+    restore_optimizer,
+)
+from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
-from lola_ds.train.engine import join, leave, make_engine
-from lola_ds.train.fragments import Fragment, local_fragments, resident_fragments, torch_optimizer
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.store import CheckpointStore
+from lola_ds.train.zero.engine import join, leave, make_engine
+from lola_ds.train.zero.partitions import (
+    Partition,
+    local_partitions,
+    resident_partitions,
+    torch_optimizer,
+)
 
 WORDS = ["task=autoencoder", "run=r", "data=d", "precision=fp32"]
 WORDS += [f"train.batch_size={BATCH}", f"train.epoch_size={BATCH}"]
 
 
 def parts(
-    fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer, ema: Ema
+    partitions: Sequence[Partition], optimizer: torch.optim.Optimizer, ema: Ema
 ) -> Iterator[tuple[str, Tensor]]:
     """All that a rank saves, by kind: weights, averages, optimizer states."""
-    for i, f in enumerate(fragments):
+    for i, f in enumerate(partitions):
         yield "weight", f.master
         for profile, values in zip(ema.profiles, ema.values):
             yield profile.kind, values[i]
@@ -67,13 +77,13 @@ def main(words: Sequence[str]) -> None:
         load_weights(objective, reader)
     optimizer = make_optimizer(objective.parameters(), config["optim"])
     engine = make_engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
-    fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema, optimizer = Ema(fragments, [Exponential(0.9), PowerLaw(0.1)]), torch_optimizer(engine)
+    partitions = local_partitions(engine, ranks.rank, ranks.world_size)
+    ema, optimizer = Ema(partitions, [Exponential(0.9), PowerLaw(0.1)]), torch_optimizer(engine)
     if reader is not None:
-        resident = resident_fragments(engine, ranks.rank, ranks.world_size)
+        resident = resident_partitions(engine, ranks.rank, ranks.world_size)
         restore_optimizer(optimizer, resident, reader, reader.state["step"])
         restore_ema(ema, reader)
-        step = check(reader, parts(fragments, optimizer, ema))
+        step = check(reader, parts(partitions, optimizer, ema))
     else:
         step = 0
         engine.backward(engine(batch(0, ranks.rank, ranks.world_size))[0])
@@ -82,9 +92,9 @@ def main(words: Sequence[str]) -> None:
     while True:
         step += 1
         store.settle()
-        for kind, tensor in parts(fragments, optimizer, ema):
+        for kind, tensor in parts(partitions, optimizer, ema):
             tensor.fill_(value(kind, step))
-        store.save(step, engine.module, fragments, optimizer, ema, {"step": step})
+        store.save(step, engine.module, partitions, optimizer, ema, {"step": step})
         (folder / "saving").touch()
         if (folder / "enough").exists():
             break

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, save_config, uses_cpu_adam
-from lola_ds.train.checkpoint import load_weights, restore_ema, restore_optimizer
-from lola_ds.train.drive import open_drive
+from lola_ds.train.checkpoint.format import load_weights, restore_ema, restore_optimizer
+from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
-from lola_ds.train.engine import (
+from lola_ds.train.optim import make_optimizer
+from lola_ds.train.zero.engine import (
     Ranks,
     first_difference,
     gather_over_ranks,
@@ -33,9 +34,13 @@ from lola_ds.train.engine import (
     leave,
     make_engine,
 )
-from lola_ds.train.fragments import evaluated, local_fragments, resident_fragments, torch_optimizer
-from lola_ds.train.optim import make_optimizer
-from lola_ds.train.store import CheckpointStore
+from lola_ds.train.zero.nvme_offload import open_drive
+from lola_ds.train.zero.partitions import (
+    evaluated,
+    local_partitions,
+    resident_partitions,
+    torch_optimizer,
+)
 
 BATCH = 12
 PROFILES = [Exponential(0.9), PowerLaw(0.1)]
@@ -88,12 +93,12 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         on_cpu=uses_cpu_adam(ds_config),
     )
     engine = make_engine(objective, optimizer, ds_config, drive=drive)
-    fragments = local_fragments(engine, ranks.rank, ranks.world_size)
-    ema = Ema(fragments, PROFILES, drive)
+    partitions = local_partitions(engine, ranks.rank, ranks.world_size)
+    ema = Ema(partitions, PROFILES, drive)
     start = 0
     if reader:
         start = reader.state["step"]
-        resident = resident_fragments(engine, ranks.rank, ranks.world_size)
+        resident = resident_partitions(engine, ranks.rank, ranks.world_size)
         restore_optimizer(torch_optimizer(engine), resident, reader, start, drive)
         restore_ema(ema, reader)
     if ranks.rank == 0:
@@ -116,7 +121,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
             store.save(
                 step + 1,
                 engine.module,
-                fragments,
+                partitions,
                 torch_optimizer(engine),
                 ema,
                 {"step": step + 1},

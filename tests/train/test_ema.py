@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lola_ds.config import compose
+from lola_ds.train.checkpoint.posthoc import Snapshot, combine
 from lola_ds.train.ema import Ema, Exponential, PowerLaw, Profile, make_profiles
-from lola_ds.train.fragments import Fragment
-from lola_ds.train.posthoc import Snapshot, combine
+from lola_ds.train.zero.partitions import Partition
 
 PROFILES = [Exponential(0.9), Exponential(0.999), PowerLaw(0.05), PowerLaw(0.1), PowerLaw(0.28)]
 
@@ -28,14 +28,14 @@ def walk(steps: int, size: int) -> Tensor:
 def average(
     path: Tensor, profiles: list[Profile], keep: Callable[[int, Ema], None] = lambda *_: None
 ) -> Ema:
-    """The averages along a path, by two fragments of one flat tensor; `keep` sees every step."""
+    """The averages along a path, by two partitions of one flat tensor; `keep` sees every step."""
     flat = path[0].clone()
     split = len(flat) // 3
-    fragments = [
-        Fragment("a", (split,), 0, split, flat, 0),
-        Fragment("b", (len(flat) - split,), 0, len(flat) - split, flat, split),
+    partitions = [
+        Partition("a", (split,), 0, split, flat, 0),
+        Partition("b", (len(flat) - split,), 0, len(flat) - split, flat, split),
     ]
-    ema = Ema(fragments, profiles)
+    ema = Ema(partitions, profiles)
     for step, weights in enumerate(path, start=1):
         flat.copy_(weights)
         ema.update(step)

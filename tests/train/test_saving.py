@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ranks import Ranks
 
-from lola_ds.train.checkpoint import CheckpointReader, list_checkpoints
+from lola_ds.train.checkpoint.format import CheckpointReader, list_checkpoints
 
 WORKER = str(Path(__file__).with_name("saving_worker.py"))
 pytestmark = pytest.mark.ranks

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lola_ds.train.optim.cpu_adam import deepspeed_cpu_adam
+from lola_ds.train.optim.owner_sharded import WholeTensorOptimizer
 from lola_ds.train.optim.rules import adamw, make_rule
 from lola_ds.train.optim.schedules import SCHEDULES, make_schedule
-from lola_ds.train.optim.whole import WholeTensorOptimizer
+from lola_ds.train.zero.cpu_adam import deepspeed_cpu_adam
 
 __all__ = ["SCHEDULES", "WholeTensorOptimizer", "make_optimizer", "make_schedule"]
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lola_ds.train.optim.packing import pack, unpack
+from lola_ds.train.checkpoint.packing import pack, unpack
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 tensors = st.sampled_from([torch.float64, torch.int64, torch.bfloat16]).flatmap(

@@ -1,0 +1,355 @@
+"""The format of checkpoints: verified on load, independent of ZeRO stage and world size.
+
+A checkpoint is a folder `step_N` with two safetensors files per rank, `state.json` (progress) and
+`manifest.json` (size and XXH3-64 of every file). The files of a rank hold its partitions
+(`lola_ds.train.zero.partitions`) as flat float32 runs under `kind/name`: `rank_R` has the kind `weight`
+and those of the optimizer, such as `exp_avg`; `averages_R` has one kind for each moving average,
+such as `ema_0.999`. Whoever needs a parameter, or any run of it, reads it from the files that hold
+it. So a run resumes at any stage and world size, and export needs neither DeepSpeed nor a process
+group. The states of optimizers of whole tensors, which have shapes and types of their own, lie with
+their owner as `state/name/i`; the header says how they fit together. A folder of averages alone
+(`lola_ds.train.checkpoint.store`) has the same format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from lola_ds.train.checkpoint.packing import pack, unpack
+from lola_ds.train.checkpoint.tensor_file import LazyTensors, Spec, TensorFile
+from lola_ds.train.ema import Ema
+from lola_ds.train.optim import WholeTensorOptimizer
+from lola_ds.train.zero.nvme_offload import Drive
+from lola_ds.train.zero.partitions import Partition
+
+_PARTITIONS, _OPTIMIZER, _STATES, _AVERAGES = "fragments", "optimizer", "states", "averages"
+AVERAGES_FILE = "averages"
+"""How the names of files begin that hold moving averages."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A contiguous run of one flattened tensor and the file that holds it."""
+
+    start: int
+    numel: int
+    file: TensorFile
+
+
+class CheckpointReader:
+    """Reads parameters, averages and optimizer states of one checkpoint folder.
+
+    Attributes:
+        state: progress, as `CheckpointStore.save` was given it.
+        shapes: the shape of each parameter.
+        averages: the kinds that are moving averages, the principal one first.
+        optimizer: the name of the optimizer.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state: dict[str, Any] = _read_json(folder / "state.json")
+        self.manifest: dict[str, Any] = _read_json(folder / "manifest.json")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.averages: list[str] = []
+        self.optimizer = "adamw"
+        self._runs: dict[tuple[str, str], list[_Run]] = {}
+        self._states: dict[str, tuple[TensorFile, Any]] = {}
+        self._buffers: dict[str, TensorFile] = {}
+        for name in sorted(self.manifest["files"]):
+            if name.endswith(".safetensors"):
+                self._index(folder / name)
+        if not self.averages:
+            raise CheckpointError(
+                f"{folder} names no moving averages: an earlier version of lola_ds wrote it; "
+                "convert it with that version"
+            )
+
+    def _index(self, path: Path) -> None:
+        try:
+            file = TensorFile(path)
+            metadata = {key: json.loads(text) for key, text in file.metadata.items()}
+            partitions = metadata[_PARTITIONS]
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        self.optimizer = metadata.get(_OPTIMIZER, self.optimizer)
+        self.averages = metadata.get(_AVERAGES, self.averages)
+        states = metadata.get(_STATES, {})
+        self._states |= {name: (file, state) for name, state in states.items()}
+        self.shapes |= {name: tuple(shape) for name, (shape, _, _) in partitions.items()}
+        for key in file.specs:
+            kind, _, name = key.partition("/")
+            if kind == "buffer":
+                self._buffers[name] = file
+            elif kind != "state":
+                _, start, numel = partitions[name]
+                self._runs.setdefault((kind, name), []).append(_Run(start, numel, file))
+
+    @property
+    def moments(self) -> list[str]:
+        """The kinds that are states of the optimizer."""
+        return sorted({kind for kind, _ in self._runs} - {"weight", *self.averages})
+
+    def verify(self, files: Sequence[str] | None = None) -> None:
+        """Compares the files (all by default) with the manifest.
+
+        Raises:
+            CheckpointError: names the file whose size or checksum differs.
+        """
+        for name in self.manifest["files"] if files is None else files:
+            expected = self.manifest["files"][name]
+            path = self.folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing")
+            if digest(path) != expected:
+                raise CheckpointError(f"{path} is damaged: its size or checksum has changed")
+
+    def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> Tensor:
+        """The elements `[start, start + numel)` of a flattened tensor: float32, shape (numel,).
+
+        Raises:
+            CheckpointError: not all of them were saved.
+        """
+        numel = math.prod(self.shapes[name]) - start if numel is None else numel
+        out = torch.empty(numel)
+        filled = 0
+        for run in self._runs.get((kind, name), ()):
+            low, high = max(start, run.start), min(start + numel, run.start + run.numel)
+            if low < high:
+                part = out[low - start : high - start]
+                run.file.read_run(f"{kind}/{name}", low - run.start, part)
+                filled += high - low
+        if filled != numel:
+            raise CheckpointError(
+                f"{self.folder} holds only {filled} of {numel} values of {kind}/{name}"
+            )
+        return out
+
+    def tensors(self, kind: str) -> LazyTensors:
+        """Every parameter of `kind` in its shape, read when asked for."""
+        specs = {name: Spec(torch.float32, shape) for name, shape in self.shapes.items()}
+        return LazyTensors(specs, lambda name: self.read(kind, name).view(self.shapes[name]))
+
+    def optimizer_state(self, name: str, device: torch.device) -> Any:
+        """What an optimizer of whole tensors remembered of one parameter, as it was.
+
+        Raises:
+            CheckpointError: nothing was saved of it.
+        """
+        if name not in self._states:
+            raise CheckpointError(f"{self.folder} holds no optimizer state of {name}")
+        file, (structure, count) = self._states[name]
+        tensors = [file.read(_state_key(name, i)).to(device) for i in range(count)]
+        return unpack(structure, tensors)
+
+    def buffers(self) -> LazyTensors:
+        """The persistent buffers, which the first rank saved."""
+        specs = {name: file.specs[f"buffer/{name}"] for name, file in self._buffers.items()}
+        return LazyTensors(specs, lambda name: self._buffers[name].read(f"buffer/{name}"))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+
+
+def load_weights(module: nn.Module, reader: CheckpointReader, kind: str = "weight") -> None:
+    """Copies parameters and buffers into `module`, strictly.
+
+    Raises:
+        CheckpointError: names and shapes differ: the checkpoint is of another architecture.
+    """
+    expected = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
+    explain_mismatch(str(reader.folder), reader.shapes, expected)
+    state = dict(reader.tensors(kind)) | dict(reader.buffers())
+    module.load_state_dict(state, strict=False)
+
+
+def explain_mismatch(
+    source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses weights whose names or shapes differ from the model's.
+
+    Raises:
+        CheckpointError: gives the first difference of each kind.
+    """
+    faults = []
+    if missing := sorted(set(expected) - set(found)):
+        faults.append(f"{len(missing)} parameters are missing, such as {missing[0]}")
+    if extra := sorted(set(found) - set(expected)):
+        faults.append(f"{len(extra)} are unknown, such as {extra[0]}")
+    shared = sorted(set(found) & set(expected))
+    if wrong := [n for n in shared if tuple(found[n]) != tuple(expected[n])]:
+        name = wrong[0]
+        faults.append(
+            f"{len(wrong)} have another shape, such as {name}: {tuple(found[name])} instead of "
+            f"{tuple(expected[name])}"
+        )
+    if faults:
+        raise CheckpointError(
+            f"{source} is of another architecture: {'; '.join(faults)}; "
+            "use another run folder or the configuration it was trained with"
+        )
+
+
+@torch.no_grad()
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    partitions: Sequence[Partition],
+    reader: CheckpointReader,
+    step: int,
+    drive: Drive | None = None,
+) -> None:
+    """Sets the optimizer's state and step count from a checkpoint.
+
+    Arguments:
+        optimizer: the torch optimizer of the engine.
+        partitions: the resident ones (`resident_partitions`).
+        reader: the checkpoint.
+        step: optimizer steps done.
+        drive: where its states shall lie, if they are offloaded to one.
+
+    Raises:
+        CheckpointError: another optimizer wrote the checkpoint.
+    """
+    if reader.optimizer != _optimizer_name(optimizer):
+        raise CheckpointError(
+            f"{reader.folder} was written with optim={reader.optimizer}, not "
+            f"{_optimizer_name(optimizer)}; go on with optim={reader.optimizer}, or start a new "
+            "run from these weights with fork.run=…"
+        )
+    if isinstance(optimizer, WholeTensorOptimizer):
+        for f in partitions:
+            optimizer.load_state_tree(f.flat, reader.optimizer_state(f.name, f.flat.device))
+        optimizer.steps = step
+        optimizer.publish()
+        return
+    kinds = reader.moments
+    for flat in {id(f.flat): f.flat for f in partitions}.values():
+        state = optimizer.state[flat]
+        state["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else "cpu")
+        for kind in kinds:
+            state[kind] = torch.zeros_like(flat) if drive is None else drive.zeros_like(flat)
+    for partition in partitions:
+        for kind in kinds:
+            value = reader.read(kind, partition.name, partition.start, partition.numel)
+            partition.view(optimizer.state[partition.flat][kind]).copy_(value)
+
+
+@torch.no_grad()
+def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
+    """Sets this rank's part of the averages from a checkpoint.
+
+    Raises:
+        CheckpointError: it does not hold one of them.
+    """
+    for profile, values in zip(ema.profiles, ema.values):
+        if profile.kind not in reader.averages:
+            raise CheckpointError(
+                f"{reader.folder} holds the averages {', '.join(reader.averages)}, not "
+                f"{profile.kind}; go on with the ema.decay and ema.power_law of its run, or start "
+                "a new run from these weights with fork.run=…"
+            )
+        for f, value in zip(ema.partitions, values):
+            value.copy_(reader.read(profile.kind, f.name, f.start, f.numel))
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into one file: live tensors, and texts for its header."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, str]
+
+
+def rank_contents(
+    module: nn.Module,
+    partitions: Sequence[Partition],
+    optimizer: torch.optim.Optimizer,
+    ema: Ema,
+    rank: int,
+) -> dict[str, Content]:
+    """The files of one rank by name; nothing is copied.
+
+    Arguments:
+        module: the objective.
+        partitions: this rank's.
+        optimizer: the torch optimizer of the engine.
+        ema: the averages of the same partitions.
+        rank: this rank; the first one also answers for the buffers.
+    """
+    runs = {_PARTITIONS: json.dumps({f.name: (f.shape, f.start, f.numel) for f in partitions})}
+    tensors = {f"weight/{f.name}": f.master for f in partitions}
+    states: dict[str, Any] = {}
+    if isinstance(optimizer, WholeTensorOptimizer):
+        for f in partitions:
+            structure, parts = pack(optimizer.state_tree(f.flat))
+            states[f.name] = structure, len(parts)
+            tensors |= {_state_key(f.name, i): part for i, part in enumerate(parts)}
+    else:
+        tensors |= {
+            f"{kind}/{f.name}": f.view(value)
+            for f in partitions
+            for kind, value in optimizer.state[f.flat].items()
+            if isinstance(value, Tensor) and kind != "step" and value.shape == f.flat.shape
+        }
+    if rank == 0:
+        tensors |= {f"buffer/{name}": buffer for name, buffer in _buffers(module)}
+    metadata = {_OPTIMIZER: json.dumps(_optimizer_name(optimizer)), _STATES: json.dumps(states)}
+    averages = {
+        f"{profile.kind}/{f.name}": value
+        for profile, values in zip(ema.profiles, ema.values)
+        for f, value in zip(ema.partitions, values)
+    }
+    kinds = {_AVERAGES: json.dumps([profile.kind for profile in ema.profiles])}
+    return {
+        f"rank_{rank:05d}.safetensors": Content(tensors, runs | metadata),
+        f"{AVERAGES_FILE}_{rank:05d}.safetensors": Content(averages, runs | kinds),
+    }
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and XXH3-64 of a file."""
+    hasher = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return {"bytes": path.stat().st_size, "xxh3": hasher.hexdigest()}
+
+
+def _state_key(name: str, i: int) -> str:
+    return f"state/{name}/{i}"
+
+
+def _optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    if isinstance(optimizer, WholeTensorOptimizer):
+        return optimizer.name
+    return "adamw"  # torch's or DeepSpeed's: their states are the same
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    saved = module.state_dict(keep_vars=True)
+    return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
