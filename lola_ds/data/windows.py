@@ -34,8 +34,8 @@ class ShardDataset:
         path: folder(s) written by `lola-ds shard` or `lola-ds encode`.
         length: L, number of frames.
         stride: s, steps between frames.
-        max_trajectories: keep the first trajectories of every folder only (all by default); or one number
-            for each folder, None for all.
+        max_trajectories: number of trajectories to keep of each folder, the first ones (all by
+            default); or one number for each folder, None for all.
         verify_reads: hash every frame at every read, not only when this process reads it first.
 
     Attributes:
@@ -78,7 +78,8 @@ class ShardDataset:
             )
         if min(length, stride, *(limit for limit in limits if limit is not None)) < 1:
             raise ValueError(
-                f"length={length}, stride={stride}, max_trajectories={max_trajectories}: must be >= 1"
+                f"length={length}, stride={stride}, max_trajectories={max_trajectories}: "
+                "must be >= 1"
             )
         self.length, self.stride = length, stride
         self.indexes = [open_index(folder) for folder in paths]
