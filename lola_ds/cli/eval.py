@@ -53,8 +53,8 @@ keys of emulators (settings; several values between commas are evaluated one aft
   guidance=none      METHOD:OPERATOR[:option=…], forecasts that agree with observations of the
                      truth: mmps or sda; subsample:every=8, downscale:factor=8 or stripe:width=2;
                      std=0.05 of the observations' noise, units=standardised or physical, and more
-  guidance_scale=1     of the label, for a model trained with denoiser.label_dropout: 0 for no label,
-                     above 1 to stress it
+  guidance_scale=1   classifier-free guidance, for a model trained with denoiser.label_dropout: 0
+                     ignores the label, above 1 stresses it
 
 writes to OUT:
   metrics.parquet, metrics.csv, model.json, training.jsonl

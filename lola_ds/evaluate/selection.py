@@ -90,8 +90,8 @@ def check_forecast(
         raise ValueError("guidance is for a diffusion model; this is a surrogate")
     if forecast.guidance_scale != 1 and not (emulator.generative and emulator.model.label_dropout):
         raise ValueError(
-            f"guidance_scale={forecast.guidance_scale} is for a diffusion model that was trained with "
-            "denoiser.label_dropout above 0"
+            f"guidance_scale={forecast.guidance_scale} is for a diffusion model that was trained "
+            "with denoiser.label_dropout above 0"
         )
     if forecast.sampler not in SAMPLERS:
         raise ValueError(f"sampler='{forecast.sampler}' is unknown; known: {', '.join(SAMPLERS)}")
