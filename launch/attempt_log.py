@@ -1,6 +1,6 @@
 """The diary of a job: when each attempt began and ended, and why the next one is worth it.
 
-    python -m launch.attempt_log begin FOLDER [--interface NAME]   prints the address:port of the ranks
+    python -m launch.attempt_log begin FOLDER [--interface NAME]   prints ADDRESS:PORT of the ranks
     python -m launch.attempt_log end FOLDER STATUS [--retries N]   exits 0, 75 (try again) or STATUS
 
 A job's batch script calls them around `srun`. `FOLDER/attempts.jsonl` holds one line per event:
