@@ -1,6 +1,6 @@
 """One rank: a few steps at every ZeRO stage, and the most bytes that tensors held.
 
-usage: pass_memory_worker.py OUT TASK:STAGE …   writes {"TASK:STAGE": bytes} of the first rank to OUT
+usage: pass_memory_worker.py OUT TASK:STAGE …   writes to OUT the first rank's {"TASK:STAGE": bytes}
 """
 
 from __future__ import annotations

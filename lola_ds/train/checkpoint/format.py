@@ -2,13 +2,13 @@
 
 A checkpoint is a folder `step_N` with two safetensors files per rank, `state.json` (progress) and
 `manifest.json` (size and XXH3-64 of every file). The files of a rank hold its partitions
-(`lola_ds.train.zero.partitions`) as flat float32 runs under `kind/name`: `rank_R` has the kind `weight`
-and those of the optimizer, such as `exp_avg`; `averages_R` has one kind for each moving average,
-such as `ema_0.999`. Whoever needs a parameter, or any run of it, reads it from the files that hold
-it. So a run resumes at any stage and world size, and export needs neither DeepSpeed nor a process
-group. The states of optimizers of whole tensors, which have shapes and types of their own, lie with
-their owner as `state/name/i`; the header says how they fit together. A folder of averages alone
-(`lola_ds.train.checkpoint.store`) has the same format.
+(`lola_ds.train.zero.partitions`) as flat float32 runs under `kind/name`: `rank_R` has the kind
+`weight` and those of the optimizer, such as `exp_avg`; `averages_R` has one kind for each moving
+average, such as `ema_0.999`. Whoever needs a parameter, or any run of it, reads it from the files
+that hold it. So a run resumes at any stage and world size, and export needs neither DeepSpeed nor a
+process group. The states of optimizers of whole tensors, which have shapes and types of their own,
+lie with their owner as `state/name/i`; the header says how they fit together. A folder of averages
+alone (`lola_ds.train.checkpoint.store`) has the same format.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 ZeRO lays the float32 master weights out differently at every stage: whole parameters on every
 rank (0), slices of flattened groups (1, 2), slices of each parameter (3); optimizers of whole
 tensors give each tensor to one rank. All of them are the same thing seen from a parameter: a
-contiguous run `[start, start + numel)` of its flattened elements, held by one rank. A `Partition` is
-that view. EMA, checkpoints and export are written against partitions and therefore know nothing of
-stages or world sizes.
+contiguous run `[start, start + numel)` of its flattened elements, held by one rank. A `Partition`
+is that view. EMA, checkpoints and export are written against partitions and therefore know
+nothing of stages or world sizes.
 """
 
 from __future__ import annotations
