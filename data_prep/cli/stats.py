@@ -158,7 +158,7 @@ def write_config(path: Path, config: Mapping[str, Any], comment: str) -> None:
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
             lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
+    write_atomic(path, "\n".join(lines) + "\n")
 
 
 def _rounded(x: float, scale: float) -> float:

@@ -28,7 +28,7 @@ from types import TracebackType
 import h5py
 import numpy as np
 
-from lola_ds.atomic_io import flush
+from lola_ds.atomic_io import move_into_place
 
 #: The kinds of boundary that The Well knows.
 BOUNDARIES = ("WALL", "OPEN", "PERIODIC")
@@ -125,9 +125,7 @@ class WellWriter:
             self.partial.unlink()
             done, total = self._written.sum(), self._written.size
             raise ValueError(f"{self.path.name}: only {done} of {total} states were written")
-        flush(self.partial)
-        self.partial.replace(self.path)
-        flush(self.path.parent)
+        move_into_place(self.partial, self.path)
 
 
 def read_provenance(path: Path) -> str | None:

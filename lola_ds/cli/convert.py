@@ -231,8 +231,8 @@ def _write_lola(model: Model, out: Path) -> None:
 
 def _replace(staging: Path, out: Path) -> None:
     """Puts the finished folder in place of an earlier conversion, and of nothing else."""
-    if out.exists():
-        if not (out / "config.yaml").is_file() and any(out.iterdir()):
-            raise FileExistsError(f"{out} exists and is not a converted model; choose another OUT")
-        shutil.rmtree(out)
-    staging.rename(out)
+    from lola_ds.atomic_io import replace_folder
+
+    if out.exists() and not (out / "config.yaml").is_file() and any(out.iterdir()):
+        raise FileExistsError(f"{out} exists and is not a converted model; choose another OUT")
+    replace_folder(staging, out)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from lola_ds.atomic_io import write_atomic
 from lola_ds.config.check import check, check_submission
 from lola_ds.config.schema import Config, Submission
 
@@ -135,9 +135,7 @@ def load_config(path: Path) -> dict[str, Any]:
 
 def save_config(config: dict[str, Any], path: Path) -> None:
     """Writes a configuration atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    OmegaConf.save(OmegaConf.create(config), temporary)
-    temporary.replace(path)
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def _plain(config: DictConfig | ListConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lola_ds.atomic_io import flush
+from lola_ds.atomic_io import move_into_place
 from lola_ds.data.format import INDEX
 from lola_ds.data.index import Index, open_index, share_common
 from lola_ds.data.statistics import Moments
@@ -56,9 +56,10 @@ def publish(folder: str | Path, streams: Sequence[str]) -> Index:
             records.append({"name": name, **record})
     if not records:
         raise ValueError(f"{folder}: no trajectories to write")
+    for left in (partial / "shards").glob(".*"):  # an index that was being written at a kill
+        left.unlink()
     merge_records(partial / "shards", records).save(partial / "shards" / INDEX)
-    os.rename(partial / "shards", folder)
-    flush(folder.parent)
+    move_into_place(partial / "shards", folder)
     shutil.rmtree(partial)
     return open_index(folder)
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lola_ds.atomic_io import flush
+from lola_ds.atomic_io import move_into_place
 from lola_ds.data.format import TAR_END, ShardError, checksum
 
 READ_BACK = 64_000_000  # bytes that are forced to the disk and read back at a time
@@ -89,10 +89,8 @@ class GrowingShard:
         self._check(self.size)
         for check in self._checks:
             check.result()
-        os.fsync(self._file.fileno())
         self._close()
-        os.replace(self.path, path)
-        flush(path.parent)
+        move_into_place(self.path, path)
 
     def discard(self) -> None:
         """Ends without a shard."""

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lola_ds.atomic_io import replacing
 from lola_ds.evaluate.figures import limits, planes, show
-from lola_ds.evaluate.style import pretty, replacing
+from lola_ds.evaluate.style import pretty
 
 __all__ = ["animate", "render_frames", "write_gif", "write_mp4"]
 

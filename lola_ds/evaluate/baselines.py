@@ -16,8 +16,8 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
+from lola_ds.atomic_io import write_atomic
 from lola_ds.data import ShardDataset
-from lola_ds.evaluate.style import replacing
 from lola_ds.evaluate.tables import evenly
 
 __all__ = ["climatology", "dataset_digest"]
@@ -44,8 +44,7 @@ def climatology(
         buffer = io.BytesIO()
         np.savez(buffer, mean=found, key=np.array(key))
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        write_atomic(cache, buffer.getvalue())
     return torch.from_numpy(found.astype(np.float32))
 
 

@@ -6,11 +6,10 @@ A report of results then needs neither the weights nor the run they were trained
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from lola_ds.evaluate.style import replacing
+from lola_ds.atomic_io import write_atomic
 from lola_ds.evaluate.tables import write_json
 
 __all__ = ["read_model", "read_training", "write_provenance"]
@@ -35,8 +34,7 @@ def write_provenance(out: Path, run: Path, config: dict[str, Any], parameters: i
     for folder in (run, Path(str(config.get("run") or run))):
         log = folder / "metrics.jsonl"
         if log.is_file():
-            with replacing(out / TRAINING) as temporary:
-                shutil.copyfile(log, temporary)
+            write_atomic(out / TRAINING, log.read_bytes())
             return [*files, out / TRAINING]
     return files
 

@@ -31,7 +31,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lola_ds.evaluate.style import replacing
+from lola_ds.atomic_io import replacing
 from lola_ds.evaluate.tables import COLUMNS, Unit, write_csv
 
 __all__ = ["ResultStore", "read_results"]

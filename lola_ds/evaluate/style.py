@@ -7,7 +7,6 @@ touches the backend or the settings of the program that imports this.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lola_ds.atomic_io import replacing
+
 __all__ = [
     "FIELD_COLOURS",
     "METHODS",
@@ -26,7 +27,6 @@ __all__ = [
     "figure",
     "lines",
     "pretty",
-    "replacing",
 ]
 
 
@@ -94,20 +94,6 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         yield fig
         with replacing(path) as temporary:
             fig.savefig(temporary)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well.
-
-    The file appears whole or not at all; a file already there is replaced.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def add_state_axis(ax: Axes, step: float, label: str) -> None:

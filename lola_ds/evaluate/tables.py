@@ -32,8 +32,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lola_ds.atomic_io import replacing, write_atomic
 from lola_ds.evaluate.scores import Scores, join_leads
-from lola_ds.evaluate.style import METHODS, lines, replacing
+from lola_ds.evaluate.style import METHODS, lines
 from lola_ds.metrics import BANDS, correlation_time, finite_ensemble_factor, nominal_coverage
 
 __all__ = [
@@ -365,5 +366,4 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def write_json(tree: dict[str, Any], path: Path) -> None:
     """Writes JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")

@@ -7,7 +7,6 @@ their steps are done again; TensorBoard hides them.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import uuid
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from lola_ds.atomic_io import write_atomic
 
 
 class Tracker:
@@ -101,9 +102,7 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue  # the torn last line of a killed run
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_atomic(path, "".join(kept))
 
 
 def _start_tensorboard(folder: Path, step: int) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from lola_ds import metrics
 from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_truth
-from lola_ds.evaluate.style import lines, replacing
+from lola_ds.evaluate.style import lines
 from lola_ds.evaluate.tables import (
     COLUMNS,
     Unit,
@@ -145,22 +145,10 @@ def test_evenly(count: int, most: int, expected: list[int]) -> None:
         assert len(evenly(40, n)) == n
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_json({"a": 1}, path)
-    before = path.read_text()
+def test_json_without_a_finite_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_json({"a": float("nan")}, path)
-
-    def fail() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+        write_json({"a": float("nan")}, tmp_path / "summary.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_member_is_called_so_beside_its_ensemble() -> None:

@@ -10,10 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lola_ds.atomic_io import write_atomic
 from lola_ds.evaluate.report.charts import Line, line_chart
 from lola_ds.evaluate.report.parts import Row, number_table, picture, text_table, video
 from lola_ds.evaluate.report.runs import Run, differences, find_runs
-from lola_ds.evaluate.style import METHODS, pretty, replacing
+from lola_ds.evaluate.style import METHODS, pretty
 from lola_ds.metrics import BANDS
 
 __all__ = ["write_report"]
@@ -43,8 +44,7 @@ def write_report(paths: Sequence[Path], out: Path, title: str = "Evaluation repo
     """
     runs = find_runs(paths)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        temporary.write_text(_page(runs, title), encoding="utf-8")
+    write_atomic(out, _page(runs, title))
     return [run.name for run in runs]
 
 

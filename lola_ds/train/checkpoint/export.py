@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lola_ds.atomic_io import replacing
 from lola_ds.train.checkpoint.format import AVERAGES_FILE, CheckpointReader, list_checkpoints
 from lola_ds.train.checkpoint.posthoc import Snapshot, combine
 from lola_ds.train.checkpoint.tensor_file import LazyTensors, TensorFile, write_tensors
@@ -172,6 +173,5 @@ def read_weights(path: Path) -> LazyTensors:
 
 def write_weights(state: Mapping[str, Tensor], out: Path) -> None:
     """Writes `out` (a safetensors file) atomically, tensor after tensor."""
-    temporary = out.with_name(f".{out.name}.partial")
-    write_tensors(temporary, state, {"format": "pt"})
-    temporary.replace(out)
+    with replacing(out) as temporary:
+        write_tensors(temporary, state, {"format": "pt"})

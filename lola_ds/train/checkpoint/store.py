@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lola_ds.atomic_io import flush, write_atomic
+from lola_ds.atomic_io import fsync, replace_folder, write_atomic
 from lola_ds.train.checkpoint.format import (
     AVERAGES_FILE,
     CheckpointError,
@@ -209,7 +209,7 @@ class CheckpointStore:
         _write_json(staging / "state.json", state)
         files = {**files, "state.json": digest(staging / "state.json")}
         _write_json(staging / "manifest.json", {"world_size": self.world_size, "files": files})
-        _rename(staging, self.folder / name)
+        replace_folder(staging, self.folder / name)
         self._point("latest", self.folder / name)
         best = self._find_best()
         if best is not None:
@@ -217,8 +217,8 @@ class CheckpointStore:
         self._prune(self.folder / name, best)
 
     def _point(self, pointer: str, folder: Path) -> None:
-        path, text = self.folder.parent / pointer, f"{self.folder.name}/{folder.name}\n".encode()
-        if not path.is_file() or path.read_bytes() != text:
+        path, text = self.folder.parent / pointer, f"{self.folder.name}/{folder.name}\n"
+        if not path.is_file() or path.read_text() != text:
             write_atomic(path, text)
 
     def _find_best(self) -> Path | None:
@@ -396,7 +396,7 @@ def _keep_averages(checkpoint: Path, target: Path) -> None:
     for name in kept:
         _link(checkpoint / name, staging / name)
     _write_json(staging / "manifest.json", {**manifest, "files": kept})
-    _rename(staging, target)
+    replace_folder(staging, target)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -405,7 +405,7 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        flush(target)
+        fsync(target)
 
 
 def _step(folder: Path) -> int:
@@ -413,23 +413,9 @@ def _step(folder: Path) -> int:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def _fresh_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-
-
-def _rename(staging: Path, final: Path) -> None:
-    """Makes the finished folder visible in one rename; a damaged namesake steps aside first."""
-    flush(staging)
-    if final.exists():
-        aside = final.with_name(f".{final.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-        staging.rename(final)
-        shutil.rmtree(aside)
-    else:
-        staging.rename(final)
-    flush(final.parent)
