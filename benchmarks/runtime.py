@@ -51,8 +51,9 @@ from data_prep.cli.synthesize import main as synthesize
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once, parse_pairs
 from lola_ds.config import compose
+from lola_ds.distributed import Ranks, leave_process_group
 from lola_ds.train.loop import Trainer
-from lola_ds.train.zero.engine import Ranks, join, leave
+from lola_ds.train.zero import join_process_group
 
 T = TypeVar("T")
 PACKAGES = ("torch", "deepspeed")
@@ -273,7 +274,7 @@ def main(words: Sequence[str]) -> None:
         torch.set_num_threads(values["threads"])
     folder = Path(values["folder"])
     data = make_shards(folder, values["resolution"])
-    ranks = join("auto")
+    ranks = join_process_group("auto")
     rows = []
     measured = chain(
         measure_overhead(ranks, data, folder, values["steps"]),
@@ -285,7 +286,7 @@ def main(words: Sequence[str]) -> None:
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if ranks.rank == 0:
         write_rows(values["out"], rows)
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":

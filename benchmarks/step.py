@@ -65,7 +65,7 @@ from lola_ds.nn.layers import ChannelNorm, Conv2d
 from lola_ds.nn.modulation import modulation
 from lola_ds.nn.vit import ViT, ViTBlock
 from lola_ds.objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
-from lola_ds.train.zero.engine import choose_precision
+from lola_ds.train.numerics import choose_precision
 
 H100 = 989e12
 SAMPLER_STEPS = 16

@@ -12,7 +12,7 @@ from lola_ds.build import open_split
 from lola_ds.build.training import make_loader
 from lola_ds.config import compose
 from lola_ds.data.shuffle import BlockShuffle, FullShuffle, Mixture
-from lola_ds.train.zero.engine import Ranks
+from lola_ds.distributed import Ranks
 
 PHYSICS = ("euler_multi_quadrants_openBC", "euler_multi_quadrants_periodicBC")
 

@@ -24,6 +24,7 @@ LAYERS = {
     "lola_ds.nn": 1,
     "lola_ds.data": 1,
     "lola_ds.atomic_io": -1,
+    "lola_ds.distributed": 0,
     "lola_ds.fields": 0,
     "lola_ds.binned_losses": 0,
     "lola_ds.augment": 0,

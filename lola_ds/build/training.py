@@ -26,6 +26,7 @@ from lola_ds.data import (
     evaluation_batches,
     make_order,
 )
+from lola_ds.distributed import Ranks, gather_objects
 from lola_ds.estimate.trace import trace_training
 from lola_ds.kernels import set_kernels
 from lola_ds.nn.compiling import compile_blocks
@@ -37,19 +38,14 @@ from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema, make_profiles
 from lola_ds.train.init_from import graft
 from lola_ds.train.loop import Plan, Trainer, Watch
+from lola_ds.train.numerics import choose_precision, set_numerics
 from lola_ds.train.optim import make_optimizer, make_schedule
 from lola_ds.train.profiling import Profiler, parse_window
 from lola_ds.train.stop import StopRequest
 from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
 from lola_ds.train.watchdog import Watchdog
-from lola_ds.train.zero.engine import (
-    Ranks,
-    choose_precision,
-    gather_over_ranks,
-    make_engine,
-    set_numerics,
-)
+from lola_ds.train.zero import make_engine
 from lola_ds.train.zero.loss_scale import LossScale
 from lola_ds.train.zero.nvme_offload import Drive, drive_bytes, open_drive
 from lola_ds.train.zero.partitions import local_partitions, resident_partitions, torch_optimizer
@@ -182,7 +178,7 @@ def _check_room(
     """Refuses a drive too small for what the ranks of this machine put there."""
     size, averages = sum(p.numel() for p in trained), len(make_profiles(config["ema"]))
     bytes_ = drive_bytes(size, ds_config["zero_optimization"], ranks.world_size, averages)
-    drive.check_room(bytes_ * gather_over_ranks(socket.gethostname()).count(socket.gethostname()))
+    drive.check_room(bytes_ * gather_objects(socket.gethostname()).count(socket.gethostname()))
 
 
 def _fork(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:

@@ -119,7 +119,7 @@ def set_precision(name: str, device: Any) -> str:
     """
     import torch
 
-    from lola_ds.train.zero.engine import choose_precision
+    from lola_ds.train.numerics import choose_precision
 
     precision = choose_precision(name, device)
     if precision not in ("fp32", "bf16"):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lola_ds.cli.common import make_parser, parse_arguments
 
 if TYPE_CHECKING:
+    from lola_ds.distributed import Ranks
     from lola_ds.estimate.memory import Choice, Gpu, Planner
-    from lola_ds.train.zero.engine import Ranks
 
 HELP = """Says before a training starts whether it fits, how long it takes, and what to choose.
 

@@ -69,10 +69,11 @@ def main(argv: Sequence[str]) -> None:
         return
 
     from lola_ds.cli.plan import advise
+    from lola_ds.distributed import leave_process_group
     from lola_ds.train.failures import LostRankError, explained
-    from lola_ds.train.zero.engine import join, leave
+    from lola_ds.train.zero import join_process_group
 
-    ranks = join(config["device"])
+    ranks = join_process_group(config["device"])
     try:
         from lola_ds.build import build_training
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
             fail(str(told), status=1)  # nobody's mistake: worth another attempt
         raise told from error
     finally:
-        leave()
+        leave_process_group()
     if trainer.stopping and trainer.step < trainer.plan.total_steps:
         raise SystemExit(EXIT_STOPPED)
 

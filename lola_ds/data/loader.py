@@ -13,6 +13,7 @@ from lola_ds.data.batch import Batch
 from lola_ds.data.hashing import sample_seeds
 from lola_ds.data.sampler import ElasticSampler, Step
 from lola_ds.data.windows import ShardDataset
+from lola_ds.distributed import gather_objects
 
 
 class Loader:
@@ -66,12 +67,7 @@ class Loader:
 
     def _agree(self, failed: list[int]) -> list[int]:
         """The windows that failed on any process in this step; several may read the same."""
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if ranks == 1:
-            return failed
-        gathered: list[list[int]] = [[] for _ in range(ranks)]
-        torch.distributed.all_gather_object(gathered, failed)
-        return [window for part in gathered for window in part]
+        return [window for part in gather_objects(failed) for window in part]
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last complete global batch that was yielded.

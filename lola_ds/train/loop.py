@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lola_ds.binned_losses import bin_means
 from lola_ds.data import Batch
+from lola_ds.distributed import Ranks, first_difference, gather_objects, sum_over_ranks
 from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator, squared_norm, update_left_out
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema
@@ -26,7 +27,6 @@ from lola_ds.train.stop import StopRequest
 from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
 from lola_ds.train.watchdog import Watchdog
-from lola_ds.train.zero.engine import Ranks, first_difference, gather_over_ranks, sum_over_ranks
 from lola_ds.train.zero.loss_scale import LossScale
 from lola_ds.train.zero.partitions import Partition, evaluated, torch_optimizer
 
@@ -289,7 +289,7 @@ class Trainer:
             TrainingStoppedError: it was one too many in a row.
         """
         detector, locator = self.watch.detector, self.watch.locator
-        told = gather_over_ranks((locator.tell(), locator.windows()))
+        told = gather_objects((locator.tell(), locator.windows()))
         where = "; ".join(fault for fault, _ in told if fault)
         where = where or f"windows {sorted(window for _, some in told for window in some)}"
         message = f"step {self.step - 1} skipped: {reason} ({where})"

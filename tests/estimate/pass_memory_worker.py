@@ -18,10 +18,11 @@ from lola_ds.build import build_model, build_objective, complete_network
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
 from lola_ds.data import Batch
+from lola_ds.distributed import Ranks, leave_process_group
 from lola_ds.estimate.cost import Trace
 from lola_ds.train.ema import Ema, Exponential
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero.engine import Ranks, join, leave, make_engine
+from lola_ds.train.zero import join_process_group, make_engine
 from lola_ds.train.zero.partitions import local_partitions
 
 BUCKET = 1_000_000  # no parameter is larger, as in real trainings
@@ -107,7 +108,7 @@ def make_batch(task: str, samples: int) -> Batch:
 
 def main() -> None:
     out, *jobs = sys.argv[1:]
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
     peaks = {}
     for job in jobs:
         task, stage = job.split(":")
@@ -115,7 +116,7 @@ def main() -> None:
         gc.collect()
     if ranks.rank == 0:
         Path(out).write_text(json.dumps(peaks))
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ import sys
 from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
-from lola_ds.train.zero.engine import join, leave
+from lola_ds.distributed import leave_process_group
+from lola_ds.train.zero import join_process_group
 
 
 def main() -> None:
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
     for words in " ".join(sys.argv[1:]).split(" -- "):
         trainer = build_training(compose(words.split()), ranks)
         trainer.fit()
         trainer.close()
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
 from lola_ds.data import Batch
+from lola_ds.distributed import leave_process_group
 from lola_ds.train.loop import Trainer, TrainingStoppedError
-from lola_ds.train.zero.engine import join, leave
+from lola_ds.train.zero import join_process_group
 
 
 def plant(trainer: Trainer, fault: str, rank: int, step: int, count: int) -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     (fault, *numbers), *trainings = (
         words.split() for words in " ".join(sys.argv[1:]).split(" -- ")
     )
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
     for words in trainings:
         config = compose(words)
         trainer = build_training(config, ranks)
@@ -60,7 +61,7 @@ def main() -> None:
             if ranks.rank == 0:
                 (Path(config["run"]) / "stopped").write_text(str(error))
         trainer.close()
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":

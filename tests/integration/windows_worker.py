@@ -18,9 +18,10 @@ from lola_ds.build import build_training
 from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.config import compose
 from lola_ds.data import Batch
+from lola_ds.distributed import leave_process_group
 from lola_ds.train.loop import Trainer
 from lola_ds.train.stop import EXIT_STOPPED, StopRequest
-from lola_ds.train.zero.engine import join, leave
+from lola_ds.train.zero import join_process_group
 
 
 def observe(trainer: Trainer, run: Path, full: str) -> None:
@@ -44,11 +45,11 @@ def main(words: Sequence[str]) -> None:
     stop.listen()
     full = [word.removeprefix("full=") for word in words if word.startswith("full=")]
     config = compose([word for word in words if not word.startswith("full=")])
-    trainer = build_training(config, join("cpu"), stop)
+    trainer = build_training(config, join_process_group("cpu"), stop)
     observe(trainer, Path(config["run"]), *(full or ["-1:0"]))
     trainer.fit()
     trainer.close()
-    leave()
+    leave_process_group()
     if trainer.stopping:
         raise SystemExit(EXIT_STOPPED)
 

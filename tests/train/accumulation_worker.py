@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
+from lola_ds.distributed import leave_process_group
 from lola_ds.train.anomaly import squared_norm
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero.engine import join, leave, make_engine
+from lola_ds.train.zero import join_process_group, make_engine
 
 MICRO, STEPS = 4, 64
 
@@ -35,7 +36,7 @@ class Regression(nn.Module):
 
 
 def main() -> None:
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
     data = torch.randn(STEPS, MICRO, 16, generator=torch.Generator().manual_seed(0))
     for name in sys.argv[1:]:
         words = f"task=autoencoder run=r data=d deepspeed={name} train.batch_size={MICRO * STEPS} "
@@ -56,7 +57,7 @@ def main() -> None:
         norm = squared_norm(engine, ranks.world_size).sqrt()
         print(name, abs(norm / expected - 1).item(), flush=True)
         engine.step()
-    leave()
+    leave_process_group()
 
 
 def norm_in_float64(module: nn.Module, data: Tensor) -> Tensor:

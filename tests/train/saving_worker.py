@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.config import compose, fill_deepspeed
+from lola_ds.distributed import leave_process_group
 from lola_ds.train.checkpoint.format import (
     CheckpointReader,
     load_weights,
@@ -27,7 +28,7 @@ from lola_ds.train.checkpoint.format import (
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero.engine import join, leave, make_engine
+from lola_ds.train.zero import join_process_group, make_engine
 from lola_ds.train.zero.partitions import (
     Partition,
     local_partitions,
@@ -67,7 +68,7 @@ def check(reader: CheckpointReader | None, live: Iterator[tuple[str, Tensor]]) -
 
 def main(words: Sequence[str]) -> None:
     folder, stage = Path(words[0]), words[1]
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
     config = compose([*WORDS, f"deepspeed=zero{stage}"])
     torch.manual_seed(0)
     objective = Objective()
@@ -99,7 +100,7 @@ def main(words: Sequence[str]) -> None:
         if (folder / "enough").exists():
             break
     store.finish()
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -22,18 +22,12 @@ from torch import Tensor, nn
 
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, save_config, uses_cpu_adam
+from lola_ds.distributed import Ranks, first_difference, gather_objects, leave_process_group
 from lola_ds.train.checkpoint.format import load_weights, restore_ema, restore_optimizer
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema, Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero.engine import (
-    Ranks,
-    first_difference,
-    gather_over_ranks,
-    join,
-    leave,
-    make_engine,
-)
+from lola_ds.train.zero import join_process_group, make_engine
 from lola_ds.train.zero.nvme_offload import open_drive
 from lola_ds.train.zero.partitions import (
     evaluated,
@@ -66,11 +60,11 @@ def batch(step: int, rank: int, world_size: int) -> Tensor:
 
 
 def main() -> None:
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
     for job in sys.argv[1:]:
         folder, words, steps, save_at = job.split(":")
         train(ranks, Path(folder), words.split(","), int(steps), int(save_at))
-    leave()
+    leave_process_group()
 
 
 def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int) -> None:
@@ -139,7 +133,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         if ranks.rank == ranks.world_size - 1:
             bias[0] = bias[0].nextafter(bias[0] + 1)
         results["moved"] = first_difference(engine.module)
-    owned = gather_over_ranks(sum(value.numel() for value in ema.values[0]))
+    owned = gather_objects(sum(value.numel() for value in ema.values[0]))
     if ranks.rank == 0:
         if start == 0:
             kinds = {profile.kind: a for profile, a in zip(PROFILES, averages)}

@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lola_ds.atomic_io import fsync, replace_folder, write_atomic
+from lola_ds.distributed import gather_objects
 from lola_ds.train.checkpoint.format import (
     AVERAGES_FILE,
     CheckpointError,
@@ -264,11 +264,7 @@ class CheckpointStore:
             outcome: tuple[Any, str] = (action(), "")
         except Exception as error:
             outcome = (None, f"rank {self.rank}: {error}")
-        if self.world_size == 1:
-            outcomes = [outcome]
-        else:
-            outcomes = [(None, "")] * self.world_size
-            dist.all_gather_object(outcomes, outcome)
+        outcomes = gather_objects(outcome)
         faults = [fault for _, fault in outcomes if fault]
         if faults:
             raise OSError(f"{self.folder}: the checkpoint could not be written ({faults[0]})")

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lola_ds.distributed import sum_over_ranks
 from lola_ds.train.optim.rules import Rule
 from lola_ds.train.optim.schedule_free import ScheduleFreeAdamW
 from lola_ds.train.seeds import hash_seed
@@ -145,10 +146,7 @@ class WholeTensorOptimizer(torch.optim.Optimizer):
         return [o for o in self.owned if isinstance(o.optimizer, ScheduleFreeAdamW)]
 
     def _sum_over_ranks(self, value: int) -> int:
-        total = torch.tensor(value, device=self.parameters[0].device)
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return int(total)
+        return int(sum_over_ranks(torch.tensor(value, device=self.parameters[0].device)))
 
     def _broadcast(self) -> None:
         """Copies every parameter from its owner, each owner's in one message."""

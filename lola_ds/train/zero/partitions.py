@@ -1,11 +1,11 @@
 """Which part of every parameter, and of its optimizer state, this rank owns.
 
 ZeRO lays the float32 master weights out differently at every stage: whole parameters on every
-rank (0), slices of flattened groups (1, 2), slices of each parameter (3); optimizers of whole
-tensors give each tensor to one rank. All of them are the same thing seen from a parameter: a
-contiguous run `[start, start + numel)` of its flattened elements, held by one rank. A `Partition`
-is that view. EMA, checkpoints and export are written against partitions and therefore know
-nothing of stages or world sizes.
+rank (0), slices of flattened groups (1, 2), slices of each parameter (3); owner-sharded optimizers
+give each parameter to one rank. From the view of a parameter, all of these are the same: a rank
+holds a contiguous run `[start, start + numel)` of its flattened elements, a `Partition`. Moving
+averages, checkpoints and export use partitions only, so they depend on neither the stage nor the
+world size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lola_ds.train.optim import WholeTensorOptimizer
+from lola_ds.train.optim.owner_sharded import WholeTensorOptimizer
 
 
 @dataclass(frozen=True)

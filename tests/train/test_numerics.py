@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lola_ds.train.zero.engine import choose_precision, set_numerics
+from lola_ds.train.numerics import choose_precision, set_numerics
 
 
 @pytest.fixture(autouse=True)
