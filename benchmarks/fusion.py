@@ -39,7 +39,7 @@ def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
 KERNELS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "qk_norm_rope": (attention, "qk_norm_rope", reference.qk_norm_rope),
     "silu_dropout": (layers, "silu_dropout", silu_dropout),
-    "modulate": (vit, "fork_modulated", reference.fork_modulated),
+    "modulate": (vit, "modulate_branches", reference.modulate_branches),
     "gated_residual": (vit, "gated_residual", reference.gated_residual),
 }
 """Where a transformer calls each kernel, and what stands there in plain torch."""

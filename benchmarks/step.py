@@ -59,8 +59,8 @@ from lola_ds.emulate.sampling import ConditionedDenoiser
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 from lola_ds.nn import layers
 from lola_ds.nn.attention import MultiheadSelfAttention
-from lola_ds.nn.compiling import compile_blocks
-from lola_ds.nn.inference import make_ready
+from lola_ds.nn.compilation import compile_blocks
+from lola_ds.nn.inference import prepare_for_inference
 from lola_ds.nn.layers import ChannelNorm, Conv2d
 from lola_ds.nn.modulation import modulation
 from lola_ds.nn.vit import ViT, ViTBlock
@@ -185,13 +185,13 @@ def publish(module: nn.Module) -> None:
             setattr(module, name, PublishedBlock(child))
         elif isinstance(child, ChannelNorm):
             setattr(module, name, PublishedNorm(child.epsilon))
-        elif isinstance(child, Conv2d) and any(child.wrap):
+        elif isinstance(child, Conv2d) and any(child.circular_padding):
             plain = nn.Conv2d(
                 child.in_channels,
                 child.out_channels,
                 child.kernel_size,  # type: ignore[arg-type]
                 child.stride,  # type: ignore[arg-type]
-                padding=child.wrap,  # type: ignore[arg-type]
+                padding=child.circular_padding,  # type: ignore[arg-type]
                 padding_mode="circular",
             )
             plain.weight, plain.bias = child.weight, child.bias
@@ -254,8 +254,8 @@ class Side:
     def recipe(self) -> Iterator[None]:
         """What is not in the modules: kernels, memory format."""
         with contextlib.ExitStack() as stack:
-            stack.callback(kernels.set_kernels, kernels.get_kernels())
-            kernels.set_kernels("auto" if self.ours else "torch")
+            stack.callback(kernels.set_kernel_mode, kernels.get_kernel_mode())
+            kernels.set_kernel_mode("auto" if self.ours else "torch")
             if not self.ours:
                 stack.enter_context(
                     mock.patch.object(layers, "prefers_channels_last", keep_channels_first)
@@ -280,7 +280,7 @@ class Side:
         if self.ours:
             self.model = make_model(case, "").to(device)
             self.model.load_state_dict(state)
-            make_ready(self.model, self.precision, self.compiled)
+            prepare_for_inference(self.model, self.precision, self.compiled)
         self.model.eval().requires_grad_(False)
         self.parameters = list(self.model.parameters())
 

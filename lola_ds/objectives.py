@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from lola_ds.binned_losses import by_lead, by_noise
 from lola_ds.data.hashing import derive, uniform
-from lola_ds.kernels import denoising_errors
+from lola_ds.kernels import denoising_errors, seeded_normal
 from lola_ds.masks import ContextLaw, draw_context_masks
 from lola_ds.models.autoencoder import Autoencoder
 from lola_ds.models.denoiser import Denoiser
 from lola_ds.models.schedules import TimePrior
 from lola_ds.models.surrogate import Surrogate
-from lola_ds.nn.freeze import fix_parameters
-from lola_ds.nn.random import draw_normal
+from lola_ds.nn.freeze import freeze_parameters
 
 VARIANCE_FLOOR = 1e-2
 """Added to the variance of a field, so that a constant field does not divide by zero."""
@@ -170,7 +169,7 @@ class AutoencoderObjective(Objective):
         freeze: str | None = None,
     ) -> None:
         super().__init__(model, precision)
-        self.frozen = () if freeze is None else (fix_parameters(getattr(model, freeze)),)
+        self.frozen = () if freeze is None else (freeze_parameters(getattr(model, freeze)),)
         known = (*RECONSTRUCTION_LOSSES, "similarity")
         for name in losses:
             if name not in known:
@@ -308,7 +307,7 @@ class DiffusionObjective(Objective):
         u = draw_uniform(batch.seed, 5)
         mask = draw_masks(self.masks, x, u[:, :2])
         t = self.times.draw(u[:, 2:4]).float().to(x.device)
-        noise = draw_normal(x.shape[1:], batch.seed, x.device)
+        noise = seeded_normal(batch.seed, x.shape[1:], x.device)
         told = self._told(u[:, 4])
         told = None if told is None else told.to(x.device)
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     from lola_ds.build import load_model, make_standardize
     from lola_ds.config import load_config
     from lola_ds.emulate.codec import Codec, fingerprint
-    from lola_ds.nn.inference import make_ready
+    from lola_ds.nn.inference import prepare_for_inference
 
     run = Path(values["run"])
     config = load_config(run / "config.yaml")
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     model = load_model(run, device)
     provenance = {"autoencoder": fingerprint(model)}
     provenance |= {} if precision == "fp32" else {"precision": precision}
-    make_ready(model, precision)
+    prepare_for_inference(model, precision)
     codec = Codec(model, make_standardize(config["dataset"]), device, values["compile"])
     folders = _splits(Path(values["data"]), config["dataset"]["physics"], values["split"])
     for source in folders:

@@ -28,9 +28,9 @@ from lola_ds.data import (
 )
 from lola_ds.distributed import Ranks, gather_objects
 from lola_ds.estimate.trace import trace_training
-from lola_ds.kernels import set_kernels
-from lola_ds.nn.compiling import compile_blocks
-from lola_ds.nn.sequence_parallel import divide_tokens, join_sequence_group
+from lola_ds.kernels import set_kernel_mode
+from lola_ds.nn.compilation import compile_blocks
+from lola_ds.nn.sequence_parallel import new_sequence_group, parallelize_sequence
 from lola_ds.objectives import Objective
 from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator
 from lola_ds.train.checkpoint.format import load_weights, restore_ema, restore_optimizer
@@ -142,13 +142,13 @@ def make_plan(config: dict[str, Any]) -> Plan:
 
 def _make_objective(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Objective:
     """The objective with its network on this rank's device, initialised as on every other."""
-    set_kernels(config["kernels"])
+    set_kernel_mode(config["kernels"])
     set_numerics(tf32=config["tf32"], deterministic=config["deterministic"])
     torch.manual_seed(config["seed"])
     objective = build_objective(config, build_model(config)).to(ranks.device)
-    group = join_sequence_group(config["sequence_parallel"])
-    divide_tokens(objective, group)
-    group.check(count_tokens(config, windows.shape))
+    group = new_sequence_group(config["sequence_parallel"])
+    parallelize_sequence(objective, group)
+    group.check_tokens(count_tokens(config, windows.shape))
     return objective
 
 

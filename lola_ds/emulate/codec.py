@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lola_ds.emulate.memory import working_bytes
 from lola_ds.fields import Standardize
 from lola_ds.models import Autoencoder
-from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.compilation import compile_blocks
 
 __all__ = ["Codec", "fill", "fingerprint"]
 

@@ -25,7 +25,7 @@ from lola_ds.emulate.rollout import make_step, stream
 from lola_ds.emulate.sampling import STOCHASTIC, sample
 from lola_ds.fields import Standardize
 from lola_ds.models import Autoencoder, Denoiser, Surrogate
-from lola_ds.nn.inference import make_ready
+from lola_ds.nn.inference import prepare_for_inference
 
 if TYPE_CHECKING:
     import xarray
@@ -85,7 +85,7 @@ class Emulator:
         self._weights = fingerprint(self.model)
         self.compiled = compiled
         self._draw: Callable[..., Tensor] = CapturedSampling() if compiled else sample
-        make_ready(self.model, precision, compiled)
+        prepare_for_inference(self.model, precision, compiled)
         self.length, self.stride = int(trajectory["length"]), int(trajectory["stride"])
         self.label_log = list(label_log)
         self.spatial = spatial

@@ -54,7 +54,7 @@ from azula.linalg.solve import gmres
 from azula.noise import Schedule
 from torch import Tensor, nn
 
-from lola_ds.kernels import second_derivatives
+from lola_ds.kernels import enable_second_derivatives
 
 METHODS = ("mmps", "sda")
 UNITS = ("standardised", "physical")
@@ -309,7 +309,7 @@ class Guide:
     def _measure(self, x: Tensor, places: Sequence[int]) -> Tensor:
         """Measures frames of windows: (B, C', L, *S') -> (B, D)."""
         states = x[:, :, list(places)].transpose(1, 2).flatten(0, 1)
-        with second_derivatives():  # `mmps` takes them
+        with enable_second_derivatives():  # `mmps` takes them
             states = states if self.decode is None else self.decode(states)
             return self.guidance.operator(states).reshape(len(x), -1)
 

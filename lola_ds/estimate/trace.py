@@ -12,7 +12,7 @@ from lola_ds.build.networks import build_model, build_objective, complete_networ
 from lola_ds.config import load_config
 from lola_ds.data import Batch
 from lola_ds.estimate.cost import PassCost, build_fake, trace_pass
-from lola_ds.nn.sequence_parallel import SequenceGroup, divide_tokens
+from lola_ds.nn.sequence_parallel import SequenceGroup, parallelize_sequence
 
 
 def describe_frames(config: dict[str, Any], grid: Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -69,5 +69,5 @@ def trace_training(
     )
     ids, ones = torch.arange(samples), torch.ones(samples)
     batch = Batch(x, torch.zeros(samples, labels), seed=ids, weight=ones, window=ids)
-    divide_tokens(objective, SequenceGroup(config["sequence_parallel"]))
+    parallelize_sequence(objective, SequenceGroup(config["sequence_parallel"]))
     return trace_pass(objective, batch)

@@ -8,7 +8,7 @@ graphs, activation checkpointing and every ZeRO stage take it as they take torch
 | function | where |
 |---|---|
 | `qk_norm_rope` | queries and keys of every transformer block |
-| `fork_modulated` | before every block of a transformer |
+| `modulate_branches` | before every block of a transformer |
 | `gated_residual` | after every block of a transformer |
 | `silu_dropout` | feed-forward layers |
 | `channel_norm` | convolutional autoencoders |
@@ -27,26 +27,26 @@ from torch import Tensor
 
 from lola_ds.kernels import reference
 from lola_ds.kernels.dispatch import (
-    get_kernels,
-    second_derivatives,
-    set_kernels,
+    enable_second_derivatives,
+    get_kernel_mode,
+    second_derivatives_enabled,
+    set_kernel_mode,
     use_triton,
-    wants_second_derivatives,
 )
 
 __all__ = [
     "channel_norm",
     "denoising_errors",
     "ema",
-    "fork_modulated",
+    "enable_second_derivatives",
     "gated_residual",
-    "get_kernels",
+    "get_kernel_mode",
+    "modulate_branches",
     "qk_norm_rope",
-    "second_derivatives",
+    "second_derivatives_enabled",
     "seeded_normal",
-    "set_kernels",
+    "set_kernel_mode",
     "silu_dropout",
-    "wants_second_derivatives",
 ]
 
 
@@ -75,15 +75,15 @@ def qk_norm_rope(
     return reference.qk_norm_rope(qkv, coordinates, theta, norm, eps)
 
 
-def fork_modulated(
+def modulate_branches(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises, scales and shifts tokens for two uses; see `reference.fork_modulated`."""
+    """Normalises, scales and shifts tokens for two uses; see `reference.modulate_branches`."""
     if use_triton("modulate", x, _first((x.shape[-1] > 8192, "more than 8192 channels"))):
         from lola_ds.kernels import norm
 
-        return norm.fork_modulated(x, a, b, dtype, eps)
-    return reference.fork_modulated(x, a, b, dtype, eps)
+        return norm.modulate_branches(x, a, b, dtype, eps)
+    return reference.modulate_branches(x, a, b, dtype, eps)
 
 
 def gated_residual(
@@ -116,7 +116,7 @@ def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 
     A compiler is as quick alone, and fuses it with the casts, halos and sums around it.
     """
-    fused = torch.compiler.is_compiling() and get_kernels() == "auto"
+    fused = torch.compiler.is_compiling() and get_kernel_mode() == "auto"
     if not fused and use_triton(
         "channel_norm", x, _first((x.shape[1] > 8192, "more than 8192 channels"))
     ):
@@ -144,7 +144,7 @@ def ema(
     """Moves averages towards weights, in place; see `reference.ema`."""
     if not weights:
         return
-    single = len(decays) == 1 and get_kernels() == "auto"  # torch's own is as quick
+    single = len(decays) == 1 and get_kernel_mode() == "auto"  # torch's own is as quick
     if not single and use_triton("ema", weights[0]):
         from lola_ds.kernels import averages as kernel
 

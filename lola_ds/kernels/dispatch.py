@@ -26,7 +26,7 @@ _twice = {"wanted": False}
 _said: set[tuple[object, ...]] = set()
 
 
-def set_kernels(mode: str) -> None:
+def set_kernel_mode(mode: str) -> None:
     """Chooses the mode for the process; modules compiled before keep what they were compiled with.
 
     Raises:
@@ -43,13 +43,13 @@ def set_kernels(mode: str) -> None:
     _said.clear()
 
 
-def get_kernels() -> str:
+def get_kernel_mode() -> str:
     """The mode of the process."""
     return _state["mode"]
 
 
 @contextlib.contextmanager
-def second_derivatives() -> Iterator[None]:
+def enable_second_derivatives() -> Iterator[None]:
     """Within, operations run whose gradients have gradients: no kernel's do, nor flash attention's.
 
     Modules compiled before keep what they were compiled with.
@@ -61,7 +61,7 @@ def second_derivatives() -> Iterator[None]:
         _twice["wanted"] = before
 
 
-def wants_second_derivatives() -> bool:
+def second_derivatives_enabled() -> bool:
     """Whether gradients of gradients will be asked for."""
     return _twice["wanted"]
 

@@ -15,7 +15,7 @@ and M = C - 1 for the channels of a field; mean and r are kept in float32. As in
 program of the backward walks over a chunk of tokens; `sum` adds the chunks.
 
 Bytes an element, the stream in 4 bytes and the result in 2: 6 forward, 10 backward, and 16 where
-the backward adds two other gradients on its way (`Fork`).
+the backward adds two other gradients on its way (`ModulateBranches`).
 """
 
 # Triton types a launch as a call of the kernel, its sizes as constants of the kernel's own type.
@@ -223,7 +223,7 @@ def modulated_norm_backward(
     again: Tensor | None = None,
     through: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, a and b, from that of y; see `Fork` for the others."""
+    """Gradients with respect to x, a and b, from those of the outputs of `ModulateBranches`."""
     found = _backward(x, _dense(a), mean, rstd, grad, 0, MODULATED, again, through)
     grad_x, grad_a, grad_b = found
     return grad_x, sum_to(grad_a, a), sum_to(grad_b, a)
@@ -261,7 +261,7 @@ def modulate(
     return modulated_norm(x, a, b, dtype or x.dtype, eps)[0]
 
 
-class Fork(torch.autograd.Function):
+class ModulateBranches(torch.autograd.Function):
     """y, y once more and x itself, whose three gradients the backward adds in its one pass.
 
     Where y goes two ways and x goes on, as in a block of a transformer, each sum of two gradients
@@ -272,7 +272,7 @@ class Fork(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `fork_modulated`."""
+        """See `modulate_branches`."""
         y, mean, rstd = modulated_norm(x, a, b, dtype, eps)
         ctx.save_for_backward(x, a, mean, rstd)
         return y, y.view_as(y), x.view_as(x)
@@ -284,12 +284,12 @@ class Fork(torch.autograd.Function):
         return *gradients, None, None
 
 
-def fork_modulated(
+def modulate_branches(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.fork_modulated`, by the kernel."""
+    """As `reference.modulate_branches`, by the kernel."""
     if torch.is_grad_enabled():
-        return Fork.apply(x, a, b, dtype or x.dtype, eps)
+        return ModulateBranches.apply(x, a, b, dtype or x.dtype, eps)
     y = modulate(x, a, b, dtype, eps)
     return y, y, x
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def widen(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """float32 for anything shorter, as it is otherwise."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -70,7 +70,7 @@ def qk_norm_rope(
         angles = rope_angles(coordinates, theta, qkv.shape[3])
 
     def prepare(x: Tensor) -> Tensor:
-        x = widen(x)
+        x = upcast(x)
         if norm:
             x = F.rms_norm(x, x.shape[-1:], eps=eps)
         return x if angles is None else rotate(x, angles)
@@ -80,7 +80,7 @@ def qk_norm_rope(
 
 def silu_dropout(x: Tensor, keep: Tensor, p: float) -> Tensor:
     r""":math:`x \, \mathrm{sigmoid}(x) / (1 - p)` where `keep` is true, zero elsewhere."""
-    return torch.where(keep, F.silu(widen(x)) / (1 - p), 0.0).to(x.dtype)
+    return torch.where(keep, F.silu(upcast(x)) / (1 - p), 0.0).to(x.dtype)
 
 
 def gated_residual(
@@ -123,7 +123,7 @@ def modulate(
     return y.to(dtype or x.dtype)
 
 
-def fork_modulated(
+def modulate_branches(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `modulate`, with the result twice and `x`: where a block's ways part."""

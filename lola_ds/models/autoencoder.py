@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lola_ds.kernels import seeded_normal
 from lola_ds.models.options import check_options
 from lola_ds.nn.dcae import DCDecoder, DCEncoder
-from lola_ds.nn.random import draw_normal
 from lola_ds.nn.vit import ViT
 
 BOUND = 5.0
@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
         """
         z = self.encode(x)
         if self.training and self.latent_noise and seeds is not None:
-            noise = draw_normal(z.shape[1:], seeds, z.device)
+            noise = seeded_normal(seeds, z.shape[1:], z.device)
             return self.decode(z + self.latent_noise * noise), z
         return self.decode(z), z
 

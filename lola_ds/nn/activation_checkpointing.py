@@ -26,11 +26,11 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 T = TypeVar("T")
-Policy = bool | int | str
+CheckpointingPolicy = bool | int | str
 """`none`, `selective`, `full`, `offload`, every n-th block; false and true mean none and full."""
 
 _aten = torch.ops.aten
-_KEPT = [
+_SAVED_OPERATORS = [
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -43,7 +43,7 @@ _KEPT = [
 """What `selective` does not compute twice."""
 
 
-def block_policy(policy: Policy, index: int) -> str:
+def block_policy(policy: CheckpointingPolicy, index: int) -> str:
     """The policy of block `index`, counted from 0: `none`, `selective`, `full` or `offload`.
 
     Raises:
@@ -61,7 +61,7 @@ def block_policy(policy: Policy, index: int) -> str:
     )
 
 
-def recompute(policy: str, function: Callable[..., T], *args: Any) -> T:
+def checkpoint_block(policy: str, function: Callable[..., T], *args: Any) -> T:
     """`function(*args)`, whose activations are kept or recomputed as `policy` says."""
     if policy == "none" or not torch.is_grad_enabled():
         return function(*args)
@@ -70,5 +70,5 @@ def recompute(policy: str, function: Callable[..., T], *args: Any) -> T:
     if policy == "offload":  # reaches what the checkpoint keeps, not what is within
         with save_on_cpu(pin_memory=torch.cuda.is_available()):
             return checkpoint(function, *args, use_reentrant=False)
-    context = functools.partial(create_selective_checkpoint_contexts, _KEPT)
+    context = functools.partial(create_selective_checkpoint_contexts, _SAVED_OPERATORS)
     return checkpoint(function, *args, use_reentrant=False, context_fn=context)

@@ -33,9 +33,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lola_ds.kernels import qk_norm_rope, wants_second_derivatives
-from lola_ds.kernels.reference import widen
-from lola_ds.nn.layers import full_precision
+from lola_ds.kernels import qk_norm_rope, second_derivatives_enabled
+from lola_ds.kernels.reference import upcast
+from lola_ds.nn.layers import disable_autocast
 from lola_ds.nn.sequence_parallel import SequenceGroup
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def local_window(
     """
     with torch.no_grad():
         if device.type == "cuda":
-            return window_blocks(shape, window, periodic, device)
+            return window_block_mask(shape, window, periodic, device)
         i = torch.arange(math.prod(shape), device=device)
         return _within(i[:, None], i[None, :], shape, window, periodic)
 
@@ -96,7 +96,7 @@ def _within(
     return visible
 
 
-def window_blocks(
+def window_block_mask(
     shape: tuple[int, ...],
     window: tuple[int, ...],
     periodic: tuple[bool, ...],
@@ -132,12 +132,12 @@ BACKENDS = [
 the dtype and the mask runs."""
 
 
-SHORT = 128
+SHORT_SEQUENCE = 128
 """Tokens up to which a CPU trains its attention in float32, whose backward takes half the time of
 bfloat16's, and in compiled blocks by plain matrix products, whose softmax the compiler fuses."""
 
 
-@full_precision
+@disable_autocast
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = None) -> Tensor:
     """Softmax attention of (B, heads, T, d), by the best backend of the device.
 
@@ -153,10 +153,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = No
         return _compiled_flex_attention()(q, k, v, block_mask=mask)
     order = sdpa_kernel(BACKENDS, set_priority=True) if q.is_cuda else contextlib.nullcontext()
     dtype, compiled = q.dtype, torch.compiler.is_compiling()
-    short = q.device.type == "cpu" and q.shape[2] <= SHORT
+    short = q.device.type == "cpu" and q.shape[2] <= SHORT_SEQUENCE
     if short and (compiled or torch.is_grad_enabled()):
-        q, k, v = widen(q), widen(k), widen(v)
-    if wants_second_derivatives() or (short and compiled):
+        q, k, v = upcast(q), upcast(k), upcast(v)
+    if second_derivatives_enabled() or (short and compiled):
         order = sdpa_kernel(SDPBackend.MATH)
     with order:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)

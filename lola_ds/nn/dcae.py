@@ -27,19 +27,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
+from lola_ds.nn.activation_checkpointing import CheckpointingPolicy, block_policy, checkpoint_block
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
     FeedForward,
     Patchify,
     Unpatchify,
     Upsample,
-    channels_last,
     check_levels,
     convolution,
     make_norm,
     patchify,
     per_axis,
+    to_channels_last,
     unpatchify,
 )
 
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
         dropout: the dropout rate inside the feed-forward layer, or None.
         kernel_size: the size of kernels.
         periodic: whether axes are periodic, for all or each.
-        policy: whether the block is recomputed in the backward pass; see `recompute`.
+        policy: whether the block is recomputed in the backward pass; see `checkpoint_block`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms (B, C, *S)."""
-        return recompute(self.policy, self._forward, x)
+        return checkpoint_block(self.policy, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return x + self.ffn(self.attn(self.norm(x)))
@@ -122,7 +122,7 @@ class _DCNet(nn.Module):
         patch_size: patches of the fields that enter the finest level, for all axes or each.
         periodic: whether axes are periodic, for all or each.
         identity_init: whether convolutions between levels start near the identity.
-        checkpointing: which blocks are recomputed in the backward pass; see `recompute`.
+        checkpointing: which blocks are recomputed in the backward pass; see `checkpoint_block`.
 
     Raises:
         ValueError: if levels or axes do not agree.
@@ -145,7 +145,7 @@ class _DCNet(nn.Module):
         patch_size: int | Sequence[int] = 1,
         periodic: bool | Sequence[bool] = False,
         identity_init: bool = True,
-        checkpointing: Policy = False,
+        checkpointing: CheckpointingPolicy = False,
     ) -> None:
         super().__init__()
         heads = check_levels(hid_channels, hid_blocks, attention_heads or {})
@@ -213,7 +213,7 @@ class DCEncoder(_DCNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes (B, C_in, *S) as (B, C_out, *S'), float32."""
-        x = channels_last(patchify(x, self.patch))
+        x = to_channels_last(patchify(x, self.patch))
         for level in self.descent:
             x = level(x)
         return x.float().contiguous()
@@ -245,7 +245,7 @@ class DCDecoder(_DCNet):
 
     def forward(self, z: Tensor) -> Tensor:
         """Decodes (B, C_in, *S') as (B, C_out, *S), float32."""
-        x = channels_last(z)
+        x = to_channels_last(z)
         for level in self.ascent:
             x = level(x)
         return unpatchify(x, self.patch, last=False).float().contiguous()

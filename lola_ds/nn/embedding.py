@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lola_ds.nn.layers import full_precision
+from lola_ds.nn.layers import disable_autocast
 
 
 class SineEncoding(nn.Module):
@@ -55,7 +55,7 @@ class ScalarEmbedding(nn.Sequential):
             nn.Linear(features, features),
         )
 
-    @full_precision
+    @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
         """Embeds scalars of shape (B,) as features of shape (B, F)."""
         return super().forward(x)
@@ -72,7 +72,7 @@ class VectorEmbedding(nn.Sequential):
     def __init__(self, in_features: int, features: int) -> None:
         super().__init__(nn.Linear(in_features, features), nn.SiLU(), nn.Linear(features, features))
 
-    @full_precision
+    @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
         """Embeds vectors of shape (B, D) as features of shape (B, F)."""
         return super().forward(x)
@@ -91,7 +91,7 @@ class PositionalEmbedding(nn.Sequential):
             SineEncoding(features), nn.Flatten(-2), nn.Linear(axes * features, features)
         )
 
-    @full_precision
+    @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
         """Embeds coordinates of shape (*, N) as features of shape (*, H)."""
         return super().forward(x)

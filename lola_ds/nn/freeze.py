@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-def fix_parameters(module: nn.Module) -> nn.Module:
+def freeze_parameters(module: nn.Module) -> nn.Module:
     """Turns a module's parameters into buffers of the same names.
 
     No optimizer, average or ZeRO stage sees a buffer, and gradients pass through it; it is saved

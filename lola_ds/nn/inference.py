@@ -1,7 +1,7 @@
 r"""Networks made ready for inference, in place: what training cannot have.
 
-- Weights are stored in the dtype in which they are multiplied (`round_weights`).
-- The modulation of all blocks of a transformer is computed at once (`join_modulations`): sixteen
+- Weights are stored in the dtype in which they are multiplied (`cast_weights`).
+- The modulation of all blocks of a transformer is computed at once (`fuse_modulations`): sixteen
   times three products of a few rows are launches that a GPU has nothing to do in.
 """
 
@@ -11,28 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lola_ds.nn.compiling import BLOCKS, compile_network
-from lola_ds.nn.layers import full_precision
+from lola_ds.nn.compilation import BLOCK_METHODS, compile_network
+from lola_ds.nn.layers import disable_autocast
 from lola_ds.nn.modulation import AdaZero
 from lola_ds.nn.vit import ViT
 
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Stores the weights of matrix products and convolutions in blocks as they are multiplied.
 
     For inference under autocast of that dtype: values are those of casting at every call, which no
     longer happens. Modulation, embeddings and projections at the ends keep their float32 weights.
     """
     for block in network.modules():
-        if type(block) in BLOCKS:
+        if type(block) in BLOCK_METHODS:
             for name, module in block.named_modules():
                 if isinstance(module, ROUNDED) and not name.startswith("ada_zero"):
                     module.to(dtype)
 
 
-class JoinedModulation(nn.Module):
+class FusedModulation(nn.Module):
     """The modulation layers of N blocks as one; float32.
 
     Arguments:
@@ -49,7 +49,7 @@ class JoinedModulation(nn.Module):
         self.last_weight = nn.Parameter(torch.stack(transposed))  # (N, D, O)
         self.last_bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in last])[:, None])
 
-    @full_precision
+    @disable_autocast
     def forward(self, mod: Tensor) -> tuple[Tensor, ...]:
         """(B, D) to N times (B, O)."""
         hidden = F.silu(F.linear(mod, self.first_weight, self.first_bias))
@@ -57,7 +57,7 @@ class JoinedModulation(nn.Module):
         return torch.baddbmm(self.last_bias, hidden, self.last_weight).unbind(0)
 
 
-def join_modulations(network: nn.Module) -> None:
+def fuse_modulations(network: nn.Module) -> None:
     """Gives every transformer of a network whose blocks are modulated one layer for all of them.
 
     Values change by the rounding of sums. Parameters get other names: states are loaded before.
@@ -67,12 +67,12 @@ def join_modulations(network: nn.Module) -> None:
             found = [block.ada_zero for block in module.blocks]
             sources = [source for source in found if isinstance(source, AdaZero)]
             if sources:  # all blocks have theirs, or none
-                module.modulations = JoinedModulation(sources)
+                module.modulations = FusedModulation(sources)
                 for block in module.blocks:
                     block.ada_zero = nn.Identity()
 
 
-def make_ready(network: nn.Module, precision: str, compiled: bool = False) -> None:
+def prepare_for_inference(network: nn.Module, precision: str, compiled: bool = False) -> None:
     """Makes a network on its device ready for inference, in place.
 
     Arguments:
@@ -84,8 +84,8 @@ def make_ready(network: nn.Module, precision: str, compiled: bool = False) -> No
         ValueError: there is nothing to compile, or the compiler is switched off.
     """
     if precision == "bf16":
-        round_weights(network, torch.bfloat16)
+        cast_weights(network, torch.bfloat16)
     if compiled:
-        join_modulations(network)
+        fuse_modulations(network)
         compile_network(network)
     network.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+def disable_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Makes a method run in the dtype of its arguments, autocast or not.
 
     The method's first tensor argument tells which device's autocast to disable.
@@ -40,10 +40,10 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class FullLinear(nn.Linear):
+class Float32Linear(nn.Linear):
     """A linear layer that stays in float32 under autocast."""
 
-    @full_precision
+    @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
         """Maps features (*, C_in) to float32 features (*, C_out)."""
         return super().forward(x.to(self.weight.dtype))
@@ -96,7 +96,7 @@ def prefers_channels_last(x: Tensor) -> bool:
     return x.ndim == 4
 
 
-def channels_last(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """Stores fields channels-last, if they prefer that."""
     return x.contiguous(memory_format=torch.channels_last) if prefers_channels_last(x) else x
 
@@ -277,14 +277,14 @@ class _ChannelsLast(torch.autograd.Function):
 class _Convolution:
     """Mixes per-axis padding (circular where periodic, zeros elsewhere) in torch's convolutions."""
 
-    wrap: tuple[int, ...]
+    circular_padding: tuple[int, ...]
     weight: Tensor
     bias: Tensor | None
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, *S) to (B, C_out, *S/stride)."""
-        x = pad_circular(x.to(matmul_dtype(x)), self.wrap)
+        x = pad_circular(x.to(matmul_dtype(x)), self.circular_padding)
         weight = self.weight
         if is_channels_last(x) and weight.dtype != x.dtype:
             weight = _ChannelsLast.apply(weight, x.dtype)
@@ -380,7 +380,7 @@ def convolution(
         stride=strides,
         padding=tuple(0 if w else k // 2 for w, k in zip(wraps, kernel)),
     )
-    conv.wrap = tuple(k // 2 if w else 0 for w, k in zip(wraps, kernel))
+    conv.circular_padding = tuple(k // 2 if w else 0 for w, k in zip(wraps, kernel))
     with torch.no_grad():
         conv.weight.mul_(gain)
     if identity_init:
@@ -419,7 +419,7 @@ class ChannelNorm(nn.Module):
         if prefix + "eps" in state_dict:
             self.epsilon = float(state_dict[prefix + "eps"])
 
-    @full_precision
+    @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, *S) over C."""
         return channel_norm(x, self.epsilon)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lola_ds.nn.layers import full_precision
+from lola_ds.nn.layers import disable_autocast
 
 
 class AdaZero(nn.Sequential):
@@ -34,7 +34,7 @@ class AdaZero(nn.Sequential):
             last.weight.mul_(1e-2)
         super().__init__(nn.Linear(features, features), nn.SiLU(), last)
 
-    @full_precision
+    @disable_autocast
     def forward(self, mod: Tensor) -> Tensor:
         """(B, D) to (B, outputs)."""
         return super().forward(mod)

@@ -4,15 +4,15 @@ The n ranks of a group hold the same samples. Each holds T / n consecutive token
 layers but attention, where an all-to-all turns T / n tokens of every head into all T tokens of
 h / n heads, and another one turns the result back:
 
-    tokens (B, T, ·) --take--> (B, T/n, ·) ... --join--> (B, T, ·)
+    tokens (B, T, ·) --split--> (B, T/n, ·) ... --gather--> (B, T, ·)
                      queries, keys, values (B, T/n, h, d) --to_heads--> (B, T, h/n, d)
                      attended (B, T, h/n, d)            --to_tokens--> (B, T/n, h, d)
 
 Activations, and the work of every layer, are divided by n; a rank sends 4 tensors of T / n tokens a
 block and pass, whatever n.
 
-Gradients: outside, between `join` and `take`, every rank of the group computes the same, with the
-same gradients. Inside, a rank's gradients are n times those of its own part, so that their mean
+Gradients: outside, between `gather` and `split`, every rank of the group computes the same
+gradients. Inside, a rank's gradients are n times those of its own part, so that their mean
 over the group is that of the whole. Parameters inside and outside are thus averaged over all ranks
 alike, as if each rank had samples of its own: ZeRO, clipping and checkpoints know nothing of it.
 
@@ -47,7 +47,7 @@ class SequenceGroup:
     rank: int = 0
     name: str = ""
 
-    def take(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
         """This rank's tokens: (B, T, ...) to (B, T/n, ...).
 
         Raises:
@@ -55,10 +55,10 @@ class SequenceGroup:
         """
         if self.size == 1:
             return x
-        self.check(x.shape[1])
-        return _Take.apply(x, self)
+        self.check_tokens(x.shape[1])
+        return _Split.apply(x, self)
 
-    def check(self, tokens: int) -> None:
+    def check_tokens(self, tokens: int) -> None:
         """Refuses a number of tokens that n does not divide.
 
         Raises:
@@ -70,27 +70,27 @@ class SequenceGroup:
                 "which are the patches of its grid; choose a divisor, or another patch_size"
             )
 
-    def join(self, x: Tensor) -> Tensor:
+    def gather(self, x: Tensor) -> Tensor:
         """All tokens: (B, T/n, ...) to (B, T, ...)."""
-        return x if self.size == 1 else _Join.apply(x, self)
+        return x if self.size == 1 else _Gather.apply(x, self)
 
     def to_heads(self, *tensors: Tensor) -> Sequence[Tensor]:
         """All tokens of this rank's heads: each (B, T/n, h, d) to (B, T, h/n, d), in one go."""
         if self.size == 1:
             return tensors
         x = torch.stack(tensors).unflatten(3, (self.size, -1))
-        y = _Exchange.apply(x.movedim(3, 0), self)  # (n, 3, B, T/n, h/n, d)
+        y = _AllToAll.apply(x.movedim(3, 0), self)  # (n, 3, B, T/n, h/n, d)
         return y.movedim(0, 2).flatten(2, 3).unbind(0)
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """This rank's tokens of all heads: (B, T, h/n, d) to (B, T/n, h, d)."""
         if self.size == 1:
             return x
-        y = _Exchange.apply(x.unflatten(1, (self.size, -1)).movedim(1, 0), self)
+        y = _AllToAll.apply(x.unflatten(1, (self.size, -1)).movedim(1, 0), self)
         return y.movedim(0, 2).flatten(2, 3)
 
 
-def divide_tokens(network: nn.Module, group: SequenceGroup) -> None:
+def parallelize_sequence(network: nn.Module, group: SequenceGroup) -> None:
     """Makes the transformers within a network work on their rank's tokens.
 
     Raises:
@@ -121,24 +121,24 @@ def _all_gather(x: Tensor, group: SequenceGroup) -> Tensor:
     return parts.movedim(0, 1).flatten(1, 2)
 
 
-def _own(x: Tensor, group: SequenceGroup) -> Tensor:
+def _local_tokens(x: Tensor, group: SequenceGroup) -> Tensor:
     return x.chunk(group.size, dim=1)[group.rank]
 
 
-class _Take(torch.autograd.Function):
+class _Split(torch.autograd.Function):
     """Inside from outside: a part of the tokens; its gradients come n times too large."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: SequenceGroup) -> Tensor:
         ctx.group = group
-        return _own(x, group).contiguous()
+        return _local_tokens(x, group).contiguous()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return _all_gather(grad, ctx.group) / ctx.group.size, None
 
 
-class _Join(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     """Outside from inside: all tokens; their gradients go in n times too large."""
 
     @staticmethod
@@ -148,29 +148,29 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _own(grad, ctx.group) * ctx.group.size, None
+        return _local_tokens(grad, ctx.group) * ctx.group.size, None
 
 
-class _Exchange(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     """All-to-all of (n, ...): entry i goes to rank i, and becomes entry `rank` there."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: SequenceGroup) -> Tensor:
         ctx.group = group
-        return _exchange(x, group)
+        return _all_to_all(x, group)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _exchange(grad, ctx.group), None
+        return _all_to_all(grad, ctx.group), None
 
 
-def _exchange(x: Tensor, group: SequenceGroup) -> Tensor:
+def _all_to_all(x: Tensor, group: SequenceGroup) -> Tensor:
     ones = [1] * group.size
     y = torch.ops._c10d_functional.all_to_all_single(x.contiguous(), ones, ones, group.name)
     return torch.ops._c10d_functional.wait_tensor(y)
 
 
-def join_sequence_group(size: int) -> SequenceGroup:
+def new_sequence_group(size: int) -> SequenceGroup:
     """This rank's group of `size` neighbours, which a node holds. Collective.
 
     Arguments:

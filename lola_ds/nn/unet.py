@@ -34,16 +34,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
+from lola_ds.nn.activation_checkpointing import CheckpointingPolicy, block_policy, checkpoint_block
 from lola_ds.nn.attention import GridAttention
 from lola_ds.nn.layers import (
     FeedForward,
     Upsample,
-    channels_last,
     check_levels,
     convolution,
     make_norm,
     per_axis,
+    to_channels_last,
 )
 from lola_ds.nn.modulation import make_modulation, modulation
 
@@ -70,7 +70,7 @@ class ModulatedBlock(nn.Module):
         dropout: the dropout rate inside the feed-forward layer, or None.
         kernel_size: the size of kernels.
         periodic: whether axes are periodic, for all or each.
-        policy: whether the block is recomputed in the backward pass; see `recompute`.
+        policy: whether the block is recomputed in the backward pass; see `checkpoint_block`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, x: Tensor, mod: Tensor | None = None) -> Tensor:
         """Transforms (B, C, *S), modulated by (B, D)."""
-        return recompute(self.policy, self._forward, x, mod)
+        return checkpoint_block(self.policy, self._forward, x, mod)
 
     def _forward(self, x: Tensor, mod: Tensor | None) -> Tensor:
         axes = [1] * (x.ndim - 2)
@@ -134,7 +134,7 @@ class UNet(nn.Module):
         dropout: the dropout rate in feed-forward layers, or None.
         periodic: whether axes are periodic, for all or each.
         identity_init: whether convolutions between levels start near the identity.
-        checkpointing: which blocks are recomputed in the backward pass; see `recompute`.
+        checkpointing: which blocks are recomputed in the backward pass; see `checkpoint_block`.
 
     Raises:
         ValueError: if levels or axes do not agree, or heads do not split the channels.
@@ -157,7 +157,7 @@ class UNet(nn.Module):
         dropout: float | None = None,
         periodic: bool | Sequence[bool] = False,
         identity_init: bool = True,
-        checkpointing: Policy = False,
+        checkpointing: CheckpointingPolicy = False,
     ) -> None:
         super().__init__()
         heads = check_levels(hid_channels, hid_blocks, attention_heads or {})
@@ -215,7 +215,7 @@ class UNet(nn.Module):
             Fields, float32, with shape (B, C_out, *S).
         """
         known = [] if cond is None else [cond.to(x.dtype)]
-        x = channels_last(torch.cat((x, unit_coordinates(x), *known), dim=1))
+        x = to_channels_last(torch.cat((x, unit_coordinates(x), *known), dim=1))
         remembered: list[Tensor] = []
         for level in self.descent:
             x = _through(level, x, mod)

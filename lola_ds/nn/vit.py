@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lola_ds.kernels import fork_modulated, gated_residual
-from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
+from lola_ds.kernels import gated_residual, modulate_branches
+from lola_ds.nn.activation_checkpointing import CheckpointingPolicy, block_policy, checkpoint_block
 from lola_ds.nn.attention import MultiheadSelfAttention, grid_coordinates, init_theta, local_window
 from lola_ds.nn.embedding import PositionalEmbedding
 from lola_ds.nn.layers import (
     FeedForward,
-    FullLinear,
+    Float32Linear,
     matmul_dtype,
     patchify,
     per_axis,
@@ -63,7 +63,7 @@ class ViTBlock(nn.Module):
         attention_heads: the number of heads.
         qk_norm: whether queries and keys are normalised.
         value_residual: whether the attention's values are mixed with those of the first block.
-        gives_values: whether it hands on its values.
+        return_values: whether it hands on its values.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class ViTBlock(nn.Module):
         attention_heads: int = 1,
         qk_norm: bool = True,
         value_residual: bool = False,
-        gives_values: bool = False,
+        return_values: bool = False,
     ) -> None:
         super().__init__()
-        self.gives_values = gives_values
+        self.return_values = return_values
         self.ada_zero = make_modulation(mod_features, (4, channels))
         self.theta = nn.Parameter(init_theta(axes, channels)) if rope else None
         self.msa = MultiheadSelfAttention(channels, attention_heads, qk_norm, value_residual)
@@ -115,10 +115,10 @@ class ViTBlock(nn.Module):
             written and added.
         """
         a, b, c, d = (scale.unsqueeze(1) for scale in modulation(self.ada_zero, mod, 4))
-        y, z, x = fork_modulated(x, a, b, matmul_dtype(x))
+        y, z, x = modulate_branches(x, a, b, matmul_dtype(x))
         attended, values = self.msa(y, coordinates, self.theta, mask, first_values)
         y = self.ffn(z + attended)
-        return gated_residual(x, y, c, skip, d), values if self.gives_values else None
+        return gated_residual(x, y, c, skip, d), values if self.return_values else None
 
 
 class ViT(nn.Module):
@@ -143,7 +143,7 @@ class ViT(nn.Module):
         periodic: whether windows wrap, for all axes or each.
         value_residual: whether the attention's values in deeper blocks are mixed with those in the
             first.
-        checkpointing: which blocks are recomputed in the backward pass; see `recompute`.
+        checkpointing: which blocks are recomputed in the backward pass; see `checkpoint_block`.
 
     Raises:
         ValueError: if an option has the wrong number of axes or heads do not split the channels.
@@ -168,7 +168,7 @@ class ViT(nn.Module):
         window_size: int | Sequence[int] | None = None,
         periodic: bool | Sequence[bool] = False,
         value_residual: bool = False,
-        checkpointing: Policy = False,
+        checkpointing: CheckpointingPolicy = False,
     ) -> None:
         super().__init__()
         self.patch = per_axis(patch_size, spatial, "patch_size")
@@ -185,8 +185,8 @@ class ViT(nn.Module):
         self.modulations: nn.Module | None = None  # of all blocks at once; see `inference`
 
         in_features = math.prod(self.patch) * (in_channels + cond_channels)
-        self.in_proj = FullLinear(in_features, hid_channels)
-        self.out_proj = FullLinear(hid_channels, math.prod(self.unpatch) * out_channels)
+        self.in_proj = Float32Linear(in_features, hid_channels)
+        self.out_proj = Float32Linear(hid_channels, math.prod(self.unpatch) * out_channels)
         self.positional_embedding = PositionalEmbedding(spatial, hid_channels)
         self.blocks = nn.ModuleList(
             ViTBlock(
@@ -199,7 +199,7 @@ class ViT(nn.Module):
                 attention_heads=attention_heads,
                 qk_norm=qk_norm,
                 value_residual=value_residual and depth > 0,
-                gives_values=value_residual and depth == 0,
+                return_values=value_residual and depth == 0,
             )
             for depth in range(hid_blocks)
         )
@@ -223,15 +223,17 @@ class ViT(nn.Module):
         if self.window is not None:
             mask = local_window(shape, self.window, self.periodic, x.device)
 
-        coordinates = self.sequence.take(grid_coordinates(shape, x.device)[None])[0]
-        skip = self.in_proj(self.sequence.take(x.flatten(2).transpose(1, 2)))
+        coordinates = self.sequence.split(grid_coordinates(shape, x.device)[None])[0]
+        skip = self.in_proj(self.sequence.split(x.flatten(2).transpose(1, 2)))
         x = skip + self.positional_embedding(coordinates)
         first_values = None
         mods = repeat(mod) if self.modulations is None else self.modulations(mod)
         for block, policy, mod in zip(self.blocks, self.policies, mods):
-            x, values = recompute(policy, block, x, mod, coordinates, skip, mask, first_values)
+            x, values = checkpoint_block(
+                policy, block, x, mod, coordinates, skip, mask, first_values
+            )
             if self.value_residual and first_values is None:
                 first_values = values
-        x = self.sequence.join(self.out_proj(x))
+        x = self.sequence.gather(self.out_proj(x))
         x = x.transpose(1, 2).unflatten(2, shape)
         return unpatchify(x, self.unpatch, last=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lola_ds import kernels
 from lola_ds.kernels import reference
-from lola_ds.nn.compiling import compile_blocks
+from lola_ds.nn.compilation import compile_blocks
 from lola_ds.nn.dcae import DCEncoder
 from lola_ds.nn.vit import ViT, ViTBlock
 
@@ -21,9 +21,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    before = kernels.get_kernels()
+    before = kernels.get_kernel_mode()
     yield
-    kernels.set_kernels(before)
+    kernels.set_kernel_mode(before)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter is off where there is a GPU")
@@ -31,13 +31,13 @@ def test_torch_runs_on_a_cpu_unless_triton_is_forced(caplog: pytest.LogCaptureFi
     x, a = torch.randn(2, 3, 8), torch.randn(2, 1, 8)
     expected = reference.modulate(x, a, a)
     with caplog.at_level(logging.INFO, "lola_ds.kernels"):
-        kernels.set_kernels("auto")
+        kernels.set_kernel_mode("auto")
         for _ in range(3):
-            assert torch.equal(kernels.fork_modulated(x, a, a)[0], expected)
-        kernels.set_kernels("triton")
-        assert not torch.equal(kernels.fork_modulated(x, a, a)[0], expected)
-        kernels.set_kernels("torch")
-        assert torch.equal(kernels.fork_modulated(x, a, a)[0], expected)
+            assert torch.equal(kernels.modulate_branches(x, a, a)[0], expected)
+        kernels.set_kernel_mode("triton")
+        assert not torch.equal(kernels.modulate_branches(x, a, a)[0], expected)
+        kernels.set_kernel_mode("torch")
+        assert torch.equal(kernels.modulate_branches(x, a, a)[0], expected)
     first, second = caplog.messages
     assert first.startswith("modulate, float32 on cpu: torch (tensors lie on cpu")
     assert second == "modulate, float32 on cpu: triton"
@@ -45,16 +45,16 @@ def test_torch_runs_on_a_cpu_unless_triton_is_forced(caplog: pytest.LogCaptureFi
 
 def test_refusals_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="kernels=cuda is unknown; choose one of auto, torch"):
-        kernels.set_kernels("cuda")
-    kernels.set_kernels("triton")
+        kernels.set_kernel_mode("cuda")
+    kernels.set_kernel_mode("triton")
     x, a = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 1, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"modulate cannot run: torch.float64 .* kernels=auto"):
-        kernels.fork_modulated(x, a, a)[0]
+        kernels.modulate_branches(x, a, a)[0]
     with pytest.raises(ValueError, match="heads of 258 > 256 channels"):
         kernels.qk_norm_rope(torch.randn(1, 2, 3, 1, 258))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match=r"tensors lie on cpu .*TRITON_INTERPRET=1"):
-        kernels.fork_modulated(x.float(), a.float(), a.float())
+        kernels.modulate_branches(x.float(), a.float(), a.float())
 
 
 def make_vit(blocks: int = 1, **options: object) -> ViT:
@@ -69,7 +69,7 @@ def make_vit(blocks: int = 1, **options: object) -> ViT:
 
 def train(mode: str, steps: int, precision: torch.dtype | None = None, **options: object) -> Tensor:
     """The losses of a tiny transformer that learns to blur fields."""
-    kernels.set_kernels(mode)
+    kernels.set_kernel_mode(mode)
     vit = make_vit(**options)
     optimizer = torch.optim.AdamW(vit.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(1)
@@ -114,7 +114,7 @@ def test_recomputed_blocks_draw_the_same_dropout(policy: str) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
 def test_compiled_blocks_hold_the_kernels() -> None:
     """One graph without a break, which calls the kernels' operators."""
-    kernels.set_kernels("triton")
+    kernels.set_kernel_mode("triton")
     x, mod, cond = (torch.randn(s, device=DEVICE) for s in ((2, 2, 3, 5), (2, 4), (2, 1, 3, 5)))
     results = []
     for compiled in (False, True):
@@ -140,7 +140,7 @@ def test_convolutional_networks_take_the_kernels(monkeypatch: pytest.MonkeyPatch
     x = torch.randn(2, 2, 8, 8, device=DEVICE)
     results = []
     for mode in ("torch", "triton"):
-        kernels.set_kernels(mode)
+        kernels.set_kernel_mode(mode)
         net.zero_grad()
         y = net(x)
         y.square().sum().backward()

@@ -195,13 +195,13 @@ def test_fork_modulated(dtype: torch.dtype, T: int, H: int) -> None:
     """The three gradients that meet are added before they are rounded."""
     inputs = [3 * draw(2, T, H) + 1, draw(2, 1, H), draw(2, 1, H)]
     compare(
-        lambda *x: norm.fork_modulated(*x, dtype),
-        lambda *x: reference.fork_modulated(*x, torch.float64),
+        lambda *x: norm.modulate_branches(*x, dtype),
+        lambda *x: reference.modulate_branches(*x, torch.float64),
         inputs,
         [0, 1, 2],
     )
     with torch.no_grad():
-        y, z, x = norm.fork_modulated(*inputs, dtype)
+        y, z, x = norm.modulate_branches(*inputs, dtype)
     assert torch.equal(y, norm.modulate(*inputs, dtype))
     assert torch.equal(z, y)
     assert torch.equal(x, inputs[0])

@@ -50,7 +50,7 @@ def test_axes(spatial: int, arch: str) -> None:
 def test_periodic_names_axes_time_first(periodic: bool | list, flags: tuple) -> None:
     assert make(window_size=3, periodic=periodic).backbone.periodic == flags
     unet = make(**UNET, stride=[1, 2, 2], periodic=periodic).backbone
-    assert unet.descent[1][0].wrap == flags
+    assert unet.descent[1][0].circular_padding == flags
 
 
 @pytest.mark.parametrize(

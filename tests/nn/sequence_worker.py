@@ -11,7 +11,7 @@ import torch.distributed as dist
 from helpers import randomize
 from torch import Tensor
 
-from lola_ds.nn.sequence_parallel import SequenceGroup, divide_tokens, join_sequence_group
+from lola_ds.nn.sequence_parallel import SequenceGroup, new_sequence_group, parallelize_sequence
 from lola_ds.nn.vit import ViT
 
 SHAPE = (2, 3, 4, 8)
@@ -42,7 +42,7 @@ def compare(options: dict[str, Any], group: SequenceGroup) -> None:
     torch.manual_seed(dist.get_rank() // group.size)  # neighbours have the same sample
     inputs = torch.randn(SHAPE), torch.randn(2, 6), torch.randn(2, 1, 4, 8)
     expected = run(network, inputs)
-    divide_tokens(network, group)
+    parallelize_sequence(network, group)
     found = run(network, inputs)
     torch.testing.assert_close(found[:2], expected[:2], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[3:], expected[3:], rtol=1e-4, atol=1e-5)
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for size in map(int, sys.argv[1:]):
-        group = join_sequence_group(size)
+        group = new_sequence_group(size)
         assert group.rank == dist.get_rank() % size
         for options in CASES.values():
             compare(options, group)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
+from lola_ds.nn.activation_checkpointing import CheckpointingPolicy, block_policy, checkpoint_block
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from lola_ds.nn.activation_checkpointing import Policy, block_policy, recompute
         ("offload", "offload offload offload offload"),
     ],
 )
-def test_policy_of_each_block(policy: Policy, expected: str) -> None:
+def test_policy_of_each_block(policy: CheckpointingPolicy, expected: str) -> None:
     assert [block_policy(policy, index) for index in range(4)] == expected.split()
 
 
 @pytest.mark.parametrize("policy", [0, 1, -2, "some", "Full"])
-def test_unknown_policy_is_refused(policy: Policy) -> None:
+def test_unknown_policy_is_refused(policy: CheckpointingPolicy) -> None:
     with pytest.raises(ValueError, match=f"checkpointing={policy} is unknown; choose none, sel"):
         block_policy(policy, 0)
 
@@ -39,7 +39,7 @@ def work(policy: str) -> int:
     block = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.LayerNorm(32), nn.Linear(32, 8))
     x = torch.randn(64, 8, requires_grad=True)
     with FlopCounterMode(display=False) as flops:
-        recompute(policy, block, x).square().sum().backward()
+        checkpoint_block(policy, block, x).square().sum().backward()
     return flops.get_total_flops()
 
 
@@ -65,7 +65,7 @@ def test_what_is_kept_of_a_block(policy: str, monkeypatch: pytest.MonkeyPatch) -
     block(x).sum().backward()
     assert x.grad is not None
     expected, x.grad = x.grad, None
-    y = recompute(policy, block, x)
+    y = checkpoint_block(policy, block, x)
     x.data.zero_()
     y.sum().backward()
     assert x.grad is not None
@@ -80,5 +80,5 @@ def test_nothing_is_recomputed_without_gradients() -> None:
         return x
 
     with torch.no_grad():
-        recompute("full", count, torch.ones(1))
+        checkpoint_block("full", count, torch.ones(1))
     assert calls == [1]

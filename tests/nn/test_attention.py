@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lola_ds.kernels.reference import rope_angles
 from lola_ds.nn.attention import (
-    SHORT,
+    SHORT_SEQUENCE,
     MultiheadSelfAttention,
     attend,
     grid_coordinates,
     init_theta,
     local_window,
-    window_blocks,
+    window_block_mask,
 )
 
 
@@ -141,7 +141,7 @@ def test_windows_in_blocks_are_the_same_windows(periodic: tuple) -> None:
 
     shape, window = (3, 16, 8), (3, 5, 3)
     mask = local_window(shape, window, periodic, torch.device("cpu"))
-    blocks = window_blocks(shape, window, periodic, torch.device("cpu"))
+    blocks = window_block_mask(shape, window, periodic, torch.device("cpu"))
     seen = mask.view(3, 128, 3, 128).any(dim=3).any(dim=1)
     assert torch.equal(blocks.to_dense()[0, 0].bool(), seen)
     q, k, v = torch.randn(3, 1, 2, 384, 16)
@@ -177,7 +177,7 @@ def test_angles_stay_exact_under_autocast() -> None:
     torch.testing.assert_close(angles.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [7, SHORT])
+@pytest.mark.parametrize("tokens", [7, SHORT_SEQUENCE])
 def test_short_attention_is_trained_in_float32(tokens: int) -> None:
     """Under autocast too, which narrows what attention is given: only the ends are rounded."""
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 from helpers import randomize
 
 from lola_ds.nn.dcae import DCEncoder
-from lola_ds.nn.inference import join_modulations, make_ready, round_weights
+from lola_ds.nn.inference import cast_weights, fuse_modulations, prepare_for_inference
 from lola_ds.nn.unet import UNet
 from lola_ds.nn.vit import ViT
 
@@ -29,7 +29,7 @@ def test_rounded_weights_are_those_of_autocast(kind: str) -> None:
     inputs = (x,) if kind == "dcae" else (x, torch.randn(2, 4))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = network(*inputs)
-        round_weights(network, torch.bfloat16)
+        cast_weights(network, torch.bfloat16)
         assert torch.equal(network(*inputs), expected)
     rounded = [name for name, p in network.named_parameters() if p.dtype == torch.bfloat16]
     assert any("ffn.0" in name for name in rounded)
@@ -46,7 +46,7 @@ def test_joined_modulations_are_those_of_the_blocks() -> None:
     for _ in range(2):
         y = network(x, mod)
         results.append([y, *torch.autograd.grad(y.square().sum(), mod)])
-        join_modulations(network)
+        fuse_modulations(network)
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert not any("ada_zero" in name for name, _ in network.named_parameters())
@@ -57,7 +57,7 @@ def test_joined_modulations_are_those_of_the_blocks() -> None:
 def test_other_networks_keep_their_modulation(kind: str) -> None:
     network = ViT(2, 2, 0, 0, 16, 2, 1, spatial=2) if kind == "unmodulated" else KINDS[kind]()
     names = [name for name, _ in network.named_parameters()]
-    join_modulations(network)
+    fuse_modulations(network)
     assert [name for name, _ in network.named_parameters()] == names
 
 
@@ -70,7 +70,7 @@ def test_ready_networks_give_the_same_values(
     torch.manual_seed(0)
     plain = randomize(KINDS["vit"]())
     network = copy.deepcopy(plain)
-    make_ready(network, precision, compiled=True)
+    prepare_for_inference(network, precision, compiled=True)
     x, mod = torch.randn(2, 2, 4, 6), torch.randn(2, 4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         expected, found = plain(x, mod), network(x, mod)

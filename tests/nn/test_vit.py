@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import assert_same, randomize
 from torch import Tensor
 
-from lola_ds.nn.activation_checkpointing import Policy, block_policy
+from lola_ds.nn.activation_checkpointing import CheckpointingPolicy, block_policy
 from lola_ds.nn.attention import grid_coordinates
 from lola_ds.nn.vit import ViT, ViTBlock
 
@@ -150,7 +150,7 @@ def test_values_of_the_first_block_reach_the_others() -> None:
 
 @pytest.mark.parametrize("value_residual", [False, True])
 @pytest.mark.parametrize("policy", ["full", "selective", "offload", 2])
-def test_checkpointing_changes_nothing(policy: Policy, value_residual: bool) -> None:
+def test_checkpointing_changes_nothing(policy: CheckpointingPolicy, value_residual: bool) -> None:
     vit = randomize(ViT(2, 2, 0, 3, 8, 2, 2, dropout=0.1, value_residual=value_residual))
     x, mod = torch.randn(2, 2, 3, 4), torch.randn(2, 3)
     grads = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lola_ds.nn.freeze import fix_parameters
+from lola_ds.nn.freeze import freeze_parameters
 from lola_ds.train.checkpoint.format import CheckpointError
 from lola_ds.train.init_from import graft
 
@@ -56,7 +56,7 @@ def test_constants_alone_are_no_common_ground() -> None:
 def test_fixed_parameters_are_buffers_that_pass_gradients() -> None:
     model, x = make(), torch.randn(4, 2, requires_grad=True)
     before, y = model.state_dict(), model(x)
-    fix_parameters(model[2])
+    freeze_parameters(model[2])
     assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
     assert model.state_dict().keys() == before.keys()
     assert torch.equal(model(x), y)

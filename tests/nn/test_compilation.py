@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lola_ds.config import compose
-from lola_ds.nn.compiling import compile_blocks, compile_network
+from lola_ds.nn.compilation import compile_blocks, compile_network
 from lola_ds.nn.dcae import DCEncoder, ResidualBlock
 from lola_ds.nn.modulation import AdaZero
 from lola_ds.nn.unet import ModulatedBlock, UNet
@@ -66,7 +66,7 @@ def test_what_cannot_be_one_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     """Breaks, and blocks that the compiler leaves alone, are not passed over in silence."""
     network = ViT(2, 2, 0, 4, 16, 1, 1, spatial=2, checkpointing="selective")
     compile_blocks(network)
-    monkeypatch.setattr("lola_ds.nn.vit.fork_modulated", torch._dynamo.disable(lambda x, *_: x))
+    monkeypatch.setattr("lola_ds.nn.vit.modulate_branches", torch._dynamo.disable(lambda x, *_: x))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         network(torch.randn(1, 2, 2, 3), torch.randn(1, 4))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lola_ds.kernels import second_derivatives, wants_second_derivatives
+from lola_ds.kernels import enable_second_derivatives, second_derivatives_enabled
 from lola_ds.nn.attention import attend
 
 
@@ -21,7 +21,7 @@ def test_attention_has_second_derivatives_where_they_are_wanted() -> None:
     x = torch.randn(3, 1, 2, 5, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="derivative for aten::_scaled_dot_product"):
         second_gradient(x)
-    with second_derivatives():
-        assert wants_second_derivatives()
+    with enable_second_derivatives():
+        assert second_derivatives_enabled()
         assert second_gradient(x).isfinite().all()
-    assert not wants_second_derivatives()
+    assert not second_derivatives_enabled()

@@ -20,14 +20,14 @@ from torch import nn
 from lola_ds.nn import dcae, unet
 from lola_ds.nn.vit import ViTBlock
 
-BLOCKS: dict[type[nn.Module], str] = {
+BLOCK_METHODS: dict[type[nn.Module], str] = {
     ViTBlock: "forward",
     dcae.ResidualBlock: "_forward",
     unet.ModulatedBlock: "_forward",
 }
 """The kinds of blocks, and the method of each that recomputation calls."""
 
-SHAPES = 64
+MAX_GRAPHS = 64
 """The number of graphs of a kind of block, above which something is wrong: one for each level of a
 convolutional network, and each size of batch, in training and in validation."""
 
@@ -45,20 +45,20 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
         ValueError: the network has none, or the compiler is switched off.
     """
     _check_compiler()
-    kinds = [kind for kind in BLOCKS if any(type(m) is kind for m in network.modules())]
+    kinds = [kind for kind in BLOCK_METHODS if any(type(m) is kind for m in network.modules())]
     if not kinds:
         raise ValueError(f"{type(network).__name__} has no block to compile; choose compile=false")
-    torch._dynamo.config.recompile_limit = SHAPES  # of the process; torch 2.11 has no other
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # of the process; torch 2.11 has no other
     # As the training loop does it: otherwise the gradients of float32 layers are rounded too.
     torch._functorch.config.backward_pass_autocast = "off"
     compiled = {
-        kind: torch.compile(getattr(kind, BLOCKS[kind]), fullgraph=True, dynamic=False)
+        kind: torch.compile(getattr(kind, BLOCK_METHODS[kind]), fullgraph=True, dynamic=False)
         for kind in kinds
     }
     for module in network.modules():
         if type(module) in compiled:
             bound = MethodType(compiled[type(module)], module)
-            setattr(module, BLOCKS[type(module)], bound)
+            setattr(module, BLOCK_METHODS[type(module)], bound)
     return kinds
 
 
