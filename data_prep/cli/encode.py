@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs, set_precision
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
 
 HELP = """Encodes shards of fields into shards of latents with a trained autoencoder.
 
@@ -60,13 +60,14 @@ def main(argv: Sequence[str]) -> None:
     from lola_ds.config import load_config
     from lola_ds.emulate.codec import Codec, fingerprint
     from lola_ds.nn.inference import prepare_for_inference
+    from lola_ds.train.numerics import set_inference_precision
 
     run = Path(values["run"])
     config = load_config(run / "config.yaml")
     if config["task"] != "autoencoder":
         raise ValueError(f"run={run} is of task={config['task']}; encoding needs an autoencoder")
     device = _device(values["device"])
-    precision = set_precision(values["precision"], device)
+    precision = set_inference_precision(values["precision"], device)
     model = load_model(run, device)
     provenance = {"autoencoder": fingerprint(model)}
     provenance |= {} if precision == "fp32" else {"precision": precision}

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -107,25 +107,6 @@ def parse_pairs(
     if missing:
         raise ValueError(f"missing {', '.join(f'{key}=…' for key in missing)}")
     return values
-
-
-def set_precision(name: str, device: Any) -> str:
-    """The precision of inference on a device, `fp32` or `bf16`, from the word of a command.
-
-    With `bf16`, what stays in float32 is multiplied in TensorFloat-32.
-
-    Raises:
-        ValueError: there is no such precision.
-    """
-    import torch
-
-    from lola_ds.train.numerics import choose_precision
-
-    precision = choose_precision(name, device)
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision={name} is unknown; choose fp32, bf16 or auto")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "bf16"
-    return precision
 
 
 def _convert(key: str, text: str, default: object) -> object:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs, run_command, set_precision
+from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs, run_command
 
 HELP = """\
 Evaluates a trained model on a split: tables, figures, an animation, a short table here.
@@ -107,99 +107,33 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command with the words `argv`."""
     _, words = parse_arguments(make_parser("eval", HELP), argv)
     keys = parse_pairs(words, _DEFAULTS, required=("run", "data", "out"))
-    chosen = _parse_trajectories(keys["trajectories"])
+    trajectories = _parse_trajectories(keys["trajectories"])
     starts = _parse_numbers("start", keys["start"])
     settings = _parse_settings(keys)
     for name in ("batch", "memory"):
         if keys[name] <= 0:
             raise ValueError(f"{name}={keys[name]} must be positive")
 
-    from lola_ds.build import load_emulator, load_model, make_standardize
-    from lola_ds.config import load_config
-    from lola_ds.data import ShardDataset
-    from lola_ds.emulate.codec import Codec
-    from lola_ds.evaluate import (
-        Forecast,
-        Resources,
-        evaluate,
-        evaluate_autoencoder,
-        join_processes,
-        spread_trajectories,
+    from lola_ds.evaluate import Forecast, Resources
+    from lola_ds.evaluate.from_weights import evaluate_weights
+
+    out = Path(keys["out"])
+    results = evaluate_weights(
+        Path(keys["run"]),
+        Path(keys["data"]),
+        out,
+        [Forecast(start=starts, **setting) for setting in settings],
+        keys["split"],
+        trajectories,
+        device=keys["device"],
+        precision=keys["precision"],
+        compiled=keys["compile"],
+        resources=Resources(keys["batch"], keys["memory"]),
+        draw=keys["figures"],
     )
-    from lola_ds.evaluate.provenance import write_provenance
-
-    run, data, out = (Path(keys[name]) for name in ("run", "data", "out"))
-    config = load_config(run / "config.yaml")
-    physics = config["dataset"]["physics"]
-    dataset = ShardDataset(_folders(data, physics, keys["split"]))
-    if isinstance(chosen, int):
-        chosen = spread_trajectories(dataset, chosen)
-    processes, device = join_processes(keys["device"])
-    shared = {
-        "trajectories": chosen,
-        "resources": Resources(keys["batch"], keys["memory"]),
-        "processes": processes,
-        "draw": keys["figures"],
-    }
-    try:
-        if config["task"] == "autoencoder":
-            if keys["compile"] or keys["precision"] != "fp32":
-                raise ValueError(
-                    f"precision={keys['precision']} compile={str(keys['compile']).lower()}: an "
-                    "autoencoder alone is evaluated in fp32, not compiled"
-                )
-            if len(starts) > 1 or "," in keys["steps"]:
-                raise ValueError(
-                    f"start={keys['start']} steps={keys['steps']}: an autoencoder takes one first "
-                    "frame and one number of frames"
-                )
-            codec = Codec(load_model(run), make_standardize(config["dataset"]), device)
-            steps = settings[0]["steps"]
-            results = [evaluate_autoencoder(codec, dataset, out, steps, starts[0], **shared)]
-            parameters = _parameters(codec.autoencoder)
-        else:
-            forecasts = [Forecast(start=starts, **setting) for setting in settings]
-            precision = set_precision(keys["precision"], device)
-            emulator = load_emulator(run, device, precision, keys["compile"])
-            train = _training_split(data, physics)
-            results = (
-                evaluate(emulator, dataset, out, forecast, train=train, **shared)
-                for forecast in forecasts
-            )
-            parameters = _parameters(emulator.model)
-        for found in results:
-            if found is not None:
-                files = [*found.files, *write_provenance(out, run, config, parameters)]
-                print(f"{found.summary['setting']}: {found.text}")
-                print(f"{len(files)} files in {out}", flush=True)
-    finally:
-        processes.leave()
-
-
-def _training_split(data: Path, physics: Sequence[str]) -> Any:
-    """The training split, for the climatology; None where the shards have none."""
-    from lola_ds.data import ShardDataset
-
-    folders = [data / name / "train" for name in physics]
-    return ShardDataset(folders) if all(folder.is_dir() for folder in folders) else None
-
-
-def _parameters(model: Any) -> int:
-    """Numbers in a model that were learned."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _folders(data: Path, physics: Sequence[str], split: str) -> list[Path]:
-    """The folders of a split; a missing one is refused with the splits that exist."""
-    folders = [data / name / split for name in physics]
-    for folder in folders:
-        if not folder.is_dir():
-            found = sorted(path.parent.name for path in folder.parent.glob("*/index.npz"))
-            known = f"splits there: {', '.join(found)}" if found else "no shards there"
-            raise FileNotFoundError(
-                f"{folder} does not exist ({known}); data= is the out= of `lola-ds shard`"
-            )
-    return folders
+    for evaluation, files in results:
+        print(f"{evaluation.summary['setting']}: {evaluation.text}")
+        print(f"{len(files)} files in {out}", flush=True)
 
 
 def _parse_settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -211,13 +145,13 @@ def _parse_settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
         elif name == "guidance":
             values.append([_parse_guidance(text) for text in keys[name].split(",")])
         elif name == "guidance_scale":
-            values.append([_parse_weight(text) for text in keys[name].split(",")])
+            values.append([_parse_scale(text) for text in keys[name].split(",")])
         else:
             values.append(_parse_numbers(name, keys[name]))
     return [dict(zip(SETTINGS, chosen)) for chosen in itertools.product(*values)]
 
 
-def _parse_weight(text: str) -> float:
+def _parse_scale(text: str) -> float:
     try:
         return float(text)
     except ValueError:

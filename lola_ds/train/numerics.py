@@ -6,7 +6,7 @@ import os
 
 import torch
 
-__all__ = ["choose_precision", "set_numerics"]
+__all__ = ["choose_precision", "set_inference_precision", "set_numerics"]
 
 
 def set_numerics(*, tf32: bool, deterministic: bool) -> None:
@@ -44,3 +44,23 @@ def choose_precision(precision: str, device: torch.device) -> str:
         has = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions of torch
         supported = any(has[name] for name in has if name.endswith("bf16"))
     return "bf16" if supported else "fp32"
+
+
+def set_inference_precision(precision: str, device: torch.device) -> str:
+    """Sets how networks are run for inference; with `bf16`, TensorFloat-32 where float32 is left.
+
+    Arguments:
+        precision: The configured precision: `auto`, `fp32` or `bf16`.
+        device: The device that computes.
+
+    Returns:
+        The precision, `fp32` or `bf16`.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    chosen = choose_precision(precision, device)
+    if chosen not in ("fp32", "bf16"):
+        raise ValueError(f"precision={precision} is unknown; choose fp32, bf16 or auto")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = chosen == "bf16"
+    return chosen
