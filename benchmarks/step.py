@@ -56,6 +56,7 @@ from lola_ds.config import compose
 from lola_ds.data import Batch
 from lola_ds.emulate.cuda_graph import CapturedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser
+from lola_ds.hardware import GPUS
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 from lola_ds.nn import layers
 from lola_ds.nn.attention import MultiheadSelfAttention
@@ -67,7 +68,7 @@ from lola_ds.nn.vit import ViT, ViTBlock
 from lola_ds.objectives import AutoencoderObjective, DiffusionObjective, SurrogateObjective
 from lola_ds.train.numerics import choose_precision
 
-H100 = 989e12
+H100_PEAK = 1e12 * GPUS["h100"].peak
 SAMPLER_STEPS = 16
 
 
@@ -390,7 +391,9 @@ def compare_steps(case: Case, sides: Sequence[Side], rounds: int, flops: int) ->
             "what": "train step",
             "precision": side.precision,
             "tflop_per_s": f"{flops * rate / 1e12:.4g}",
-            "mfu_h100": f"{flops * rate / H100:.3f}" if device.type == "cuda" else "",
+            "mfu_h100": f"{flops * rate / (1e12 * GPUS['h100'].peak):.3f}"
+            if device.type == "cuda"
+            else "",
             "difference": f"{error:.1e}" if side.ours else "",
             "attention": attention_that_ran(lambda s=side: s.step(batch)),
         }
@@ -420,7 +423,7 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
             "what": "sampling",
             "precision": side.precision,
             "tflop_per_s": f"{rate / 1e12:.4g}",
-            "mfu_h100": f"{rate / H100:.3f}" if device.type == "cuda" else "",
+            "mfu_h100": f"{rate / H100_PEAK:.3f}" if device.type == "cuda" else "",
             "difference": f"{error:.1e}" if side.ours else "",
             "attention": attention_that_ran(lambda s=side: s.sample(start, mask, x_obs, label)),
         }

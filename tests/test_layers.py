@@ -26,6 +26,7 @@ LAYERS = {
     "lola_ds.atomic_io": -1,
     "lola_ds.distributed": 0,
     "lola_ds.fields": 0,
+    "lola_ds.hardware": 0,
     "lola_ds.binned_losses": 0,
     "lola_ds.augment": 0,
     "lola_ds.masks": 0,

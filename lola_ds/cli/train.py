@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lola_ds.cli.common import exit_at_once, fail, make_parser, parse_arguments, run_command
+
+if TYPE_CHECKING:
+    from lola_ds.distributed import Ranks
 
 HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
 
@@ -68,7 +72,6 @@ def main(argv: Sequence[str]) -> None:
         print(yaml.safe_dump({**config, "deepspeed": ds_config}, sort_keys=False), end="")
         return
 
-    from lola_ds.cli.plan import advise
     from lola_ds.distributed import leave_process_group
     from lola_ds.train.failures import LostRankError, explained
     from lola_ds.train.zero import join_process_group
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
             trainer.tracker.say(f"stopped at step {trainer.step}, saved; the same command resumes")
         trainer.close()
     except Exception as error:
-        told = explained(error, config["run"], lambda: advise(config, ranks))
+        told = explained(error, config["run"], lambda: _suggest(config, ranks))
         if told is error or os.environ.get("LOLA_DEBUG"):
             raise
         if isinstance(told, LostRankError):
@@ -95,6 +98,13 @@ def main(argv: Sequence[str]) -> None:
         leave_process_group()
     if trainer.stopping and trainer.step < trainer.plan.total_steps:
         raise SystemExit(EXIT_STOPPED)
+
+
+def _suggest(config: dict[str, Any], ranks: Ranks) -> str:
+    """The setting for the memory there is; imported only when a training runs out of it."""
+    from lola_ds.estimate.search import suggest_setting
+
+    return suggest_setting(config, ranks.device, ranks.world_size)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a training will take, from its configuration alone."""
+"""The cost of a pass of the network that a configuration describes."""
 
 from __future__ import annotations
 
@@ -8,31 +8,48 @@ from typing import Any
 
 import torch
 
+from lola_ds.build.data import open_split
 from lola_ds.build.networks import build_model, build_objective, complete_network
 from lola_ds.config import load_config
 from lola_ds.data import Batch
-from lola_ds.estimate.cost import PassCost, build_fake, trace_pass
+from lola_ds.estimate.pass_cost import PassCost, build_fake, trace_pass
 from lola_ds.nn.sequence_parallel import SequenceGroup, parallelize_sequence
 
+__all__ = ["describe_frames", "trace_training"]
 
-def describe_frames(config: dict[str, Any], grid: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """The shape (C, *S) of the frames a training sees and its label size, without any data.
 
-    Latents are those of the autoencoder at `ae_run`, or of the `ae` group if that does not exist
-    yet.
+def describe_frames(
+    config: dict[str, Any], grid: Sequence[int] | None = None
+) -> tuple[tuple[int, ...], int]:
+    """The shape of the frames that a training sees and the size of its labels.
+
+    Latents are those of the autoencoder at `ae_run`, or of the `ae` group if that run does not
+    exist yet.
 
     Arguments:
-        config: the composed configuration.
-        grid: the points of the physical grid along each axis.
+        config: The composed configuration.
+        grid: The number of points along each axis of the physical grid. By default, the shape is
+            read from the shards in `data`.
+
+    Returns:
+        The shape :math:`(C, *S)` and the number D of label features.
 
     Raises:
-        ValueError: the grid has not as many axes as the dataset.
+        ValueError: The grid does not have the axes of the dataset, or there is neither a grid nor
+            data.
     """
+    if grid is None:
+        if not Path(config["data"]).is_dir():
+            raise ValueError(
+                "the size of the fields is unknown: add --grid 512x512, or data=SHARDS"
+            )
+        windows = open_split(config, "train")
+        return windows.shape, windows.labels.shape[1]
     dataset = config["dataset"]
     if len(grid) != len(dataset["dimensions"]):
         axes = "×".join(dataset["dimensions"])
         raise ValueError(
-            f"a grid of {'x'.join(map(str, grid))} points has not the axes {axes} of "
+            f"a grid of {'x'.join(map(str, grid))} points does not have the axes {axes} of "
             f"dataset={dataset['name']}"
         )
     shape, labels = (len(dataset["fields"]), *grid), len(dataset["scalars"]) + 2 * len(grid)
@@ -49,16 +66,16 @@ def describe_frames(config: dict[str, Any], grid: Sequence[int]) -> tuple[tuple[
 def trace_training(
     config: dict[str, Any], shape: Sequence[int], labels: int, samples: int
 ) -> PassCost:
-    """The cost of a forward and backward pass over `samples` frames or windows.
+    """The cost of a forward and backward pass of one rank.
 
     Arguments:
-        config: the composed configuration.
-        shape: the shape of a frame, (C, *S).
-        labels: the number D of label features.
-        samples: the micro-batch; of the ranks that share it, the cost of one.
+        config: The composed configuration.
+        shape: The shape of a frame, :math:`(C, *S)`.
+        labels: The number D of label features.
+        samples: The micro-batch. With sequence parallelism, the ranks of a group share it.
     """
     config = complete_network(config, shape, labels)
-    if config["precision"] == "auto":  # that of the GPUs a training is planned for
+    if config["precision"] == "auto":  # that of GPUs
         config["precision"] = "bf16"
     length = 1 if config["task"] == "autoencoder" else config["trajectory"]["length"]
     objective, x = build_fake(

@@ -14,9 +14,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-GIB = 2**30
-PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "L40S": 362, "4090": 165}
-"""Vendors' dense bfloat16 TFLOP/s, by a part of the device's name."""
+from lola_ds.hardware import GIB, peak_tflops
 
 
 class Throughput:
@@ -74,8 +72,7 @@ class Throughput:
     def _utilisation(self, tflops: float) -> dict[str, float]:
         values = {"tflops_per_rank": tflops}
         if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-            peak = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+            peak = peak_tflops(torch.cuda.get_device_name(self.device))
             if peak is not None:
                 values["mfu"] = tflops / peak
         return values

@@ -21,7 +21,7 @@ def test_small_network_needs_nothing_special(capsys: pytest.CaptureFixture[str])
     report = plan(capsys, "--grid", "64x64", "train.batch_size=32")
     assert set(report["activation_bytes_per_sample"]) == {"none", "selective", "2", "full"}
     assert len(report["memory"]) == 4 * 8
-    assert {row["deepspeed"] for row in report["memory"] if row["drive"]} == {"zero3_nvme"}
+    assert {row["deepspeed"] for row in report["memory"] if row["nvme"]} == {"zero3_nvme"}
     assert {row["deepspeed"] for row in report["memory"] if row["host"]} == OFFLOADED
     (chosen,) = (row for row in report["scaling"] if row["world_size"] == 8)
     assert (chosen["policy"], chosen["micro_batch"], chosen["accumulation"]) == ("none", 4, 1)

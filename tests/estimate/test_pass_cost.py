@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lola_ds.build import build_model, build_objective, complete_network
-from lola_ds.estimate.cost import PassCost
+from lola_ds.estimate.pass_cost import PassCost
 from lola_ds.estimate.trace import trace_training
 
 GROUPS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}

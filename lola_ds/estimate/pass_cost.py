@@ -1,10 +1,10 @@
-"""What a forward and backward pass costs, found by running it on tensors without storage.
+"""The cost of a forward and backward pass, traced on tensors without storage.
 
 A network built by `build_fake` has shapes but no values, so any size can be traced on a laptop in
-seconds. The trace sees every operation that autograd dispatches: floating-point operations, bytes
-read and written, and the bytes alive at every moment, bfloat16 copies of weights, recomputed
-activations and temporary buffers included. Of what kernels allocate while they run, convolutions'
-copies in other layouts are added.
+seconds. The trace sees every operation that autograd dispatches. It counts floating-point
+operations, bytes read and written, and the bytes that are live at every moment, including bfloat16
+copies of weights, recomputed activations and temporary buffers. Of the workspaces that kernels
+allocate while they run, it adds the copies that convolutions make in other memory formats.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lola_ds.nn.layers import is_channels_last
 
+__all__ = ["Kernel", "PassCost", "Trace", "build_fake", "trace_pass"]
+
 T = TypeVar("T")
 aten = torch.ops.aten
 
@@ -34,16 +36,16 @@ class Kernel:
     """One operation.
 
     Attributes:
-        flops: its floating-point operations.
-        bytes: what it reads and writes.
-        half: whether it runs in 16 bits.
-        sent: bytes to the ranks that share the tokens of a sample.
+        flops: The floating-point operations.
+        bytes: The bytes that it reads and writes.
+        half: Whether it runs in 16 bits.
+        comm_bytes: The bytes that it sends to the ranks that share the tokens of a sample.
     """
 
     flops: int
     bytes: int
     half: bool
-    sent: int = 0
+    comm_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class PassCost:
     """The cost of one forward and backward pass, for a number of samples.
 
     Attributes:
-        samples: the micro-batch.
-        parameters: trainable elements.
-        kernels: the operations in order, views left out.
-        activations: peak bytes when each gradient is taken away as soon as it is complete.
-        with_gradients: peak bytes when gradients stay, those included.
+        samples: The micro-batch.
+        parameters: The number of trainable parameters.
+        kernels: The operations in order, without views.
+        activations: The peak in bytes if each gradient is freed as soon as it is complete.
+        with_gradients: The peak in bytes if gradients are kept.
     """
 
     samples: int
@@ -70,15 +72,15 @@ class PassCost:
         return sum(kernel.flops for kernel in self.kernels)
 
     @property
-    def sent(self) -> int:
-        """Bytes to the ranks that share the tokens of a sample."""
-        return sum(kernel.sent for kernel in self.kernels)
+    def comm_bytes(self) -> int:
+        """The bytes that are sent to the ranks that share the tokens of a sample."""
+        return sum(kernel.comm_bytes for kernel in self.kernels)
 
 
 def build_fake(build: Callable[[], T]) -> T:
-    """Runs `build` so that every tensor it makes has a shape and no storage.
+    """Runs `build` such that every tensor it makes has a shape and no storage.
 
-    Tensors that meet later must come from the same call.
+    Tensors that are used together must come from the same call.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         return build()
@@ -88,9 +90,9 @@ def trace_pass(objective: nn.Module, batch: Any) -> PassCost:
     """Traces one forward and backward pass of a fake objective.
 
     Arguments:
-        objective: made by `build_fake`; `objective(batch)` returns (loss, scalars).
-        batch: a batch of which at least `x` is fake; what the objective reads as numbers, such as
-            seeds, is real.
+        objective: The objective, made by `build_fake`; `objective(batch)` returns (loss, scalars).
+        batch: The batch, whose `x` is fake. What the objective reads as numbers, such as seeds,
+            is real.
     """
     objective.train()
     trace = Trace([*objective.parameters(), *objective.buffers()])
@@ -111,17 +113,17 @@ def trace_pass(objective: nn.Module, batch: Any) -> PassCost:
 
 
 class Trace(TorchDispatchMode):
-    """Counts what every operation does and what is alive after it, on fake tensors or real ones.
+    """Counts operations and live bytes, on fake tensors or real ones.
 
     Arguments:
-        resident: tensors that were there before and are nobody's activations.
+        resident: The tensors that exist before the trace and are not counted.
 
     Attributes:
-        kernels: the operations so far, views left out.
-        live: bytes of tensors made since and not freed.
-        peak: the most there were.
-        gradients: bytes taken away by `take_gradient`.
-        peak_with_gradients: the most there were with these.
+        kernels: The operations so far, without views.
+        live: The bytes of tensors that were made during the trace and are not freed.
+        peak: The maximum of `live`.
+        gradients: The bytes of finished gradients.
+        peak_with_gradients: The maximum of `live` and `gradients` together.
     """
 
     def __init__(self, resident: Iterable[Tensor]) -> None:
@@ -141,23 +143,26 @@ class Trace(TorchDispatchMode):
         within = _WORKSPACES.get(func._overloadpacket)
         if self.hold(outputs, int(within(*args)) if within else 0) or func._schema.is_mutable:
             count = _FORMULAS.get(func._overloadpacket)
-            send = _SENDING.get(func._overloadpacket)
+            comm_bytes = _COMM_BYTES.get(func._overloadpacket)
             self.kernels.append(
                 Kernel(
                     flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
                     bytes=sum(_bytes(tensor) for tensor in (*inputs, *outputs)),
                     half=any(tensor.dtype.itemsize == 2 for tensor in inputs),
-                    sent=int(send(*args)) if send else 0,
+                    comm_bytes=int(comm_bytes(*args)) if comm_bytes else 0,
                 )
             )
         return out
 
     def hold(self, leaves: Iterable[Any], workspace: int = 0) -> bool:
-        """Counts new tensors among `leaves` until they are freed; whether there were any.
+        """Counts the new tensors among `leaves` as live until they are freed.
 
         Arguments:
-            leaves: what an operation gave.
-            workspace: bytes that it held beside while it ran.
+            leaves: The results of an operation.
+            workspace: The bytes that the operation allocated while it ran.
+
+        Returns:
+            Whether there were new tensors.
         """
         before = self.live
         for leaf in leaves:
@@ -172,7 +177,7 @@ class Trace(TorchDispatchMode):
         return self.live > before
 
     def take_gradient(self, parameter: Tensor) -> None:
-        """Books a finished gradient apart from the activations."""
+        """Counts a finished gradient apart from the activations."""
         assert parameter.grad is not None
         self.gradients += parameter.grad.untyped_storage().nbytes()
         parameter.grad = None
@@ -182,7 +187,7 @@ class Trace(TorchDispatchMode):
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Bytes that a kernel touches: those of an expanded tensor once."""
+    """The bytes that a kernel touches; an expanded tensor counts once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -193,16 +198,16 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 def _attention_backward(
     _grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> int:
-    """Twice the forward pass; the scores that the kernel recomputes are not the model's work."""
+    """Twice the forward pass; scores that the kernel recomputes are not counted."""
     return 2 * _attention(query, key, value)
 
 
 def _convolution_workspace(x: Tensor, weight: Tensor, *_: Any) -> int:
-    """Bytes that a convolution of oneDNN holds: copies of the weights, or of all it reads.
+    """The workspace of a oneDNN convolution in bytes, as measured.
 
-    Measured. Fields whose channels are last need none, the weights one copy in their layout and
-    one in the kernel's. cuDNN likewise copies the weights of such fields; what else it takes
-    depends on the algorithm that it picks.
+    Channels-first inputs and weights are copied. With channels-last inputs, only the weights are
+    copied, once in their own memory format and once in the kernel's. cuDNN copies the weights,
+    too; the rest of its workspace depends on the algorithm that it selects.
     """
     if not is_channels_last(x):
         return x.nbytes + weight.nbytes
@@ -210,7 +215,7 @@ def _convolution_workspace(x: Tensor, weight: Tensor, *_: Any) -> int:
 
 
 def _convolution_backward_workspace(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
-    """As `_convolution_workspace`, beside both gradients."""
+    """The workspace of the backward pass, likewise."""
     if not is_channels_last(x):
         return max(x.nbytes + grad.nbytes, weight.nbytes)
     return 3 * weight.nbytes if math.prod(weight.shape[2:]) > 1 else 0
@@ -221,7 +226,7 @@ _WORKSPACES = {
     aten.convolution_backward: _convolution_backward_workspace,
 }
 
-_SENDING = {
+_COMM_BYTES = {
     torch.ops._c10d_functional.all_to_all_single: lambda x, parts, *_: (
         x.nbytes * (len(parts) - 1) / len(parts)
     ),

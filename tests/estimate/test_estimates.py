@@ -1,4 +1,4 @@
-"""The memory model against real trainings; traffic, choices and limits of the planner."""
+"""The memory model against real trainings; communication, settings and limits of the search."""
 
 from __future__ import annotations
 
@@ -12,30 +12,24 @@ import pytest
 from ranks import run_ranks
 
 from lola_ds.config import fill_deepspeed
-from lola_ds.estimate.cost import Kernel, PassCost
-from lola_ds.estimate.memory import (
-    GIB,
-    GPUS,
-    Memory,
-    Planner,
-    Workload,
-    pass_seconds,
-    traffic,
-    zero_memory,
-)
+from lola_ds.estimate.memory import MemoryEstimate, estimate_memory
+from lola_ds.estimate.pass_cost import Kernel, PassCost
+from lola_ds.estimate.settings import SettingSearch, zero_comm_bytes
 from lola_ds.estimate.trace import trace_training
+from lola_ds.estimate.workload import Workload, pass_seconds
+from lola_ds.hardware import GIB, GPUS
 
 STAGES = ("0", "1", "2", "3")
 OFFLOADED = ("1_offload", "2_offload", "3_offload")
 
 
 def expected_peak(task: str, stage: str, world_size: int) -> int:
-    """What the plan says of the training that the worker measures, whose device is the host."""
+    """The estimate for the training that the worker measures, whose device is the host."""
     config = worker.make_config(task, stage, world_size)
     zero = fill_deepspeed(config, world_size)["zero_optimization"] | worker.small_buckets(stage)
     low, high = (trace_training(config, worker.FRAME, worker.LABELS, n) for n in (2, 4))
     workload = Workload("none", low, high)
-    memory = zero_memory(workload, worker.SAMPLES, zero, world_size)
+    memory = estimate_memory(workload, micro_batch=worker.SAMPLES, zero=zero, world_size=world_size)
     return memory.peak + memory.host
 
 
@@ -65,7 +59,7 @@ def test_memory_equals_what_the_allocator_held(
     assert measured == pytest.approx(expected, rel=0.1)
 
 
-def passing(samples: int, activations: int = GIB) -> PassCost:
+def pass_cost(samples: int, activations: int = GIB) -> PassCost:
     """A pass of two kernels, with memory (bytes a sample) and work in proportion to the samples."""
     matmul = Kernel(flops=samples * 10**12, bytes=10**6, half=True)
     copy = Kernel(flops=0, bytes=samples * 10**9, half=False)
@@ -73,7 +67,7 @@ def passing(samples: int, activations: int = GIB) -> PassCost:
     return PassCost(samples, 250_000_000, (matmul, copy), activations=size, with_gradients=size)
 
 
-WORKLOAD = Workload("none", passing(2), passing(4))
+WORKLOAD = Workload("none", pass_cost(2), pass_cost(4))
 FRUGAL = Workload(
     "full",
     PassCost(2, 250_000_000, (Kernel(10**13, 0, True),), GIB // 4, GIB // 4),
@@ -92,8 +86,22 @@ ZERO: dict[str, dict[str, Any]] = {
 }
 
 
-def planner(gpu: str = "h100", batch_size: int = 64) -> Planner:
-    return Planner([WORKLOAD, FRUGAL], ZERO, batch_size, GPUS[gpu], network=45.0)
+def memory_of(
+    zero: dict[str, Any], micro_batch: int, accumulation: int = 1, averages: int = 1
+) -> MemoryEstimate:
+    """The memory of one of four ranks."""
+    return estimate_memory(
+        WORKLOAD,
+        micro_batch=micro_batch,
+        zero=zero,
+        world_size=4,
+        accumulation=accumulation,
+        averages=averages,
+    )
+
+
+def make_search(gpu: str = "h100", batch_size: int = 64) -> SettingSearch:
+    return SettingSearch([WORKLOAD, FRUGAL], ZERO, batch_size, GPUS[gpu], network=45.0)
 
 
 def test_costs_are_linear_in_the_micro_batch() -> None:
@@ -104,7 +112,7 @@ def test_costs_are_linear_in_the_micro_batch() -> None:
 
 def test_each_kernel_is_bound_by_what_takes_longest() -> None:
     h100 = GPUS["h100"]
-    assert pass_seconds(passing(2), h100) == pytest.approx(2 / 790 + 2 / 3000)
+    assert pass_seconds(pass_cost(2), h100) == pytest.approx(2 / 790 + 2 / 3000)
     tiny = PassCost(1, 1, (Kernel(1, 1, False),) * 10, 0, 0)
     assert pass_seconds(tiny, h100) == pytest.approx(40e-6)
     single = PassCost(1, 1, (Kernel(10**12, 0, False),), 0, 0)
@@ -116,13 +124,13 @@ def test_states_of_each_stage() -> None:
     w = 10**9
     resident = {"zero0": 3 * w + w / 4, "zero1": 2 * w, "zero2": 2 * w, "zero3": 1.5 * w + 40}
     for stage, size in resident.items():
-        assert zero_memory(WORKLOAD, 0, ZERO[stage], 4).resident == size
-        twice = zero_memory(WORKLOAD, 0, ZERO[stage], 4, averages=2)
+        assert memory_of(ZERO[stage], 0).resident == size
+        twice = memory_of(ZERO[stage], 0, averages=2)
         assert twice.resident == size + w / 4
-    assert zero_memory(WORKLOAD, 0, ZERO["zero0"], 4).peak == resident["zero0"] + 2 * w
-    once = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4) for stage in ZERO}
-    several = {stage: zero_memory(WORKLOAD, 8, ZERO[stage], 4, 2) for stage in ZERO}
-    kept = {stage: several[stage].passing - once[stage].passing for stage in ZERO}
+    assert memory_of(ZERO["zero0"], 0).peak == resident["zero0"] + 2 * w
+    once = {stage: memory_of(ZERO[stage], 8) for stage in ZERO}
+    several = {stage: memory_of(ZERO[stage], 8, accumulation=2) for stage in ZERO}
+    kept = {stage: several[stage].activation_peak - once[stage].activation_peak for stage in ZERO}
     assert kept == {"zero0": w, "zero1": w, "zero2": w // 4, "zero3": 0}
 
 
@@ -130,96 +138,101 @@ def test_states_of_each_stage() -> None:
 def test_offloading_moves_states_to_the_host(stage: str) -> None:
     """Master, gradients, Adam and average leave, to a buffer; at stage 3 the weights follow."""
     w, cpu = 10**9, {"device": "cpu"}
-    here = zero_memory(WORKLOAD, 8, ZERO[stage], 4)
-    moved = zero_memory(WORKLOAD, 8, ZERO[stage] | {"offload_optimizer": cpu}, 4)
+    here = memory_of(ZERO[stage], 8)
+    moved = memory_of(ZERO[stage] | {"offload_optimizer": cpu}, 8)
     assert (here.host, moved.host) == (0, 6 * w / 4)
     assert here.peak - moved.peak == (5 * w / 4 if stage == "zero3" else w)
-    both = zero_memory(
-        WORKLOAD, 8, ZERO[stage] | {"offload_optimizer": cpu, "offload_param": cpu}, 4
-    )
+    both = memory_of(ZERO[stage] | {"offload_optimizer": cpu, "offload_param": cpu}, 8)
     assert both.host == (7 if stage == "zero3" else 6) * w / 4
 
 
-def test_drive_holds_what_the_host_would() -> None:
+def test_nvme_holds_what_the_host_would() -> None:
     """Of which masters and moments of three sub-groups are in the host's memory."""
     w, nvme, few = 10**9, {"device": "nvme"}, {"sub_group_size": 10**6}
-    here = zero_memory(WORKLOAD, 8, ZERO["zero3"], 4)
-    moved = zero_memory(WORKLOAD, 8, ZERO["zero3"] | few | {"offload_optimizer": nvme}, 4)
-    assert (moved.drive, moved.host) == (5 * w / 4, 9 * 4 * 10**6)
+    here = memory_of(ZERO["zero3"], 8)
+    moved = memory_of(ZERO["zero3"] | few | {"offload_optimizer": nvme}, 8)
+    assert (moved.nvme, moved.host) == (5 * w / 4, 9 * 4 * 10**6)
     assert here.peak - moved.peak == 5 * w / 4
     both = ZERO["zero3"] | {"sub_group_size": 10**9, "offload_optimizer": nvme}
     both |= {"offload_param": nvme}
-    memory = zero_memory(WORKLOAD, 8, both, 4)
-    assert (memory.drive, memory.host) == (6 * w / 4, 3 * w / 4)
+    memory = memory_of(both, 8)
+    assert (memory.nvme, memory.host) == (6 * w / 4, 3 * w / 4)
 
 
 def test_offloading_is_chosen_only_when_it_is_needed() -> None:
     offload = ZERO["zero2"] | {"offload_optimizer": {"device": "cpu"}}
-    plan = Planner([WORKLOAD], {**ZERO, "offloaded": offload}, 64, GPUS["h100"], network=45.0)
-    best = plan.best(8)
+    search = SettingSearch(
+        [WORKLOAD], {**ZERO, "offloaded": offload}, 64, GPUS["h100"], network=45.0
+    )
+    best = search.best(8)
     assert best is not None
     assert best.deepspeed != "offloaded"
     large = (
         replace(WORKLOAD.low, parameters=4 * 10**9),
         replace(WORKLOAD.high, parameters=4 * 10**9),
     )
-    huge = Planner([Workload("none", *large)], plan.stages, 64, GPUS["h100"], network=45.0)
-    assert {choice.deepspeed for choice in huge.choices(1)} == {"offloaded"}
+    huge = SettingSearch([Workload("none", *large)], search.stages, 64, GPUS["h100"], network=45.0)
+    assert {setting.deepspeed for setting in huge.settings(1)} == {"offloaded"}
 
 
 def test_ranks_that_share_samples_take_as_many_as_one() -> None:
     """Four GPUs of which two share a sample: as many samples a pass as two, and more sent."""
     sending = replace(WORKLOAD.low, kernels=(*WORKLOAD.low.kernels, Kernel(0, 0, False, 10**9)))
     shared = Workload("none", sending, WORKLOAD.high)
-    plan = Planner([shared], ZERO, 64, GPUS["h100"], network=45.0, sequence=2)
-    (choice,) = (c for c in plan.choices(4) if c.deepspeed == "zero1")
-    assert choice.micro_batch * choice.accumulation == 32
-    sent = choice.accumulation * shared.sent(choice.micro_batch)
-    assert choice.traffic == traffic(WORKLOAD.parameters, 1, 4, choice.accumulation) + sent
-    assert not list(plan.choices(3))
+    search = SettingSearch([shared], ZERO, 64, GPUS["h100"], network=45.0, sequence=2)
+    (setting,) = (c for c in search.settings(4) if c.deepspeed == "zero1")
+    assert setting.micro_batch * setting.accumulation == 32
+    sent = setting.accumulation * shared.comm_bytes(setting.micro_batch)
+    assert (
+        setting.comm_bytes
+        == zero_comm_bytes(WORKLOAD.parameters, 1, 4, setting.accumulation) + sent
+    )
+    assert not list(search.settings(3))
 
 
 @pytest.mark.parametrize(
     ("stage", "accumulation", "turns"), [(0, 4, 2), (1, 4, 2), (2, 1, 2), (2, 4, 5), (3, 4, 12)]
 )
-def test_traffic(stage: int, accumulation: int, turns: int) -> None:
-    assert traffic(250, stage, 4, accumulation) == turns * 1000 * 3 / 4
-    assert traffic(250, stage, 1, accumulation) == 0
+def test_comm_bytes(stage: int, accumulation: int, turns: int) -> None:
+    assert zero_comm_bytes(250, stage, 4, accumulation) == turns * 1000 * 3 / 4
+    assert zero_comm_bytes(250, stage, 1, accumulation) == 0
 
 
 def test_largest_micro_batch_is_the_last_that_fits() -> None:
-    plan = planner()
+    search = make_search()
     for stage in ZERO:
-        n = plan.largest(WORKLOAD, stage, 8)
-        assert plan.memory(WORKLOAD, stage, 8, n).on_gpu <= 79 * GIB
-        assert plan.memory(WORKLOAD, stage, 8, n + 1).on_gpu > 79 * GIB
-    huge = Workload("none", passing(2, 10**13), passing(4, 10**13))
-    assert plan.largest(huge, "zero3", 8) == 0
+        n = search.largest_micro_batch(WORKLOAD, stage, 8)
+        assert search.memory(WORKLOAD, stage, world_size=8, micro_batch=n).on_gpu <= 79 * GIB
+        assert search.memory(WORKLOAD, stage, world_size=8, micro_batch=n + 1).on_gpu > 79 * GIB
+    huge = Workload("none", pass_cost(2, 10**13), pass_cost(4, 10**13))
+    assert search.largest_micro_batch(huge, "zero3", 8) == 0
 
 
 def test_batch_is_dealt_in_the_fewest_passes_that_fit() -> None:
-    choices = {(c.deepspeed, c.policy): c for c in planner().choices(1)}
-    assert choices["zero1", "none"].micro_batch == 64
+    settings = {(c.deepspeed, c.policy): c for c in make_search().settings(1)}
+    assert settings["zero1", "none"].micro_batch == 64
     (small,) = {
-        c for c in planner("rtx4090").choices(1) if (c.deepspeed, c.policy) == ("zero1", "none")
+        c
+        for c in make_search("rtx4090").settings(1)
+        if (c.deepspeed, c.policy) == ("zero1", "none")
     }
     assert (small.micro_batch, small.accumulation) == (8, 8)
-    assert not list(planner(batch_size=60).choices(8))
+    assert not list(make_search(batch_size=60).settings(8))
 
 
 def test_recomputing_is_chosen_only_when_it_is_needed() -> None:
-    best = planner().best(8)
+    best = make_search().best(8)
     assert best is not None
     assert best.policy == "none"
-    tight = Workload("none", passing(2, 2**37), passing(4, 2**37))
-    assert planner().largest(tight, "zero1", 8) == 0
-    needy = Planner([tight, FRUGAL], ZERO, 64, GPUS["h100"], network=45.0).best(8)
+    tight = Workload("none", pass_cost(2, 2**37), pass_cost(4, 2**37))
+    assert make_search().largest_micro_batch(tight, "zero1", 8) == 0
+    needy = SettingSearch([tight, FRUGAL], ZERO, 64, GPUS["h100"], network=45.0).best(8)
     assert needy is not None
     assert needy.policy == "full"
 
 
 def test_slower_networks_take_longer_between_nodes_only() -> None:
-    fast, slow = (Planner([WORKLOAD], ZERO, 64, GPUS["h100"], n).best for n in (45.0, 1.4))
+    fast, slow = (SettingSearch([WORKLOAD], ZERO, 64, GPUS["h100"], n).best for n in (45.0, 1.4))
     for world_size, same in ((8, True), (16, False)):
         a, b = fast(world_size), slow(world_size)
         assert a is not None
@@ -228,6 +241,6 @@ def test_slower_networks_take_longer_between_nodes_only() -> None:
 
 
 def test_memory_on_a_gpu_adds_what_torch_does_not_allocate() -> None:
-    memory = Memory(resident=100 * GIB, passing=20 * GIB, stepping=30 * GIB)
+    memory = MemoryEstimate(100 * GIB, activation_peak=20 * GIB, optimizer_peak=30 * GIB)
     assert memory.peak == 130 * GIB
     assert memory.on_gpu == pytest.approx(1.05 * 130 * GIB + 1.5 * GIB)
