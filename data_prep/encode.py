@@ -21,6 +21,7 @@ from lola_ds.data import ShardDataset, ShardWriter
 from lola_ds.data.format import INDEX, checksum
 from lola_ds.data.hashing import hash64
 from lola_ds.data.index import Index, open_index
+from lola_ds.log import logger
 
 
 class EncodedTrajectory:
@@ -159,5 +160,5 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> Index:
             f"{out} exists, made with {found}, now {dict(settings)}; "
             "remove it or choose another out="
         )
-    print(f"{out}: complete already, nothing to do")
+    logger.info(f"{out}: complete already, nothing to do")
     return index

@@ -28,6 +28,7 @@ from lola_ds.data.format import INDEX, channel_names
 from lola_ds.data.index import Index, open_index
 from lola_ds.data.publishing import acquire, first_missing, partial_folder, prune, publish
 from lola_ds.data.writer import ShardWriter
+from lola_ds.log import logger
 
 SHARD_BYTES = 2_000_000_000
 WORKER_BYTES = 1_000_000_000  # a second worker process pays off from about this much input on
@@ -241,7 +242,7 @@ def _existing(folder: Path, jobs: Sequence[_Job]) -> Index:
                 f"{folder}: exists, made with {name} {header[name]}, now {value}; remove it or "
                 "choose another out="
             )
-    print(f"{folder}: complete already, nothing to do")
+    logger.info(f"{folder}: complete already, nothing to do")
     return open_index(folder)
 
 

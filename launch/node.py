@@ -35,6 +35,7 @@ import psutil
 from launch.attempt_log import meeting_point
 from launch.rank import GPUS, LOGS
 from launch.supervisor import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
+from lola_ds.log import log_to_stderr, logger
 from lola_ds.train.stop import EXIT_STOPPED
 
 MASTER = "LOLA_MASTER"
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--logs", type=Path, required=True, help="folder of the ranks' logs")
     parser.add_argument("words", nargs="+", help="for lola-ds train")
     args = parser.parse_args(argv)
+    log_to_stderr()
     # `srun` ends all nodes when one has failed; a verdict that is being brought in comes first.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -157,14 +159,14 @@ class Node:
             if state.failed:
                 what = "was lost (killed?)" if state.lost else f"failed with status {state.code}"
                 path = self.logs / f"rank_{state.rank:05d}.log"
-                _say(f"rank {state.rank} {what}; its log {path} ends with\n{_tail(path)}")
+                logger.warning(f"rank {state.rank} {what}; its log {path} ends with\n{_tail(path)}")
         if len(ranks) < self.expected:
-            _say(
+            logger.warning(
                 f"{self.expected - len(ranks)} of {self.expected} ranks never started "
                 f"(deepspeed exited with {launcher_code})"
             )
         if time.monotonic() > self.deadline:
-            _say("the ranks did not stop in time")
+            logger.warning("the ranks did not stop in time")
 
 
 def verdict(ranks: Collection[RankState], expected: int) -> int:
@@ -244,10 +246,6 @@ def _tail(path: Path, lines: int = 15) -> str:
     except OSError:
         return "  (no log)"
     return "\n".join(f"  {line}" for line in text)
-
-
-def _say(message: str) -> None:
-    print(f"lola-ds: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

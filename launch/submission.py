@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from launch import local, slurm
 from launch.job import Job
 from launch.script import limit, render
 from launch.stages import Link
+from lola_ds.log import logger
 
 SCRIPT = "job.sh"
 PATIENCE = 90.0  # seconds for a cancelled job to end
@@ -30,9 +31,7 @@ def show(links: Sequence[Link], cluster: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def submit(
-    links: Sequence[Link], cluster: Mapping[str, Any], say: Callable[[str], None]
-) -> list[str]:
+def submit(links: Sequence[Link], cluster: Mapping[str, Any]) -> list[str]:
     """Submits what is neither done nor queued, with its dependencies.
 
     Returns:
@@ -41,7 +40,7 @@ def submit(
     Raises:
         FileNotFoundError, ValueError, OSError: Slurm is missing, refuses or does not answer.
     """
-    queue = _settled_queue(links, say)
+    queue = _settled_queue(links)
     active: dict[str, list[str]] = {}
     new = []
     for link in links:
@@ -57,21 +56,21 @@ def submit(
         ]
         if waiting:
             states = ", ".join(sorted({found[1] for found in queued.values() if found is not None}))
-            say(f"{job.name}: in the queue as job {', '.join(waiting)} ({states})")
+            logger.info(f"{job.name}: in the queue as job {', '.join(waiting)} ({states})")
         active[job.name] = waiting
         if todo:
             number = _submit_job(job, cluster, after, todo)
             active[job.name] = [*waiting, number]
             new.append(number)
             some = f", tasks {','.join(map(str, todo))}" if len(todo) < len(job.tasks) else ""
-            say(f"{job.name}: job {number}{some}")
+            logger.info(f"{job.name}: job {number}{some}")
         elif not waiting:
-            say(f"{job.name}: done already, nothing to do")
+            logger.info(f"{job.name}: done already, nothing to do")
             del active[job.name]
     return new
 
 
-def run_here(links: Sequence[Link], cluster: Mapping[str, Any], say: Callable[[str], None]) -> int:
+def run_here(links: Sequence[Link], cluster: Mapping[str, Any]) -> int:
     """Runs what is not done, here and now; what needs a failed link is left out.
 
     Returns:
@@ -82,27 +81,25 @@ def run_here(links: Sequence[Link], cluster: Mapping[str, Any], say: Callable[[s
         job = link.job
         if failed.intersection(link.needs):
             failed.add(job.name)
-            say(f"{job.name}: not started, since what it needs has failed")
+            logger.warning(f"{job.name}: not started, since what it needs has failed")
             continue
         again = bool(ran.intersection(link.needs))
         todo = [task for task in job.tasks if again or not task.done()]
         if not todo:
-            say(f"{job.name}: done already, nothing to do")
+            logger.info(f"{job.name}: done already, nothing to do")
             continue
         ran.add(job.name)
         _write_script(job, cluster)
         for task in todo:
             task.note_submission()
         if code := local.run(replace(job, tasks=todo), cluster):
-            say(f"{job.name}: ended with status {code}")
+            logger.warning(f"{job.name}: ended with status {code}")
             failed.add(job.name)
             status = status or code
     return status
 
 
-def _settled_queue(
-    links: Sequence[Link], say: Callable[[str], None]
-) -> dict[str, list[tuple[str, str]]]:
+def _settled_queue(links: Sequence[Link]) -> dict[str, list[tuple[str, str]]]:
     """The queue once none of these jobs is ending: only then is it gone, or to be run again."""
     tasks = [task for link in links for task in link.job.tasks]
     end, said = time.monotonic() + PATIENCE, False
@@ -113,7 +110,7 @@ def _settled_queue(
         if not ending or time.monotonic() > end:
             return queue
         if not said:
-            say(f"job {', '.join(ending)} is ending; waiting for it")
+            logger.info(f"job {', '.join(ending)} is ending; waiting for it")
             said = True
         time.sleep(1)
 

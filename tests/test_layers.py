@@ -25,6 +25,7 @@ LAYERS = {
     "lola_ds.data": 1,
     "lola_ds.atomic_io": -1,
     "lola_ds.distributed": 0,
+    "lola_ds.log": -1,
     "lola_ds.fields": 0,
     "lola_ds.hardware": 0,
     "lola_ds.binned_losses": 0,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lola_ds.cli.common import make_parser, parse_arguments
+from lola_ds.log import logger
 
 HELP = """Lists the runs below folders: state, progress, samples per second, time left, last error.
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         queued = queue()
     except OSError as error:
-        print(f"lola-ds: {error}; states are read from the folders alone", file=sys.stderr)
+        logger.warning(f"{error}; states are read from the folders alone")
         queued = {}
     for word in words or ["."]:
         root = Path(word).absolute()

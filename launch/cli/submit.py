@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from lola_ds.cli.common import make_parser, parse_arguments
@@ -49,10 +48,6 @@ def main(argv: Sequence[str]) -> None:
     if args.dry_run:
         print(submission.show(links, config["cluster"]), end="")
     elif args.local:
-        raise SystemExit(submission.run_here(links, config["cluster"], _say))
+        raise SystemExit(submission.run_here(links, config["cluster"]))
     else:
-        submission.submit(links, config["cluster"], _say)
-
-
-def _say(message: str) -> None:
-    print(f"lola-ds: {message}", file=sys.stderr, flush=True)
+        submission.submit(links, config["cluster"])

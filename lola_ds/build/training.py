@@ -29,6 +29,7 @@ from lola_ds.data import (
 from lola_ds.distributed import Ranks, gather_objects
 from lola_ds.estimate.trace import trace_training
 from lola_ds.kernels import set_kernel_mode
+from lola_ds.log import logger
 from lola_ds.nn.compilation import compile_blocks
 from lola_ds.nn.sequence_parallel import new_sequence_group, parallelize_sequence
 from lola_ds.objectives import Objective
@@ -186,7 +187,7 @@ def _fork(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
     source = config["fork"]["run"]
     found = graft(model, load_weights_of(Path(source)), source, config["fork"]["strict"])
     if ranks.rank == 0:
-        print(f"fork.run={found.summary()}", flush=True)
+        logger.info(f"fork.run={found.summary()}")
         Path(config["run"]).mkdir(parents=True, exist_ok=True)
         (Path(config["run"]) / "fork.txt").write_text(found.report())
 

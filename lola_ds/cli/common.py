@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from lola_ds.log import log_to_stderr
+
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Ends the command with one line on standard error and an exit status."""
@@ -22,7 +24,8 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    """Runs `main(argv)`; users' mistakes end in one line, or a traceback with LOLA_DEBUG set."""
+    """Runs `main(argv)`; user errors end in one line, or a traceback with LOLA_DEBUG set."""
+    log_to_stderr()
     try:
         main(argv)
     except (ValueError, OSError) as error:

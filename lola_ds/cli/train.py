@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lola_ds.cli.common import exit_at_once, fail, make_parser, parse_arguments, run_command
+from lola_ds.log import logger
 
 if TYPE_CHECKING:
     from lola_ds.distributed import Ranks
@@ -82,10 +83,10 @@ def main(argv: Sequence[str]) -> None:
 
         trainer = build_training(config, ranks, stop)
         if trainer.step >= trainer.plan.total_steps:
-            trainer.tracker.say(f"{config['run']} is complete ({trainer.step} steps)")
+            logger.info(f"{config['run']} is complete ({trainer.step} steps)")
         trainer.fit()
         if trainer.stopping:
-            trainer.tracker.say(f"stopped at step {trainer.step}, saved; the same command resumes")
+            logger.info(f"stopped at step {trainer.step}, saved; the same command resumes")
         trainer.close()
     except Exception as error:
         told = explained(error, config["run"], lambda: _suggest(config, ranks))

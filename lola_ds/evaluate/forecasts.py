@@ -7,7 +7,6 @@ decoded and scored a few lead times at a time, and let go: memory does not grow 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +43,7 @@ from lola_ds.evaluate.selection import (
 from lola_ds.evaluate.settings import Forecast, Resources, planned_share
 from lola_ds.evaluate.tables import Unit
 from lola_ds.evaluate.timing import Clock
+from lola_ds.log import logger
 
 __all__ = ["Forecasts"]
 
@@ -103,8 +103,8 @@ class Forecasts:
                 planned_share(emulator.device, emulator.compiled),
             )
         if emulator.compiled:
-            if progress and processes.first:
-                print("compiling …", file=sys.stderr, flush=True)
+            if progress:
+                logger.info("compiling …")
             side_by_side = processes.share(self.units)[: self.plan.forecasts] or [unit]
             z = next(self._stream(side_by_side, batch=self.plan.members))
             emulator.decode(z[0, :, :, : self.plan.leads], self.plan.states, emulator.device)

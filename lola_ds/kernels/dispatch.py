@@ -105,7 +105,7 @@ def _say(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> N
     _said.add(choice)
     where = f"{str(dtype).removeprefix('torch.')} on {device}"
     taken = "triton" if refusal is None else f"torch ({refusal})"
-    _log.info("%s, %s: %s", kernel, where, taken)
+    _log.debug("%s, %s: %s", kernel, where, taken)
 
 
 def interpreted() -> bool:

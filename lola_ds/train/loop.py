@@ -18,6 +18,7 @@ from torch import Tensor
 from lola_ds.binned_losses import bin_means
 from lola_ds.data import Batch
 from lola_ds.distributed import Ranks, first_difference, gather_objects, sum_over_ranks
+from lola_ds.log import logger
 from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator, squared_norm, update_left_out
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema
@@ -293,7 +294,7 @@ class Trainer:
         where = "; ".join(fault for fault, _ in told if fault)
         where = where or f"windows {sorted(window for _, some in told for window in some)}"
         message = f"step {self.step - 1} skipped: {reason} ({where})"
-        self.tracker.say(message)
+        logger.info(message)
         if detector.exhausted:
             raise TrainingStoppedError(
                 f"{message}; that was {detector.in_a_row} in a row (watch.patience), so training "

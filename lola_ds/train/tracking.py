@@ -76,11 +76,6 @@ class Tracker:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step, line["time"])
 
-    def say(self, message: str) -> None:
-        """Prints a line above the progress bar."""
-        if self.enabled:
-            tqdm.write(f"lola-ds: {message}", file=sys.stderr)
-
     def close(self) -> None:
         """Flushes everything."""
         if self.enabled:

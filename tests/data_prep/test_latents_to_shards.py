@@ -25,7 +25,8 @@ def write_cache(root, files=2, label=(1.4, 2, 2, 0, 1), name="euler_multi_quadra
     return np.concatenate(states)
 
 
-def test_bitwise(tmp_path, capsys):
+def test_bitwise(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "lola_ds")
     states = write_cache(tmp_path / "cache")
     words = [f"source={tmp_path / 'cache'}", f"out={tmp_path / 'out'}", "--latents"]
     shard([*words, "dataset=euler_open"])
@@ -38,7 +39,7 @@ def test_bitwise(tmp_path, capsys):
     assert windows[0]["label"].tolist() == [np.float32(1.4), 2, 2, 0, 1]
     assert not verify_split(folder).problems
     shard(words)  # all datasets of the cache; these are there
-    assert "complete already" in capsys.readouterr().out
+    assert "complete already" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_tasks_of_an_array_make_the_same_bytes(tmp_path, capsys):
+def test_tasks_of_an_array_make_the_same_bytes(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "lola_ds")
     write_split(tmp_path / "well", files=3)
     shard_split(tmp_path / "well", tmp_path / "one", "toy", "train")
     words = [f"source={tmp_path / 'well'}", f"out={tmp_path / 'many'}", "dataset=toy"]
@@ -90,7 +92,7 @@ def test_tasks_of_an_array_make_the_same_bytes(tmp_path, capsys):
     shard([*words, "task=2/4"])
     assert contents(tmp_path / "many/toy/train") == contents(tmp_path / "one/toy/train")
     shard([*words, "task=1/4"])
-    assert "complete already" in capsys.readouterr().out
+    assert "complete already" in caplog.text
     with pytest.raises(SystemExit):
         run_command(shard, [*words, "task=4/4"])
 

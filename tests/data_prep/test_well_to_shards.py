@@ -114,12 +114,13 @@ def _alive(group):
     return True
 
 
-def test_again_does_nothing_and_changes_are_noticed(tmp_path, capsys):
+def test_again_does_nothing_and_changes_are_noticed(tmp_path, caplog):
+    caplog.set_level("INFO", "lola_ds")
     paths = write_split(tmp_path / "well")
     shard_split(tmp_path / "well", tmp_path / "out", "toy", "train")
     before = tree(tmp_path / "out")
     shard_split(tmp_path / "well", tmp_path / "out", "toy", "train")
-    assert "complete already" in capsys.readouterr().out
+    assert "complete already" in caplog.text
     with pytest.raises(FileExistsError, match="made with dtype float32, now float16"):
         shard_split(tmp_path / "well", tmp_path / "out", "toy", "train", dtype="float16")
     with h5py.File(paths[1], "r+") as raw:

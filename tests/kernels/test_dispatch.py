@@ -30,7 +30,7 @@ def restored() -> Iterator[None]:
 def test_torch_runs_on_a_cpu_unless_triton_is_forced(caplog: pytest.LogCaptureFixture) -> None:
     x, a = torch.randn(2, 3, 8), torch.randn(2, 1, 8)
     expected = reference.modulate(x, a, a)
-    with caplog.at_level(logging.INFO, "lola_ds.kernels"):
+    with caplog.at_level(logging.DEBUG, "lola_ds.kernels"):
         kernels.set_kernel_mode("auto")
         for _ in range(3):
             assert torch.equal(kernels.modulate_branches(x, a, a)[0], expected)

@@ -10,6 +10,7 @@ from ranks import ROOT
 
 from launch import attempt_log
 from launch.cli import submit
+from lola_ds.log import log_to_stderr
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,7 @@ def _restore_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str]:
     """Exit status and messages of `lola-ds submit --local`."""
+    log_to_stderr()
     with pytest.raises(SystemExit) as exit_info:
         submit.main([*words, "--local"])
     return exit_info.value.code, capsys.readouterr().err

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from lola_ds.atomic_io import fsync, replace_folder, write_atomic
 from lola_ds.distributed import gather_objects
+from lola_ds.log import logger
 from lola_ds.train.checkpoint.format import (
     AVERAGES_FILE,
     CheckpointError,
@@ -170,7 +171,7 @@ class CheckpointStore:
                     f"copy, or remove {self.folder} to start anew"
                 )
             if self.rank == 0:
-                print(f"lola-ds: {faults[0]}; falling back to the checkpoint before", flush=True)
+                logger.warning(f"{faults[0]}; falling back to the checkpoint before")
         return None
 
     def _check(self, folder: Path) -> tuple[CheckpointReader | None, str]:

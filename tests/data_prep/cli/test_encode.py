@@ -104,15 +104,16 @@ def test_latents_are_the_autoencoders(project: Path, tmp_path: Path, compiled: b
 
 
 def test_a_split_has_one_precision(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "lola_ds")
     encode(project, tmp_path / "fp32", split="test")
     encode(project, tmp_path / "bf16", split="test", precision="bf16")
     plain, short = (latents(tmp_path / name) for name in ("fp32", "bf16"))
     error = (short - plain).norm() / plain.norm()
     assert 1e-5 < error < 2e-2
     encode(project, tmp_path / "fp32", split="test")
-    assert "complete already" in capsys.readouterr().out
+    assert "complete already" in caplog.text
     with pytest.raises(FileExistsError, match=r"'precision': 'bf16'.*remove it or choose another"):
         encode(project, tmp_path / "fp32", split="test", precision="bf16")
 

@@ -145,7 +145,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_damaged_newest_is_passed_over_and_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = Training(tmp_path, keep=1)
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_a_damaged_newest_is_passed_over_and_replaced(
     reader = training.store.newest()
     assert reader is not None
     assert reader.state["step"] == 20
-    assert "averages_00000.safetensors is damaged" in capsys.readouterr().out
+    assert "averages_00000.safetensors is damaged" in caplog.text
     training.advance(5)
     training.save()
     training.store.finish()
@@ -166,7 +166,7 @@ def test_a_damaged_newest_is_passed_over_and_replaced(
 
 
 def test_nothing_starts_anew_beside_damaged_checkpoints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = Training(tmp_path)
     for _ in range(2):
@@ -177,7 +177,7 @@ def test_nothing_starts_anew_beside_damaged_checkpoints(
         path.unlink()
     with pytest.raises(CheckpointError, match=r"step_00000010.*no checkpoint before it; bring"):
         training.store.newest()
-    assert "falling back" in capsys.readouterr().out
+    assert "falling back" in caplog.text
     assert training.kept() == [10, 20]
 
 
