@@ -19,6 +19,7 @@ from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
 from lola_ds.data import Batch
 from lola_ds.distributed import leave_process_group
+from lola_ds.log import log_to_stderr
 from lola_ds.train.loop import Trainer, TrainingStoppedError
 from lola_ds.train.zero import join_process_group
 
@@ -50,6 +51,7 @@ def main() -> None:
     (fault, *numbers), *trainings = (
         words.split() for words in " ".join(sys.argv[1:]).split(" -- ")
     )
+    log_to_stderr()
     ranks = join_process_group("cpu")
     for words in trainings:
         config = compose(words)
