@@ -1,12 +1,12 @@
-r"""Attention's backends beside each other, and local windows beside attention to all tokens.
+r"""The backends of attention, and local windows against global attention.
 
     python -m benchmarks.attention [out=benchmarks/attention.csv] [cases=euler] [rounds=20]
 
 Queries, keys and values are bfloat16, laid out as the kernels leave them. Forward, and forward and
 backward together, are timed in turns, the best of `rounds`; `tflop_per_s` counts two matrix
-products forward and five backward over all pairs of tokens, whether a window leaves them out or
-not. A backend that refuses the shapes has no row. `flex window` is FlexAttention over the blocks
-that a window of `WINDOW` tokens along each axis reaches, `dense window` the same mask as a tensor.
+products forward and five backward over all pairs of tokens, also those outside of a window. A
+backend that refuses the shapes has no row. `flex window` is FlexAttention over the blocks that a
+window of `WINDOW` tokens along each axis reaches, `dense window` the same mask as a tensor.
 
 Cases: `euler`, `rayleigh_benard`, `gravity_cooling` (vit_large on latents), `pixel` (vit_pixel);
 `tiny` for a CPU, which has other backends and no backward of FlexAttention.
@@ -35,7 +35,7 @@ WINDOW = 9
 
 @dataclass(frozen=True)
 class Case:
-    """Samples, heads, features of a head and the grid of tokens."""
+    """The numbers of samples, heads and features per head, and the grid of tokens."""
 
     samples: int
     heads: int
@@ -60,7 +60,7 @@ BACKENDS = {
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def only(backend: SDPBackend) -> Attention:
+def force_backend(backend: SDPBackend) -> Attention:
     """torch's attention by one backend."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -70,28 +70,28 @@ def only(backend: SDPBackend) -> Attention:
     return run
 
 
-def rivals(case: Case, device: torch.device) -> dict[str, Attention]:
-    """What can run, by name: `attend` is what the project's networks call."""
+def alternatives(case: Case, device: torch.device) -> dict[str, Attention]:
+    """All kinds of attention by name; `attend` is what the project's networks call."""
     grid = case.grid
     periodic = (False, *[True] * (len(grid) - 1))
     blocks = local_window(grid, (WINDOW,) * len(grid), periodic, device)
     found: dict[str, Attention] = {"attend": attend}
-    found |= {name: only(backend) for name, backend in BACKENDS.items()}
+    found |= {name: force_backend(backend) for name, backend in BACKENDS.items()}
     found["flex window" if device.type == "cuda" else "dense window"] = lambda q, k, v: attend(
         q, k, v, blocks
     )
     return found
 
 
-def takes(attention: Attention, tensors: Sequence[Tensor]) -> bool:
-    """Whether it runs on these tensors, forward and backward."""
+def runs(attention: Attention, tensors: Sequence[Tensor]) -> bool:
+    """Whether an attention runs on these tensors, forward and backward."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each reason against a backend
+            warnings.simplefilter("ignore")  # torch warns why a backend is not used
             torch.autograd.grad(attention(*tensors).sum(), tensors)
     except RuntimeError as error:
-        refused = ("No available kernel", "No viable backend", "out of memory")
-        if any(words in str(error) for words in refused):
+        unavailable = ("No available kernel", "No viable backend", "out of memory")
+        if any(words in str(error) for words in unavailable):
             return False
         raise
     return True
@@ -106,7 +106,7 @@ def measure(name: str, case: Case, rounds: int, device: torch.device) -> list[di
         for _ in range(3)
     )
     grad = torch.randn_like(q)
-    running = {n: a for n, a in rivals(case, device).items() if takes(a, (q, k, v))}
+    running = {n: a for n, a in alternatives(case, device).items() if runs(a, (q, k, v))}
 
     def forward(attention: Attention) -> None:
         with torch.no_grad():

@@ -1,41 +1,40 @@
-"""How fast windows are read: this loader beside others, on the same windows, in one run.
+"""Reading windows: throughput of this loader and of others, on the same windows, in one run.
 
     python -m benchmarks.data [out=benchmarks/data.csv] [folder=/tmp/lola_data_benchmark]
                               [workers=2] [rounds=5]
 
 Cases: frames of 128² and of 256² with 5 channels in batches of 16, and latents of 64 × 16² in
-batches of 64; windows of L = 5 frames, s = 4 steps apart; a warm page cache. Readers fill batches
-in turn, three being in use as for any reader that works ahead; `well` and `h5py` hand over single
-windows. Readers take turns, `rounds` times; the best round of each counts, as other processes can
+batches of 64; windows of L = 5 frames, s = 4 steps apart; a warm page cache. Readers fill three
+batches in turn, like any reader that prefetches; `well` and `h5py` return single windows. Readers
+take turns, `rounds` times; the best round of each counts, as other processes can
 only slow it down.
 
-Shuffled, the same windows in the same order (the first of them where a reader takes long):
+Shuffled: the same windows in the same order (slow readers read only the first of them):
 
-    pread       bare positioned reads of the same bytes into memory in use, no checksum; by one
-                thread, and by as many as the loader's workers
-    loader      this loader, once every frame was compared with its checksum; `hashed once`: in an
+    pread       plain positioned reads of the same bytes without checksums; by one thread, and by
+                as many as the loader's workers
+    loader      this loader after every frame was compared with its checksum; `hashed once`: an
                 epoch that compares each frame at its first read; `verify_reads`: at every read
     augmented   this loader with flips, permutations and rolls
     well        `the_well.data.WellDataset`, one process (fields only)
-    h5py        a reader of a latent cache that keeps its file open, as lola's (latents only);
+    h5py        a reader of a latent cache that keeps its file open, like lola's (latents only);
                 alone, and in torch's DataLoader with as many processes as the loader has workers
-    mosaicml    StreamingDataset of whole trajectories: reads one, cuts one window
-    litdata     the same with litdata's
+    mosaicml    StreamingDataset of whole trajectories; reads one and takes one window
+    litdata     the same with litdata
 
-In order, each trajectory's windows one after the other, so that a trajectory is in the processor's
-cache while its windows are cut:
+In order: the windows of each trajectory one after the other, while it is in the CPU's cache:
 
-    loader      this loader, given that order
-    webdataset  whole trajectories, cut in windows (`stream_windows`, no shuffle)
-    mosaicml    StreamingDataset of whole trajectories, cut in windows
-    litdata     the same with litdata's
+    loader      this loader in that order
+    webdataset  whole trajectories, cut into windows (`stream_windows`, no shuffle)
+    mosaicml    StreamingDataset of whole trajectories, cut into windows
+    litdata     the same with litdata
 
 A reader whose package is not installed is skipped, and the table says so. One CSV row per reader
-and case: GB/s of float32 handed over, and its ratio to one thread of bare reads. Further rows: the
-rate of sharding, beside copying the same file and hashing the copy; the seconds it takes to open
-10,000 trajectories, and from there to the first batch after a resume at window 10^7.
+and case: GB/s of float32 returned, and the ratio to one thread of plain reads. Further rows: the
+rate of sharding, and that of copying the same file and hashing the copy; the seconds to open 10,000
+trajectories, and from then to the first batch after a resume at window 10^7.
 
-mosaicml-streaming and litdata are installed for this benchmark only.
+mosaicml-streaming and litdata are used by this benchmark only.
 """
 
 from __future__ import annotations
@@ -79,7 +78,8 @@ PACKAGES = ("numpy", "torch", "xxhash", "h5py", "the_well", "webdataset")
 PACKAGES += ("mosaicml-streaming", "litdata")
 FIELDS = (("energy", 0), ("density", 0), ("pressure", 0), ("momentum", 1))
 
-Reader = Callable[[], int]  # runs once, returns the bytes handed over
+Reader = Callable[[], int]
+"""Reads once and returns the number of bytes."""
 
 
 def write_well(path: Path, data: np.ndarray) -> None:
@@ -117,7 +117,7 @@ def write_well(path: Path, data: np.ndarray) -> None:
 
 
 def write_case(folder: Path, shape: Sequence[int]) -> None:
-    """Writes one case in every format whose package is there."""
+    """Writes the data of one case in every format whose package is installed."""
     data = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     if shape[2] == 5:
         write_well(folder / "well" / "toy" / "data" / "train" / "toy.hdf5", data)
@@ -162,10 +162,10 @@ def cut(x: np.ndarray) -> Iterator[np.ndarray]:
 
 @cache
 def installed(package: str) -> bool:
-    """Whether a package can be imported, with all that it needs."""
+    """Whether a package and its dependencies can be imported."""
     try:
         importlib.import_module(package)
-    except (ImportError, RuntimeError):  # torch refuses libraries of other builds by the latter
+    except (ImportError, RuntimeError):  # torch raises RuntimeError for libraries of another build
         return False
     return True
 
@@ -185,14 +185,14 @@ class CachedWindows(Dataset):
 
 @dataclass(frozen=True)
 class InOrder(FullShuffle):
-    """Every window once an epoch, trajectory by trajectory."""
+    """The order that visits every window once per epoch, trajectory by trajectory."""
 
     def __call__(self, epoch: int) -> np.ndarray:
         return np.arange(self.windows)
 
 
 class Case:
-    """The readers of one case; each sets `seconds` and returns the bytes it handed over."""
+    """The readers of one case; each sets `seconds` and returns the number of bytes."""
 
     def __init__(self, folder: Path, shape: Sequence[int], batch: int, workers: int) -> None:
         self.folder, self.shape, self.batch, self.workers = folder, shape, batch, workers
@@ -202,7 +202,7 @@ class Case:
         self.order = ElasticSampler(self.count, batch).order(1)
 
     def readers(self) -> Iterator[tuple[str, Reader | str]]:
-        """(name, reader, or why there is none)."""
+        """Yields the names of readers with a function, or with the reason why there is none."""
         many, shuffled = self.workers, self.order[: self.count // 32]
         others = {"mosaicml": "streaming", "litdata": "litdata"}
         yield "pread", lambda: self.pread(1)
@@ -210,7 +210,7 @@ class Case:
         yield "loader, 1 worker", lambda: self.loader(1)
         yield f"loader, {many} workers", lambda: self.loader(many)
         yield f"loader, {many} workers, hashed once", lambda: self.loader(many, afresh=True)
-        yield f"loader, {many} workers, recheck", lambda: self.loader(many, verify_reads=True)
+        yield f"loader, {many} workers, verify_reads", lambda: self.loader(many, verify_reads=True)
         if self.windows.kind == "fields":
             yield f"augmented, {many} workers", lambda: self.loader(many, AUGMENT)
             yield "well", self.well if installed("the_well") else "the_well is not installed"
@@ -263,12 +263,13 @@ class Case:
         verify_reads: bool = False,
         in_order: bool = False,
     ) -> int:
-        """Reads an epoch, after one in which every frame was hashed; the fastest of EPOCHS.
+        """Reads EPOCHS epochs after one that hashes every frame; the fastest counts.
 
         Arguments:
-            workers, augment, verify_reads: the loader's.
-            afresh: change the shards' times first, so that every frame is hashed anew, once.
-            in_order: visit the windows in order instead of shuffled.
+            workers, augment, verify_reads: The arguments of the loader.
+            afresh: Whether to change the shards' modification times first, so that every frame
+                is hashed once more.
+            in_order: Whether to visit the windows in order instead of shuffled.
         """
         windows = ShardDataset(self.path, LENGTH, STRIDE, verify_reads=verify_reads)
         order = InOrder(self.count, 0) if in_order else None
@@ -358,10 +359,10 @@ class Case:
         return self.trajectories(dataset, shuffled)
 
     def trajectories(self, dataset: Any, shuffled: np.ndarray | None) -> int:
-        """Windows of a dataset of whole trajectories: all in order, or some `shuffled`."""
+        """Reads windows of whole trajectories: all in order, or those in `shuffled`."""
         if shuffled is None:
             return self.sequential(x for sample in dataset for x in cut(np.asarray(sample["x"])))
-        dataset[0]  # opens what there is
+        dataset[0]  # opens the files
         places = map(self.windows.locate, shuffled.tolist())
         span = (LENGTH - 1) * STRIDE + 1
         return self.sequential(
@@ -371,7 +372,7 @@ class Case:
 
 
 def measure(case: Case, rounds: int) -> Iterator[tuple[str, float | None, str]]:
-    """(reader, best GB/s or None, remark)."""
+    """Yields every reader with its best GB/s, or with None and the reason."""
     readers = dict(case.readers())
     best: dict[str, float] = {}
     for _ in range(rounds):
@@ -384,7 +385,7 @@ def measure(case: Case, rounds: int) -> Iterator[tuple[str, float | None, str]]:
 
 
 def measure_sharding(folder: Path, rounds: int) -> Iterator[tuple[str, float]]:
-    """Rates of writing shards, and of `cp`, sync and hashing the copy, of the same file."""
+    """Yields the rates of writing shards, and of `cp`, fsync and hashing, of the same file."""
     source = folder / "well" / "toy" / "data" / "train" / "toy.hdf5"
     best = {"shard": 0.0, "cp and checksum": 0.0}
     for _ in range(rounds):
@@ -408,7 +409,7 @@ def measure_sharding(folder: Path, rounds: int) -> Iterator[tuple[str, float]]:
 
 
 def measure_long(folder: Path) -> Iterator[tuple[str, float]]:
-    """Seconds to open 10,000 trajectories, and to the first batch at window 10^7 of them."""
+    """Yields the seconds to open 10,000 trajectories and to load the batch at window 10^7."""
     count, frames = 10_000, 1_101
     write_latents(folder, np.zeros((1, frames, 1, 4, 4), np.float32))
     index = ShardDataset(folder).indexes[0]

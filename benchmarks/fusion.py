@@ -1,14 +1,13 @@
-"""What each kernel gains in a compiled training step, where the compiler would fuse in its place.
+"""The gain of each kernel in a compiled training step over the compiler's own fusion.
 
     python -m benchmarks.fusion [out=benchmarks/fusion.csv] [case=euler] [batch=0] [blocks=4]
                                 [rounds=10]
 
 `benchmarks/kernels.py` times operations alone. Here a transformer of `benchmarks/step.py`, cut to a
 few blocks, takes whole steps in turns: with all kernels, and with some of them left to the compiler
-as plain torch. `gpu_ms` is the GPU's own time, `ms` that of a step on the clock, which includes
-what the processor takes to launch it.
+as plain torch. `gpu_ms` is GPU time; `ms` is wall time, which includes launches.
 
-On a CPU no kernel runs in either variant: that only shows that this file works.
+On a CPU no kernel runs in either variant, which only tests the benchmark.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ KERNELS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "modulate": (vit, "modulate_branches", reference.modulate_branches),
     "gated_residual": (vit, "gated_residual", reference.gated_residual),
 }
-"""Where a transformer calls each kernel, and what stands there in plain torch."""
+"""The module and name by which a transformer calls each kernel, and the same in plain torch."""
 VARIANTS = ((), *((name,) for name in KERNELS), ("modulate", "gated_residual"), tuple(KERNELS))
 
 
 def make_step(side: Side, batch: Any, plain: Sequence[str]) -> Callable[[], Tensor]:
-    """A training step in which the kernels named `plain` are the compiler's."""
+    """A training step that leaves the kernels named in `plain` to the compiler."""
 
     def step() -> Tensor:
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What a forecast costs: context in, decoded states out, milliseconds per state of each member.
+"""Forecasts: milliseconds per state and member, from an encoded context to decoded states.
 
     python -m benchmarks.inference [out=benchmarks/inference.csv] [cases=demo] [members=0] [steps=8]
                                    [batch=16] [sampling_steps=16] [rounds=3] [threads=0]
@@ -6,9 +6,9 @@
 
 One physical state is encoded, `members` members are rolled out for `steps` states, window by
 window, and every state is decoded to physical units, as `lola-ds eval` does it. Generation
-(encoding included) and decoding are timed apart; a first rollout warms the device up, which is
-waited for at each lap. The fastest of `rounds` counts, as other processes can only slow it down;
-the median of the totals stands beside it.
+(encoding included) and decoding are timed separately, with a synchronisation after each; a first
+rollout warms up. The fastest of `rounds` counts, as other processes can only slow it down; the
+median of the totals is given, too.
 
 Cases: `demo` and `demo_surrogate` (the demo's models, for a CPU); for a GPU `euler` and
 `euler_surrogate` (vit_large on the latents of dcae_f32c64_large, 512² cells) and `pixel`
@@ -43,9 +43,9 @@ class Case:
     """One emulator.
 
     Attributes:
-        words: Hydra overrides that choose it.
-        side: cells along each axis.
-        members: of the ensemble.
+        words: The Hydra overrides that choose the networks.
+        side: The number of cells along each axis.
+        members: The number of members of the ensemble.
     """
 
     words: tuple[str, ...]

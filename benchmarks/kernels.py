@@ -1,18 +1,18 @@
-"""Each kernel beside plain torch, compiled torch and the time its bytes take.
+"""Each kernel, plain torch, compiled torch and the lower bound given by memory traffic.
 
     python -m benchmarks.kernels [out=benchmarks/kernels.csv] [rounds=20] [size=large]
                                  [kernels=all] [compiled=true]
 
 Shapes (`size=large`) are those of a block of vit_large on Euler latents, 32 samples, and of the
 finest level of dcae_f32c64_large; every tensor is larger than a GPU's cache. Forward and backward
-are timed apart and in turns, the best of `rounds`. The floor is the kernel's least traffic, inputs
-read and outputs written once, at the measured speed of a copy of 1 GiB. `of_copy` is the floor over
-the kernel's time: 1 is perfect. Times are a GPU's own: what a processor takes to launch is hidden.
-`wins` is the verdict on a kernel: whether its forward and backward together are quicker than those
-of plain torch and those of compiled torch; one that does not win should go, unless its memory pays.
+are timed separately and in turns, the best of `rounds`. `floor_ms` is the time of the least traffic
+(inputs read and outputs written once) at the measured rate of a copy of 1 GiB. `of_copy` is this
+bound over the kernel's time: 1 is perfect. Times are GPU time, without launches. `wins` tells
+whether forward and backward together are faster than both plain and compiled torch. A kernel that
+does not win should be removed unless it saves memory.
 
-On a CPU the kernels run in Triton's interpreter at `size=tiny` and nothing is compiled. That only
-shows that this file works: the times say nothing about any kernel, and there is no verdict.
+On a CPU the kernels run in Triton's interpreter at `size=tiny` and nothing is compiled. This only
+tests the benchmark: the times say nothing about the kernels, and `wins` is empty.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Operation = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Size:
-    """Samples, tokens, heads, channels of a head; samples, channels, side of a field."""
+    """The sizes of tokens (samples, tokens, heads, features per head) and of fields."""
 
     samples: int
     tokens: int
@@ -56,14 +56,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel and its rivals.
+    """A kernel and the same operation in plain torch.
 
     Attributes:
-        inputs: their arguments; those that require gradients are differentiated.
-        plain: torch.
-        fused: the kernel.
-        forward: the least bytes of the forward.
-        backward: and of the backward; 0 for a kernel without.
+        inputs: The arguments of both; those that require gradients are differentiated.
+        plain: The operation in plain torch.
+        fused: The kernel.
+        forward: The least number of bytes that the forward pass moves.
+        backward: The same for the backward pass; 0 for a kernel without one.
     """
 
     inputs: Sequence[Tensor | None]
@@ -74,7 +74,7 @@ class Entry:
 
 
 def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
-    """Every kernel at a size: the stream in float32, branches in bfloat16."""
+    """Yields every kernel at a size: the stream in float32, branches in bfloat16."""
     from lola_ds.kernels import activation, averages, denoising, noise, norm, residual, rotary
 
     B, T, heads, d = size.samples, size.tokens, size.heads, size.features
@@ -85,7 +85,7 @@ def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
         return torch.randn(shape, dtype=dtype, device=device).requires_grad_(learned)
 
     def rotate(qkv: Tensor, coordinates: Tensor, theta: Tensor) -> tuple[Tensor, ...]:
-        # As in training: where nothing is differentiated, values are not copied.
+        # As in training; without gradients, values are not copied.
         return rotary.rotate_qk(qkv, coordinates, theta, True, 1e-5, True)[:3]
 
     coordinates = torch.randint(0, 16, (T, 3), device=device).float()
@@ -188,7 +188,7 @@ def entries(size: Size, device: torch.device) -> Iterator[tuple[str, Entry]]:
 
 
 def copy_speed(size: Size, rounds: int, device: torch.device) -> float:
-    """Bytes a second, read and written, of a copy."""
+    """The bytes per second that a copy reads and writes."""
     x = torch.ones(size.copied // 4, device=device)
     y = torch.empty_like(x)
     (timing,) = alternate([lambda: y.copy_(x)], rounds, device, launched=False)
@@ -196,7 +196,7 @@ def copy_speed(size: Size, rounds: int, device: torch.device) -> float:
 
 
 def backward_of(operation: Operation, entry: Entry) -> Callable[[], object]:
-    """The backward alone, of a graph that is kept."""
+    """The backward pass alone, of a graph that is kept."""
     outputs = operation(*entry.inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     learned = [x for x in entry.inputs if x is not None and x.requires_grad]
@@ -207,40 +207,40 @@ def backward_of(operation: Operation, entry: Entry) -> Callable[[], object]:
 def measure(
     name: str, entry: Entry, speed: float, rounds: int, device: torch.device, compiled: bool
 ) -> list[dict[str, str]]:
-    """One row for each direction of a kernel, with the verdict on both.
+    """Measures a kernel: one row for the forward and one for the backward pass.
 
     Arguments:
-        name: the kernel.
-        entry: the kernel and its rivals.
-        speed: of a copy, in bytes a second.
-        rounds: the calls of each that count.
-        device: where they run.
-        compiled: whether compiled torch is among the rivals.
+        name: The name of the kernel.
+        entry: The kernel and the same operation in plain torch.
+        speed: The rate of a copy, in bytes per second.
+        rounds: The number of timed calls of each.
+        device: The device that they run on.
+        compiled: Whether to measure compiled torch, too.
     """
-    rivals = {"eager": entry.plain, "triton": entry.fused}
+    alternatives = {"eager": entry.plain, "triton": entry.fused}
     if compiled:
-        rivals["compiled"] = torch.compile(entry.plain)
+        alternatives["compiled"] = torch.compile(entry.plain)
 
     def forward(operation: Operation) -> object:
         with torch.no_grad():
             return operation(*entry.inputs)
 
     runs: dict[str, tuple[Sequence[Callable[[], object]], int]] = {
-        "forward": ([lambda f=f: forward(f) for f in rivals.values()], entry.forward)
+        "forward": ([lambda f=f: forward(f) for f in alternatives.values()], entry.forward)
     }
-    with torch._functorch.config.patch(donated_buffer=False):  # graphs are walked more than once
+    with torch._functorch.config.patch(donated_buffer=False):  # several backward passes per graph
         if entry.backward:
-            backwards = [backward_of(f, entry) for f in rivals.values()]
+            backwards = [backward_of(f, entry) for f in alternatives.values()]
             runs["backward"] = (backwards, entry.backward)
         found = {
             direction: [t.best for t in alternate(calls, rounds, device, launched=False)]
             for direction, (calls, _) in runs.items()
         }
-    totals = dict(zip(rivals, map(sum, zip(*found.values()))))
+    totals = dict(zip(alternatives, map(sum, zip(*found.values()))))
     interpreted = device.type != "cuda"
     rows = []
     for direction, times in found.items():
-        taken, floor = dict(zip(rivals, times)), runs[direction][1] / speed
+        taken, floor = dict(zip(alternatives, times)), runs[direction][1] / speed
         rows.append(
             {
                 "kernel": name,
@@ -260,7 +260,7 @@ def measure(
 
 
 def verdict(totals: Mapping[str, float]) -> str:
-    """Whether the kernel, `triton`, takes less time than each of its rivals: `yes` or `no`."""
+    """`yes` if the kernel (`triton`) takes less time than all others, else `no`."""
     best = min(seconds for name, seconds in totals.items() if name != "triton")
     return "yes" if totals["triton"] < best else "no"
 

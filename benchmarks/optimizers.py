@@ -3,11 +3,11 @@
     python -m benchmarks.optimizers [data=demo/shards] [folder=/tmp/lola_optimizers]
                                     [out=benchmarks/optimizers.csv] [cases=all]
 
-Every case is a run of `lola-ds train experiment=demo_autoencoder` with other words for the
-optimizer and its learning rate: 2,000 steps of 8 samples from the same initial weights in the same
-order, 50 steps of warm-up, cosine decay. The data are those of `python -m launch.demo`. AdamW is
-given several rates, of which the best counts. A case that was interrupted goes on where it was; one
-that is complete is not trained again.
+Every case is a run of `lola-ds train experiment=demo_autoencoder` with its own optimizer and
+learning rate: 2,000 steps of 8 samples from the same initial weights in the same order, 50 steps of
+warm-up, cosine decay. The data are those of `python -m launch.demo`. AdamW runs with several
+learning rates, of which the best counts. An interrupted case is resumed; a complete one is not
+trained again.
 
 One CSV row per case and 200 steps: the mean of the training losses logged in these steps, the loss
 over the same 64 validation samples, and how many times smaller it is than AdamW's best at that

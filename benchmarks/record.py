@@ -1,4 +1,4 @@
-"""What benchmarks share: timing in turns, and the machine, versions and commit beside figures."""
+"""Timing in turns, and columns that name machine, versions and commit; used by all benchmarks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a call, the fastest and the median, and the peak of a GPU's memory in bytes."""
+    """Seconds of the fastest and the median call, and the peak GPU memory in bytes."""
 
     best: float
     median: float
     peak: int
 
     def row(self, samples: int, reference: Timing) -> dict[str, str]:
-        """Its columns, for a call that handles `samples`; ratios to another timing."""
+        """The columns of a table, for a call on `samples`; speedups refer to `reference`."""
         return {
             "samples_per_s": f"{samples / self.best:.4g}",
             "ms": f"{1e3 * self.best:.4g}",
@@ -38,7 +38,7 @@ class Timing:
 
 
 PAUSE = 4_000_000
-"""Cycles, about 2 ms, that a GPU waits while a processor issues what is timed."""
+"""Cycles (about 2 ms) for which a GPU waits while the timed kernels are launched."""
 
 
 def alternate(
@@ -47,11 +47,12 @@ def alternate(
     """Times functions in turns, after two calls of each.
 
     Arguments:
-        runs: the functions.
-        rounds: the calls of each that count.
-        device: where they run; the peak of a GPU's memory is that above what lies there before.
-        launched: whether the time to launch a GPU's kernels counts; without, it is the GPU's own
-            time, as within a longer program that keeps it busy.
+        runs: The functions.
+        rounds: The number of timed calls of each function.
+        device: The device that they run on. Peak memory of a GPU is relative to what was allocated
+            before the call.
+        launched: Whether the time to launch kernels counts. Without it, the GPU's own time is
+            measured, as within a longer program that keeps the GPU busy.
     """
     gpu = device.type == "cuda"
     clock = _device_seconds if gpu and not launched else _seconds
@@ -91,7 +92,7 @@ def _device_seconds(run: Callable[[], Any]) -> float:
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, str]:
-    """Device, machine, load, versions of `packages` and commit; columns of a table."""
+    """The columns that name the device, machine, load, versions of `packages` and commit."""
     versions = []
     for name in packages:
         try:
@@ -108,19 +109,19 @@ def describe_machine(packages: Sequence[str]) -> dict[str, str]:
 
 
 def current_commit() -> str:
-    """The checkout's commit; empty where it is none."""
+    """The commit of the checkout, or an empty string outside of one."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False
         )
-    except FileNotFoundError:  # no git here
+    except FileNotFoundError:  # git is not installed
         return ""
     return done.stdout.strip()
 
 
 def device_name() -> str:
-    """The GPU's name, or the processor's."""
+    """The name of the GPU, or else of the CPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")

@@ -1,12 +1,12 @@
-"""What the training loop costs beside its forward passes, backward passes and optimizer steps.
+"""The overhead of the training loop over forward passes, backward passes and optimizer steps.
 
     python -m benchmarks.runtime [out=benchmarks/runtime.csv] [folder=/tmp/lola_runtime]
                                  [steps=60] [saves=5] [resolution=64] [threads=0]
 
-A diffusion transformer learns from real shards (solved and written into `folder` if they are not
-there), by the real loop with reader threads, DeepSpeed's engine, the checks of every step, the
-average, and a line of metrics every ten steps. On a processor it is sized so that a step takes
-about 100 ms. Every call is timed where the loop makes it, after the device has finished:
+A diffusion transformer is trained on real shards (simulated and written into `folder` if missing)
+by the real loop, with reader threads, DeepSpeed's engine, the checks of every step, the moving
+average, and a line of metrics every ten steps. On a CPU, the network is sized for steps of about
+100 ms. Every call of the loop is timed, with a synchronisation of the device after it:
 
     forward, backward, optimizer   the three calls of the engine
     data                           waiting for the loader, and moving the batch to the device
@@ -14,20 +14,20 @@ about 100 ms. Every call is timed where the loop makes it, after the device has 
     checks                         gradient norm and the step's numbers, summed over ranks
     average                        the moving average of the weights
     record                         progress bar, metrics.jsonl
-    rest                           what none of these is: seeds, learning rate, clocks
-    overhead                       all but the engine's calls; also its mean, as batches are read
-                                   several at a time and some steps write a line
+    rest                           everything else: seeds, learning rate, clocks
+    overhead                       everything but the engine's calls; also its mean, as batches are
+                                   read several at a time and some steps write a line
     bare step                      the engine's calls alone, on one batch, after the training
 
 One CSV row each: the median over the steps in ms, and its share of the median step.
 
-Then a larger network is saved in turns, `saves` times each way, in the middle of its training:
+Then a larger network is saved in both ways in turns, `saves` times each, during its training:
 
     synchronous         `Trainer.save` until the checkpoint is complete
-    asynchronous        all that training waits for: the call, what is left of the copy before the
-                        next update, publishing; its share is of the synchronous save
-    step alone          without a save under way
-    step under a save   with one; its share is of the step without
+    asynchronous        everything that training waits for: the call, the rest of the copy before
+                        the next update, publishing; its share refers to the synchronous save
+    step alone          a step while no save is in progress
+    step under a save   a step during a save; its share refers to `step alone`
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Clock:
     """Adds up the seconds of named calls, step by step.
 
     Arguments:
-        device: whose work is waited for.
+        device: The device to synchronise with.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -85,13 +85,13 @@ class Clock:
 
     @contextlib.contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Books what happens within as `name`."""
+        """Adds the time within the context to `name`."""
         begin = self.now()
         yield
         self._seconds[name] += self.now() - begin
 
     def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
-        """The function, whose calls are booked as `name`."""
+        """Wraps a function so that the time of its calls is added to `name`."""
 
         def wrapper(*args: Any, **kwargs: Any) -> T:
             with self.timing(name):
@@ -100,25 +100,25 @@ class Clock:
         return wrapper
 
     def end_step(self) -> None:
-        """Closes a step, which began where the one before ended."""
+        """Ends a step, which began at the end of the previous one."""
         now = self.now()
         self.steps.append({**self._seconds, "step": now - self._last})
         self._seconds.clear()
         self._last = now
 
     def now(self) -> float:
-        """Seconds, once the device has finished."""
+        """The time in seconds, after synchronising with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 class TimedEngine:
-    """A DeepSpeed engine whose calls are booked on a clock.
+    """A DeepSpeed engine whose calls are timed.
 
     Arguments:
-        engine: the engine.
-        clock: the clock.
+        engine: The engine.
+        clock: The clock that adds up the times.
     """
 
     def __init__(self, engine: Any, clock: Clock) -> None:
@@ -136,7 +136,7 @@ class TimedEngine:
 
 
 def make_shards(folder: Path, resolution: int) -> Path:
-    """Solves a few flows and writes them as shards, unless they are there."""
+    """Simulates a few flows and writes them as shards, unless they exist."""
     data = folder / f"shards_{resolution}"
     if not data.is_dir():
         well, partial = folder / f"well_{resolution}", folder / f"partial_{resolution}"
@@ -151,7 +151,7 @@ def make_shards(folder: Path, resolution: int) -> Path:
 def make_trainer(
     ranks: Ranks, data: Path, run: Path, steps: int, network: dict[str, list[str]] = NETWORK
 ) -> Trainer:
-    """A training of `steps` steps that saves at its end only, from the start."""
+    """A new training of `steps` steps that saves at its end only."""
     if ranks.rank == 0:
         shutil.rmtree(run, ignore_errors=True)
     batch = (4 if ranks.device.type == "cuda" else 1) * ranks.world_size
@@ -163,7 +163,7 @@ def make_trainer(
 
 
 def observe(trainer: Trainer, clock: Clock) -> None:
-    """Books every call of the loop."""
+    """Times every call of the loop."""
     bare = trainer.engine
     trainer.engine = TimedEngine(bare, clock)
     trainer.prepare = clock.timed("prepare", trainer.prepare)
@@ -181,7 +181,7 @@ def observe(trainer: Trainer, clock: Clock) -> None:
 
 
 def repeat_bare(engine: Any, batch: Any, rounds: int, clock: Clock) -> list[float]:
-    """Seconds of steps that are nothing but the engine's calls."""
+    """The seconds of steps that consist of the engine's calls only."""
     seconds = []
     for _ in range(rounds):
         begin = clock.now()
@@ -223,7 +223,7 @@ def measure_overhead(ranks: Ranks, data: Path, folder: Path, steps: int) -> Iter
 
 
 def measure_saves(ranks: Ranks, data: Path, folder: Path, saves: int) -> Iterator[dict]:
-    """Rows of what saving costs the training, one way and the other."""
+    """Rows of the cost of synchronous and asynchronous saves."""
     trainer = make_trainer(ranks, data, folder / "saves", 1000, SAVED)
     batches, store, clock = iter(trainer.loader), trainer.store, Clock(ranks.device)
     seconds: dict[str, list[float]] = defaultdict(list)

@@ -1,16 +1,17 @@
-r"""A training step and a sampling: this project beside the published recipe, in one run.
+r"""Training steps and sampling: this project and the published recipe, in one run.
 
     python -m benchmarks.step [out=benchmarks/step.csv] [cases=demo] [batch=0] [rounds=10]
                               [threads=0] [weights=FOLDER] [compiled=true]
 
-Both sides have the same weights, shapes, batches and optimizer, and take turns, `rounds` times; the
-fastest round of each counts, as other processes can only slow it down. The median stands beside it.
+Both sides have the same weights, shapes, batches and optimizer, and take turns for `rounds` rounds.
+The fastest round of each counts, as other processes can only slow it down; the median is given,
+too.
 
 `published` restates the recipe of the paper's code: float32 (TF32 matrix products on a GPU), the
-module compiled as a whole, plain torch, rotations by complex numbers whose cosines and sines each
-block computes for itself, convolutions padded by torch in its default memory format, AdamW as torch
-makes it, azula's Adams–Bashforth sampler.
-`ours` is what this project runs: bfloat16 matrix products and attention around float32 streams
+module compiled as a whole, plain torch, rotations by complex numbers whose cosines and sines every
+block computes again, convolutions padded by torch in its default memory format, torch's default
+AdamW, azula's Adams–Bashforth sampler.
+`ours` is what this project does: bfloat16 matrix products and attention around float32 streams
 (where the device has them; column `precision`), compiled blocks (the whole network where a CPU
 samples), in sampling the modulations of all blocks at once, fused operations (Triton on a GPU),
 channels-last convolutions, fused AdamW, a sampler whose coefficients are computed once and whose
@@ -19,14 +20,13 @@ steps are one CUDA graph on a GPU. Where `published` recomputes every block in t
 
 Cases: `demo` (the demo's diffusion model, for a CPU); for a GPU `euler`, `rayleigh_benard`
 (vit_large on latents), `pixel` (vit_pixel) and `autoencoder` (dcae_f32c64_large). Columns: samples
-a second, milliseconds, floating-point operations a second, their share of 989 TFLOP/s (MFU of an
-H100), peak memory of that side alone, the ratio to `published`, and how far ours is from it: the
-relative difference of the loss of one batch, or of the sampled frames from the same noise. The
-attention operator that ran stands in the last column. Batches that a GPU's memory does not hold on
-either side are halved until it does, on both. With `weights`, a folder of `lola-ds convert`, `demo`
-takes trained weights; otherwise all weights are random and modulations enlarged, so that blocks do
-something. With `compiled=false` neither side compiles, which is only for seeing that this file
-works.
+per second, milliseconds, floating-point operations per second, their share of 989 TFLOP/s (MFU of
+an H100), peak memory of that side alone, the ratio to `published`, the relative difference to it
+(of the loss of one batch, or of the frames sampled from the same noise), and the attention operator
+that ran. Batches for which either side runs out of GPU memory are halved on both sides. With
+`weights`, a folder of `lola-ds convert`, `demo` takes trained weights; otherwise all weights are
+random and modulations are enlarged, so that blocks are far from the identity. `compiled=false`
+compiles neither side, which only tests the benchmark.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class Case:
     """One model on one shape.
 
     Attributes:
-        words: Hydra overrides that choose it.
-        shape: of a sample, (C, L, *S).
-        labels: label features.
-        batch: samples of a step, a GPU's share.
-        members: windows sampled together; 0 for models that do not sample.
+        words: The Hydra overrides that choose the model.
+        shape: The shape of a sample, (C, L, *S).
+        labels: The number of label features.
+        batch: The samples per step and GPU.
+        members: The number of windows sampled at once, or 0 for models that do not sample.
     """
 
     words: tuple[str, ...]
@@ -180,7 +180,7 @@ class PublishedNorm(nn.Module):
 
 
 def publish(module: nn.Module) -> None:
-    """Replaces the parts of a model by those of the published recipe, parameters kept."""
+    """Replaces the layers of a model by those of the published recipe; parameters are kept."""
     for name, child in module.named_children():
         if isinstance(child, ViTBlock):
             setattr(module, name, PublishedBlock(child))
@@ -202,12 +202,12 @@ def publish(module: nn.Module) -> None:
 
 
 def keep_channels_first(x: Tensor) -> bool:
-    """The published layout of fields; a function, which a compiler can look into."""
+    """The published layout of fields, as a function that the compiler can trace."""
     return False
 
 
 def keep_activations(model: nn.Module) -> None:
-    """No block of a transformer is computed twice."""
+    """Turns activation checkpointing off."""
     for module in model.modules():
         if isinstance(module, ViT):
             module.policies = ["none"] * len(module.policies)
@@ -220,10 +220,10 @@ class Side:
     """A model, its optimizer and its average, ready to take steps.
 
     Arguments:
-        case: what it trains on.
-        model: the model, on its device.
-        ours: whether this is the project's way, or the published one.
-        compiled: whether it compiles.
+        case: The model and its shapes.
+        model: The model, on its device.
+        ours: Whether this is the project's side, or the published recipe.
+        compiled: Whether to compile the model.
     """
 
     def __init__(self, case: Case, model: Any, ours: bool, compiled: bool = True) -> None:
@@ -247,13 +247,13 @@ class Side:
         self.average = [p.detach().clone() for p in self.parameters]
 
     def held(self) -> Iterator[Tensor]:
-        """What lies in memory between steps: weights, the optimizer's states, the average."""
+        """The tensors kept between steps: weights, optimizer states, moving average."""
         states = chain.from_iterable(s.values() for s in self.optimizer.state.values())
         return chain(self.parameters, self.average, filter(torch.is_tensor, states))
 
     @contextlib.contextmanager
     def recipe(self) -> Iterator[None]:
-        """What is not in the modules: kernels, memory format."""
+        """Sets what modules do not determine: the kernels and the memory format."""
         with contextlib.ExitStack() as stack:
             stack.callback(kernels.set_kernel_mode, kernels.get_kernel_mode())
             kernels.set_kernel_mode("auto" if self.ours else "torch")
@@ -264,7 +264,7 @@ class Side:
             yield
 
     def step(self, batch: Batch) -> Tensor:
-        """Forward, backward, clipping, optimizer, average. Returns the loss."""
+        """One step: forward, backward, clipping, optimizer, moving average. Returns the loss."""
         with self.recipe():
             loss, _ = self.objective(batch)
             loss.backward()
@@ -276,7 +276,7 @@ class Side:
         return loss.detach()
 
     def stop_training(self, case: Case) -> None:
-        """Makes its model one that samples: ours a new one, compiled for that."""
+        """Prepares the model for sampling; ours is a new one, compiled for inference."""
         state, device = self.model.state_dict(), self.parameters[0].device
         if self.ours:
             self.model = make_model(case, "").to(device)
@@ -286,7 +286,7 @@ class Side:
         self.parameters = list(self.model.parameters())
 
     def sample(self, start: Tensor, mask: Tensor, x_obs: Tensor, label: Tensor) -> Tensor:
-        """Windows given their known frames, by 16 steps of Adams–Bashforth."""
+        """Samples windows, given their known frames, in 16 steps of Adams–Bashforth."""
         narrow = torch.autocast(start.device.type, torch.bfloat16, self.precision == "bf16")
         with self.recipe(), narrow:
             if self.ours:
@@ -301,7 +301,7 @@ class Side:
 
 
 def make_model(case: Case, weights: str) -> Any:
-    """The model of a case: its configuration's, or one that was trained."""
+    """The model of a case, with random weights or those in the folder `weights`."""
     if weights:
         return load_model(weights).train().requires_grad_()
     config = compose([*case.words, "run=-", "data=-"])
@@ -335,9 +335,9 @@ def make_batch(case: Case, device: torch.device) -> Batch:
 
 
 def count_flops(case: Case) -> int:
-    """Floating-point operations of a sample's step: of matrix products, thrice the forward's.
+    """The floating-point operations of a training step per sample: three times the forward pass.
 
-    What a batch computes once, such as its positions, is left out.
+    Only matrix products count. Operations that are done once per batch are left out.
     """
     with FakeTensorMode():
         model = make_model(case, "")
@@ -430,7 +430,7 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
 
 
 def compare(name: str, case: Case, values: dict[str, Any], device: torch.device) -> list[dict]:
-    """The rows of a case, printed as they come."""
+    """Measures a case; prints and returns its rows."""
     flops = count_flops(case)
     model = make_model(case, values["weights"]).to(device)
     models = (model, copy.deepcopy(model))
@@ -449,10 +449,10 @@ def compare(name: str, case: Case, values: dict[str, Any], device: torch.device)
 def compare_what_fits(
     name: str, case: Case, values: dict[str, Any], device: torch.device
 ) -> list[dict]:
-    """As `compare`, of the largest batch, halved over and over, that both sides have memory for.
+    """As `compare`, with the batch halved until both sides fit in memory.
 
     Raises:
-        OutOfMemoryError: a single sample is too large.
+        OutOfMemoryError: A single sample is too large.
     """
     while True:
         try:
@@ -461,7 +461,7 @@ def compare_what_fits(
             if case.batch == 1:
                 raise
         case = replace(case, batch=case.batch // 2, members=(case.members + 1) // 2)
-        print(f"case {name}  too large, with batch {case.batch} again", flush=True)
+        print(f"case {name}  out of memory, trying batch {case.batch}", flush=True)
         gc.collect()
         torch._dynamo.reset()
         torch.cuda.empty_cache()
