@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.record import describe_machine, write_rows
 from lola_ds.cli.common import parse_pairs
-from lola_ds.evaluate.style import FIELD_COLOURS, figure
+from lola_ds.evaluate.plots.style import FIELD_COLOURS, save_figure
 
 STEPS, EVERY, BATCH = 2000, 200, 8
 CASES = {
@@ -104,7 +104,7 @@ def tabulate(runs: dict[str, Path]) -> list[dict[str, Any]]:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Training and validation losses over steps, one line per case."""
-    with figure(path, 6.5, 2.8) as fig:
+    with save_figure(path, 6.5, 2.8) as fig:
         axes = fig.subplots(1, 2, sharey=True)
         labels = list(dict.fromkeys((row["optimizer"], row["learning_rate"]) for row in rows))
         for colour, (optimizer, rate) in zip(FIELD_COLOURS, labels):

@@ -104,7 +104,7 @@ def draw(
     import numpy as np
     import torch
 
-    from lola_ds.evaluate.overview import axis_edges, plot_trajectory
+    from lola_ds.evaluate.plots.states import axis_edges, plot_trajectory
 
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder to write {out.name} to")

@@ -20,7 +20,7 @@ from lola_ds.data import ShardDataset
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.emulate.guidance import Observations
 from lola_ds.emulate.memory import release_memory
-from lola_ds.evaluate import figures, tables
+from lola_ds.evaluate import tables
 from lola_ds.evaluate.baselines import climatology, dataset_digest
 from lola_ds.evaluate.output import (
     Evaluation,
@@ -29,7 +29,8 @@ from lola_ds.evaluate.output import (
     summarize_timing,
     write_tables,
 )
-from lola_ds.evaluate.pictures import Pictures
+from lola_ds.evaluate.plots import curves
+from lola_ds.evaluate.plots.recorder import PictureRecorder
 from lola_ds.evaluate.processes import Processes
 from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_truth
 from lola_ds.evaluate.selection import (
@@ -160,11 +161,11 @@ class Forecasts:
         }
         files = write_tables(table, summary, folder)
         if draw:
-            files += draw_tables(table, self.dataset.shape[1:], figures.TimeAxis(), folder)
+            files += draw_tables(table, self.dataset.shape[1:], curves.TimeAxis(), folder)
         if draw and self.members > 1:
             files += [folder / "spread_skill.png", folder / "ranks.png"]
-            figures.plot_spread_skill(table, self.members, files[-2])
-            figures.plot_ranks(tables.mean_ranks(table), files[-1])
+            curves.plot_spread_skill(table, self.members, files[-2])
+            curves.plot_ranks(tables.mean_ranks(table), files[-1])
         text = tables.format_forecast(summary)
         spectra = tables.mean_spectra(table)
         return Evaluation(table, spectra, summary, text, list_files(folder, files))
@@ -254,7 +255,9 @@ class _Case:
         if draw:
             captions = [f"lead {k}, time {t:.3g}" for k, t in enumerate(self.times, 1)]
             titles = [f"lead time {t:.3g}" for t in self.times]
-            self.pictures = Pictures(work.fields, work.axes, titles, ["lead 0, time 0", *captions])
+            self.pictures = PictureRecorder(
+                work.fields, work.axes, titles, ["lead 0, time 0", *captions]
+            )
             self.pictures.add_known(self.known[:, 0])
 
     def add(self, first: int, z: Tensor) -> None:

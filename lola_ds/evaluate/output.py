@@ -1,4 +1,4 @@
-"""What an evaluation leaves: tables, a summary, figures."""
+"""What an evaluation leaves: tables, a summary, curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lola_ds.evaluate import figures, tables
+from lola_ds.evaluate import tables
+from lola_ds.evaluate.plots import curves
 from lola_ds.evaluate.tables import Unit
 
 __all__ = ["Evaluation", "draw_tables", "list_files", "summarize_timing", "write_tables"]
@@ -54,13 +55,13 @@ def write_tables(table: pd.DataFrame, summary: dict[str, Any], folder: Path) -> 
 
 
 def draw_tables(
-    table: pd.DataFrame, shape: Sequence[int], axis: figures.TimeAxis, folder: Path
+    table: pd.DataFrame, shape: Sequence[int], axis: curves.TimeAxis, folder: Path
 ) -> list[Path]:
     """Draws errors and spectra."""
     files = [folder / "vrmse.png", folder / "vrmse_by_field.png", folder / "spectra.png"]
-    figures.plot_error(table, files[0], axis=axis)
-    figures.plot_error_by_field(table, files[1], axis=axis)
-    figures.plot_spectra(tables.mean_spectra(table), shape, files[2], axis=axis)
+    curves.plot_error(table, files[0], axis=axis)
+    curves.plot_error_by_field(table, files[1], axis=axis)
+    curves.plot_spectra(tables.mean_spectra(table), shape, files[2], axis=axis)
     return files
 
 

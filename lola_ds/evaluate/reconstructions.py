@@ -13,7 +13,7 @@ from torch import Tensor
 from lola_ds.data import ShardDataset
 from lola_ds.emulate.codec import Codec
 from lola_ds.emulate.memory import release_memory
-from lola_ds.evaluate import figures, tables
+from lola_ds.evaluate import tables
 from lola_ds.evaluate.baselines import dataset_digest
 from lola_ds.evaluate.output import (
     Evaluation,
@@ -22,7 +22,8 @@ from lola_ds.evaluate.output import (
     summarize_timing,
     write_tables,
 )
-from lola_ds.evaluate.pictures import Pictures
+from lola_ds.evaluate.plots import curves
+from lola_ds.evaluate.plots.recorder import PictureRecorder
 from lola_ds.evaluate.processes import Processes
 from lola_ds.evaluate.scores import score_states, score_truth
 from lola_ds.evaluate.selection import choose_trajectories, frame_times, state_bytes, state_grid
@@ -32,7 +33,7 @@ from lola_ds.evaluate.timing import Clock
 
 __all__ = ["Reconstructions"]
 
-AXIS = figures.TimeAxis("time (time unit of the data)", "frame")
+AXIS = curves.TimeAxis("time (time unit of the data)", "frame")
 
 
 class Reconstructions:
@@ -87,7 +88,7 @@ class Reconstructions:
             times = (times - times[0])[self.frames]
             pictures = None
             if draw is not None and unit == self.units[0]:
-                pictures = Pictures(self.fields, self.axes, [f"time {t:.3g}" for t in times])
+                pictures = PictureRecorder(self.fields, self.axes, [f"time {t:.3g}" for t in times])
             for first in range(0, count, self.plan.leads):
                 u = self._read(unit, first, min(first + self.plan.leads, count))
                 clock.lap()

@@ -26,7 +26,7 @@ from lola_ds.emulate.codec import Codec
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.evaluate.forecasts import Forecasts
 from lola_ds.evaluate.output import Evaluation
-from lola_ds.evaluate.pictures import picture_files
+from lola_ds.evaluate.plots.recorder import picture_files
 from lola_ds.evaluate.processes import ALONE, Processes
 from lola_ds.evaluate.reconstructions import Reconstructions
 from lola_ds.evaluate.settings import Forecast, Resources

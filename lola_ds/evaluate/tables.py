@@ -33,8 +33,8 @@ import pandas as pd
 import torch
 
 from lola_ds.atomic_io import replacing, write_atomic
+from lola_ds.evaluate.plots.style import METHODS, method_styles
 from lola_ds.evaluate.scores import Scores, join_leads
-from lola_ds.evaluate.style import METHODS, lines
 from lola_ds.metrics import BANDS, correlation_time, finite_ensemble_factor, nominal_coverage
 
 __all__ = [
@@ -308,7 +308,7 @@ def format_forecast(summary: dict[str, Any], columns: int = 8) -> str:
         _line("lead (states)", [f"{leads[i]}" for i in chosen] + ["mean"]),
         _line("lead time", [f"{summary['times'][i]:.3g}" for i in chosen]),
     ]
-    labels = {method: line.label for method, line in lines(summary["vrmse"]).items()}
+    labels = {method: style.label for method, style in method_styles(summary["vrmse"]).items()}
     for method, scores in summary["vrmse"].items():
         values = _numbers(scores["by_lead"], chosen) + _numbers([scores["mean"]])
         text.append(_line(labels[method], values))

@@ -22,8 +22,8 @@ from lola_ds.cli.common import run_command
 from lola_ds.cli.report import main
 from lola_ds.data import ShardDataset
 from lola_ds.evaluate import Forecast, evaluate, evaluate_autoencoder
+from lola_ds.evaluate.plots.charts import Curve, line_chart
 from lola_ds.evaluate.provenance import write_provenance
-from lola_ds.evaluate.report.charts import Line, line_chart
 from lola_ds.evaluate.report.parts import Row, number_table
 from lola_ds.evaluate.report.runs import differences, find_runs
 from lola_ds.metrics import vrmse
@@ -312,11 +312,11 @@ def test_the_best_is_bold_and_ties_share() -> None:
 
 
 def test_charts_leave_out_what_cannot_be_drawn() -> None:
-    lines = [Line("a", [1, 2, 3], [0.1, 0.0, float("nan")], 0), Line("b", [1], [-1.0], 1)]
+    lines = [Curve("a", [1, 2, 3], [0.1, 0.0, float("nan")], 0), Curve("b", [1], [-1.0], 1)]
     html = line_chart("c", lines, "x", "y", log_y=True)
     assert html.count("<circle") == 1
     assert html.count("<li>") == 1
     assert "nan" not in html
     assert "nothing to draw" in line_chart("c", lines[1:], "x", "y", log_y=True)
-    flat = line_chart("c", [Line("a", [1, 2], [0.0, 0.0], 0)], "x", "y")
+    flat = line_chart("c", [Curve("a", [1, 2], [0.0, 0.0], 0)], "x", "y")
     assert flat.count("<circle") == 2

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lola_ds import metrics
+from lola_ds.evaluate.plots.style import method_styles
 from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_truth
-from lola_ds.evaluate.style import lines
 from lola_ds.evaluate.tables import (
     COLUMNS,
     Unit,
@@ -152,7 +152,9 @@ def test_json_without_a_finite_value_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_member_is_called_so_beside_its_ensemble() -> None:
-    assert lines(["emulator"])["emulator"].label == "emulator"
-    assert lines(["ensemble", "emulator"])["emulator"].label == "emulator, one member"
-    colours = [line.color for line in lines(["truth", "persistence", "autoencoder"]).values()]
+    assert method_styles(["emulator"])["emulator"].label == "emulator"
+    assert method_styles(["ensemble", "emulator"])["emulator"].label == "emulator, one member"
+    colours = [
+        style.color for style in method_styles(["truth", "persistence", "autoencoder"]).values()
+    ]
     assert len(np.unique(colours)) == 3

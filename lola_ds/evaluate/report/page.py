@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lola_ds.atomic_io import write_atomic
-from lola_ds.evaluate.report.charts import Line, line_chart
+from lola_ds.evaluate.plots.charts import Curve, line_chart
+from lola_ds.evaluate.plots.style import METHODS, field_label
 from lola_ds.evaluate.report.parts import Row, number_table, picture, text_table, video
 from lola_ds.evaluate.report.runs import Run, differences, find_runs
-from lola_ds.evaluate.style import METHODS, pretty
 from lola_ds.metrics import BANDS
 
 __all__ = ["write_report"]
@@ -171,7 +171,7 @@ def _training(runs: Sequence[Run]) -> str:
             points = [(line["step"], line[key]) for line in run.training if key in line]
             if points and points not in seen:  # evaluations of one model share its training
                 seen.append(points)
-                lines.append(Line(run.name, *zip(*_thin(points)), colour=index))
+                lines.append(Curve(run.name, *zip(*_thin(points)), colour=index))
         positive = all(y > 0 for line in lines for y in line.y if y == y)
         charts.append(line_chart(key, lines, "optimizer step", key, log_y=positive))
     if not charts:
@@ -220,7 +220,7 @@ def _ensembles(runs: Sequence[Run]) -> str:
     charts = []
     for key, label in (("spread_skill", "spread / skill, corrected"), ("coverage", "coverage")):
         lines = [
-            Line(run.name, run.summary["leads"], _numbers(run.summary["ensemble"][key]), index)
+            Curve(run.name, run.summary["leads"], _numbers(run.summary["ensemble"][key]), index)
             for index, run in enumerate(found)
         ]
         name = "1 is calibrated" if key == "spread_skill" else "of the range of all members"
@@ -295,7 +295,7 @@ def _figures(runs: Sequence[Run]) -> str:
             for field in run.summary["fields"]:
                 path = run.folder / f"{kind}_{field}.png"
                 if path.is_file():
-                    shown.append(picture(path, f"{run.name}: {pretty(field)}{note}"))
+                    shown.append(picture(path, f"{run.name}: {field_label(field)}{note}"))
         state = " open" if index == 0 else ""
         parts.append(
             f"<details{state}><summary>{escape(run.name)}</summary>"
@@ -304,7 +304,7 @@ def _figures(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Iterator[Line]:
+def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Iterator[Curve]:
     """A line per run and method; baselines that are the same in all runs once."""
     seen: list[list[float]] = []
     for index, run in enumerate(runs):
@@ -320,7 +320,7 @@ def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Ite
             colour = index if method in FORECASTS else 6 if method == "persistence" else 7
             colour = 5 if method == "autoencoder" else colour
             x, y = values.index.tolist(), values.tolist()
-            yield Line(_name(run, method), x, y, colour, one_of_two or method in BASELINES)
+            yield Curve(_name(run, method), x, y, colour, one_of_two or method in BASELINES)
 
 
 def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> str:
@@ -352,7 +352,7 @@ def _field_tables(runs: Sequence[Run]) -> str:
 
         rows = _method_rows(same, values)
         caption = "VRMSE by field, mean over lead times and trajectories"
-        tables.append(number_table(caption, "method", [pretty(f) for f in fields], rows))
+        tables.append(number_table(caption, "method", [field_label(f) for f in fields], rows))
     return "".join(tables)
 
 

@@ -1,4 +1,4 @@
-"""Line charts as SVG inside a page: sharp at any size, in the page's colours, light or dark."""
+"""Curve charts as SVG inside a page: sharp at any size, in the page's colours, light or dark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Line", "line_chart"]
+__all__ = ["Curve", "line_chart"]
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
@@ -15,7 +15,7 @@ COLOURS = 8  # variables --c0 … of the page's style
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One line of a chart.
 
     Arguments:
@@ -34,7 +34,7 @@ class Line:
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], xlabel: str, ylabel: str, log_y: bool = False
+    title: str, lines: Sequence[Curve], xlabel: str, ylabel: str, log_y: bool = False
 ) -> str:
     """A chart with its legend, as HTML; a sentence instead where there is nothing to draw.
 
@@ -85,18 +85,18 @@ class _Scale:
         return self.low + share * (self.high - self.low)
 
 
-def _stroke(line: Line) -> str:
+def _stroke(line: Curve) -> str:
     dash = ' stroke-dasharray="5 4"' if line.dashed else ""
     return f'stroke="var(--c{line.colour % COLOURS})"{dash}'
 
 
-def _legend(line: Line) -> str:
+def _legend(line: Curve) -> str:
     sample = f'<line x2="24" y1="4" y2="4" {_stroke(line)}/>'
     sample = f'<svg viewBox="0 0 24 8" aria-hidden="true">{sample}</svg>'
     return f"<li>{sample}{escape(line.label)}</li>"
 
 
-def _points(line: Line, log: bool) -> list[tuple[float, float]]:
+def _points(line: Curve, log: bool) -> list[tuple[float, float]]:
     pairs = zip(line.x, line.y)
     return [
         (x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log)
@@ -145,7 +145,7 @@ def _axes(x_scale: _Scale, y_scale: _Scale, xlabel: str, ylabel: str) -> str:
     return "".join(parts)
 
 
-def _dot(line: Line, x: float, y: float, left: float, top: float) -> str:
+def _dot(line: Curve, x: float, y: float, left: float, top: float) -> str:
     return (
         f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" fill="var(--c{line.colour % COLOURS})">'
         f"<title>{escape(line.label)}: {y:.4g} at {x:g}</title></circle>"

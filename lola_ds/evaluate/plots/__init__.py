@@ -1,0 +1,1 @@
+"""Every figure and animation of the project, in one style."""
