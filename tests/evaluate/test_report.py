@@ -22,9 +22,9 @@ from lola_ds.cli.common import run_command
 from lola_ds.cli.report import main
 from lola_ds.data import ShardDataset
 from lola_ds.evaluate import Forecast, evaluate, evaluate_autoencoder
-from lola_ds.evaluate.plots.charts import Curve, line_chart
+from lola_ds.evaluate.plots.charts import Curve
 from lola_ds.evaluate.provenance import write_provenance
-from lola_ds.evaluate.report.parts import Row, number_table
+from lola_ds.evaluate.report.parts import Row, line_chart, number_table
 from lola_ds.evaluate.report.runs import differences, find_runs
 from lola_ds.metrics import vrmse
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from lola_ds.atomic_io import write_atomic
-from lola_ds.evaluate.plots.charts import Curve, line_chart
+from lola_ds.evaluate.plots.charts import Curve
 from lola_ds.evaluate.plots.style import METHODS, field_label
-from lola_ds.evaluate.report.parts import Row, number_table, picture, text_table, video
+from lola_ds.evaluate.report.parts import (
+    TEMPLATES,
+    Row,
+    details,
+    line_chart,
+    media,
+    number_table,
+    text_table,
+)
 from lola_ds.evaluate.report.runs import Run, differences, find_runs
 from lola_ds.metrics import BANDS
 
 __all__ = ["write_report"]
 
-# Nothing from outside the file: what is not in it does not load.
-_POLICY = (
-    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'"
-)
 FORECASTS = ("emulator", "ensemble")
 BASELINES = ("persistence", "climatology", "autoencoder")
 
@@ -49,7 +52,7 @@ def write_report(paths: Sequence[Path], out: Path, title: str = "Evaluation repo
 
 
 def _page(runs: Sequence[Run], title: str) -> str:
-    makers: list[tuple[str, str, Callable[[Sequence[Run]], str]]] = [
+    makers: list[tuple[str, str, Callable[[Sequence[Run]], Markup]]] = [
         ("overview", "Overview", _overview),
         ("configuration", "Configuration", _configuration),
         ("training", "Training", _training),
@@ -59,44 +62,13 @@ def _page(runs: Sequence[Run], title: str) -> str:
         ("reconstructions", "Reconstructions", _reconstructions),
         ("figures", "Figures", _figures),
     ]
-    sections = [(key, name, maker(runs)) for key, name, maker in makers]
-    sections = [(key, name, body) for key, name, body in sections if body]
-    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{name}</h2>'
-        f"{content}</section>"
-        for key, name, content in sections
+    sections = [(key, name, content) for key, name, make in makers if (content := make(runs))]
+    return TEMPLATES.get_template("page.html.j2").render(
+        title=title, runs=len(runs), sections=sections
     )
-    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"""<!DOCTYPE html>
-<html lang="en" data-theme="light">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_asset("page.css")}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the results</a>
-<header><h1>{escape(title)}</h1><p class="soft">{counted}, evaluated by lola-ds. Press a table's
-heading to sort by it; bold is the best of a column, baselines apart.</p></header>
-<nav aria-label="Sections"><ul>{links}<li><button id="theme" type="button"
-aria-pressed="false">Dark theme</button></li></ul></nav>
-<main id="main">{body}</main>
-<footer>Definitions, formulas and sources of all metrics: docs/evaluation.md of lola_ds.</footer>
-<script>{_asset("page.js")}</script>
-</body>
-</html>
-"""
 
 
-def _asset(name: str) -> str:
-    return (files("lola_ds.evaluate.report") / name).read_text(encoding="utf-8")
-
-
-def _overview(runs: Sequence[Run]) -> str:
+def _overview(runs: Sequence[Run]) -> Markup:
     rows, compared = [], any(run.emulates for run in runs)
     for run in runs:
         summary, timing = run.summary, run.summary.get("timing", {})
@@ -138,7 +110,7 @@ def _overview_numbers(run: Run, method: str) -> list[float | None]:
     return [None, summary["trajectories"], None, *numbers, None, None, None]
 
 
-def _configuration(runs: Sequence[Run]) -> str:
+def _configuration(runs: Sequence[Run]) -> Markup:
     rows = list(differences(runs).items())
     shared = [row for row in rows if sum(value is not None for value in row[1]) > 1]
     alone = [row for row in rows if row not in shared]
@@ -147,22 +119,18 @@ def _configuration(runs: Sequence[Run]) -> str:
     if shared:
         parts.append(text_table("Settings that differ.", columns, shared))
     elif len(runs) > 1:
-        parts.append("<p>All settings that the runs share are the same.</p>")
+        parts.append(Markup("<p>All settings that the runs share are the same.</p>"))
     if alone:
         table = text_table("Settings of one run only.", columns, alone)
-        summary = f"{len(alone)} settings that one run only has"
-        parts.append(f"<details><summary>{summary}</summary>{table}</details>")
+        parts.append(details(f"{len(alone)} settings that only one run has", table))
     for run in runs:
         content = {"model": run.model, "evaluation": run.summary["settings"]}
-        text = escape(json.dumps(content, indent=2))
-        parts.append(
-            f"<details><summary>All settings of {escape(run.name)}</summary>"
-            f'<pre tabindex="0">{text}</pre></details>'
-        )
-    return "".join(parts)
+        text = Markup('<pre tabindex="0">{}</pre>').format(json.dumps(content, indent=2))
+        parts.append(details(f"All settings of {run.name}", text))
+    return _join(parts)
 
 
-def _training(runs: Sequence[Run]) -> str:
+def _training(runs: Sequence[Run]) -> Markup:
     logged = {key for run in runs for line in run.training for key in line}
     charts = []
     for key in sorted(logged - {"step", "time"}, key=_training_order):
@@ -175,16 +143,16 @@ def _training(runs: Sequence[Run]) -> str:
         positive = all(y > 0 for line in lines for y in line.y if y == y)
         charts.append(line_chart(key, lines, "optimizer step", key, log_y=positive))
     if not charts:
-        return ""
+        return Markup()
     first, rest = charts[:2], charts[2:]
-    more = f"<details><summary>{len(rest)} more</summary>{_grid(rest)}</details>" if rest else ""
+    more = details(f"{len(rest)} more", _grid(rest)) if rest else Markup()
     return _grid(first) + more
 
 
-def _forecasts(runs: Sequence[Run]) -> str:
+def _forecasts(runs: Sequence[Run]) -> Markup:
     emulators = [run for run in runs if run.emulates]
     if not emulators:
-        return ""
+        return Markup()
     charts = [
         line_chart(
             "VRMSE, mean over fields",
@@ -210,13 +178,13 @@ def _forecasts(runs: Sequence[Run]) -> str:
         "vrmse_autoencoded": "VRMSE against the autoencoded truth",
     }
     tables = [_lead_table(emulators, metric, caption) for metric, caption in metrics.items()]
-    return _grid(charts) + "".join(tables[:1]) + _field_tables(emulators) + "".join(tables[1:])
+    return _grid(charts) + _join(tables[:1]) + _field_tables(emulators) + _join(tables[1:])
 
 
-def _ensembles(runs: Sequence[Run]) -> str:
+def _ensembles(runs: Sequence[Run]) -> Markup:
     found = [run for run in runs if "ensemble" in run.methods]
     if not found:
-        return ""
+        return Markup()
     charts = []
     for key, label in (("spread_skill", "spread / skill, corrected"), ("coverage", "coverage")):
         lines = [
@@ -246,7 +214,7 @@ def _ensembles(runs: Sequence[Run]) -> str:
     return _grid(charts) + number_table(caption, "run", columns, rows, best)
 
 
-def _spectra(runs: Sequence[Run]) -> str:
+def _spectra(runs: Sequence[Run]) -> Markup:
     tables = []
     kinds = {
         "spectrum": ("Relative error of the power spectrum by band of wave number", "low"),
@@ -256,10 +224,10 @@ def _spectra(runs: Sequence[Run]) -> str:
         names = [f"{kind}_{band}" for band in BANDS]
         rows = _method_rows(runs, lambda run, m, names=names: [run.mean(m, n) for n in names])
         tables.append(number_table(caption, "method", BANDS, rows, best))
-    return "".join(tables)
+    return _join(tables)
 
 
-def _reconstructions(runs: Sequence[Run]) -> str:
+def _reconstructions(runs: Sequence[Run]) -> Markup:
     found = [run for run in runs if not run.emulates]
     metrics = {"VRMSE": "vrmse", "NRMSE": "nrmse", "largest error": "linf", "total": "total"}
     rows = [
@@ -267,10 +235,10 @@ def _reconstructions(runs: Sequence[Run]) -> str:
         for run in found
     ]
     caption = "Reconstructions of the truth, mean over fields, frames and trajectories."
-    return number_table(caption, "run", list(metrics), rows) if rows else ""
+    return number_table(caption, "run", list(metrics), rows) if rows else Markup()
 
 
-def _figures(runs: Sequence[Run]) -> str:
+def _figures(runs: Sequence[Run]) -> Markup:
     captions = {
         "vrmse": "VRMSE against lead time, quartiles over trajectories",
         "vrmse_by_field": "VRMSE field by field",
@@ -280,28 +248,20 @@ def _figures(runs: Sequence[Run]) -> str:
     }
     parts = []
     for index, run in enumerate(runs):
-        shown = []
-        for name, suffix in (("animation", ".mp4"), ("animation", ".gif")):
-            path = run.folder / f"{name}{suffix}"
-            if path.is_file():
-                show = video if suffix == ".mp4" else picture
-                shown.append(show(path, f"{run.name}: the first trajectory"))
-                break
-        for name, caption in captions.items():
-            path = run.folder / f"{name}.png"
-            if path.is_file():
-                shown.append(picture(path, f"{run.name}: {caption}"))
+        shown = {f"{name}.png": caption for name, caption in captions.items()}
         for kind, note in (("snapshots", ""), ("slices", ", cut across every axis")):
             for field in run.summary["fields"]:
-                path = run.folder / f"{kind}_{field}.png"
-                if path.is_file():
-                    shown.append(picture(path, f"{run.name}: {field_label(field)}{note}"))
-        state = " open" if index == 0 else ""
-        parts.append(
-            f"<details{state}><summary>{escape(run.name)}</summary>"
-            f'<div class="pictures">{"".join(shown)}</div></details>'
+                shown[f"{kind}_{field}.png"] = f"{field_label(field)}{note}"
+        animation = "animation.mp4" if (run.folder / "animation.mp4").is_file() else "animation.gif"
+        shown = {animation: "the first trajectory", **shown}
+        pictures = _join(
+            media(run.folder / name, f"{run.name}: {caption}")
+            for name, caption in shown.items()
+            if (run.folder / name).is_file()
         )
-    return "".join(parts)
+        content = Markup('<div class="pictures">{}</div>').format(pictures)
+        parts.append(details(run.name, content, opened=index == 0))
+    return _join(parts)
 
 
 def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Iterator[Curve]:
@@ -323,7 +283,7 @@ def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Ite
             yield Curve(_name(run, method), x, y, colour, one_of_two or method in BASELINES)
 
 
-def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> str:
+def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> Markup:
     """A metric over thirds of the lead times and all of them, as the paper has it."""
     last = max(max(run.summary["leads"]) for run in runs)
     cuts = sorted({0, round(last / 3), round(2 * last / 3), last})
@@ -338,10 +298,10 @@ def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> str:
 
     rows = _method_rows(runs, values)
     columns = [f"lead {s[0]}–{s[-1]}" if len(s) > 1 else f"lead {s[0]}" for s in spans]
-    return number_table(caption, "method", columns, rows) if rows else ""
+    return number_table(caption, "method", columns, rows) if rows else Markup()
 
 
-def _field_tables(runs: Sequence[Run]) -> str:
+def _field_tables(runs: Sequence[Run]) -> Markup:
     """VRMSE field by field, for runs of the same fields together."""
     tables = []
     for fields in dict.fromkeys(tuple(run.summary["fields"]) for run in runs):
@@ -353,7 +313,7 @@ def _field_tables(runs: Sequence[Run]) -> str:
         rows = _method_rows(same, values)
         caption = "VRMSE by field, mean over lead times and trajectories"
         tables.append(number_table(caption, "method", [field_label(f) for f in fields], rows))
-    return "".join(tables)
+    return _join(tables)
 
 
 def _method_rows(
@@ -424,5 +384,9 @@ def _milliseconds(timing: dict[str, Any], kind: str) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-def _grid(charts: Sequence[str]) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+def _grid(charts: Sequence[Markup]) -> Markup:
+    return Markup('<div class="charts">{}</div>').format(_join(charts)) if charts else Markup()
+
+
+def _join(parts: Iterable[Markup]) -> Markup:
+    return Markup().join(parts)
