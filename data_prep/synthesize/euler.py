@@ -1,4 +1,4 @@
-"""Finite volumes for the compressible Euler equations, batched in torch, in any dimension.
+"""A finite-volume solver for the compressible Euler equations, batched in torch, in any dimension.
 
 An ideal gas with density ρ, velocity v, pressure p and ratio of specific heats γ conserves
 
@@ -41,13 +41,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+__all__ = ["EulerSolver", "conserved", "hllc_flux", "primitive"]
+
 
 def conserved(W: Tensor, gamma: Tensor) -> Tensor:
     """Conserved variables (ρ, ρ v, E) of primitive ones (ρ, v, p).
 
     Arguments:
-        W: the primitive variables, of shape (B, D + 2, *S).
-        gamma: the ratio of specific heats per trajectory, of shape (B,).
+        W: The primitive variables, of shape (B, D + 2, *S).
+        gamma: The ratio of specific heats per trajectory, of shape (B,).
     """
     rho, v, p = W[:, :1], W[:, 1:-1], W[:, -1:]
     energy = p / (_expand(gamma, W) - 1) + rho * v.square().sum(dim=1, keepdim=True) / 2
@@ -70,10 +72,10 @@ def hllc_flux(left: Tensor, right: Tensor, gamma: Tensor, axis: int) -> Tensor:
     contact) which covers the face.
 
     Arguments:
-        left: primitive variables on the low side of each face, of shape (B, D + 2, *S).
-        right: primitive variables on the high side, of the same shape.
-        gamma: the ratio of specific heats per trajectory, of shape (B,).
-        axis: the dimension, counted from 0, that the faces are normal to.
+        left: Primitive variables on the low side of each face, of shape (B, D + 2, *S).
+        right: Primitive variables on the high side, of the same shape.
+        gamma: The ratio of specific heats per trajectory, of shape (B,).
+        axis: The dimension, counted from 0, that the faces are normal to.
 
     Returns:
         The flux of (ρ, ρ v, E), of the shape of `left`.
@@ -112,10 +114,10 @@ class EulerSolver:
     """The Euler equations on a uniform grid.
 
     Arguments:
-        spacing: the width of a cell along each dimension.
-        periodic: whether each dimension is periodic; otherwise its two sides are open (zero-order
+        spacing: The width of a cell along each dimension.
+        periodic: Whether each dimension is periodic; otherwise its two sides are open (zero-order
             extrapolation, so that waves leave).
-        cfl: the Courant number: the time step is `cfl / max Σ_d (|v_d| + c) / spacing_d`, with c
+        cfl: The Courant number: the time step is `cfl / max Σ_d (|v_d| + c) / spacing_d`, with c
             the speed of sound. Positivity of the first-order scheme holds up to 1/2.
     """
 
@@ -129,14 +131,14 @@ class EulerSolver:
         Time steps are evened out between two times, so that each time is met exactly.
 
         Arguments:
-            U: the conserved variables at `times[0]`, of shape (B, D + 2, *S); its type (float32 or
+            U: The conserved variables at `times[0]`, of shape (B, D + 2, *S); its type (float32 or
                 float64) is that of the computation.
-            gamma: the ratio of specific heats per trajectory, of shape (B,).
-            times: increasing times.
+            gamma: The ratio of specific heats per trajectory, of shape (B,).
+            times: Increasing times.
 
         Raises:
-            ValueError: if a density or pressure of the initial state is not positive.
-            ArithmeticError: if the solution could not be kept positive.
+            ValueError: A density or pressure of the initial state is not positive.
+            ArithmeticError: The solution could not be kept positive.
         """
         gamma = gamma.to(U)
         if not _is_physical(U, gamma).all():
@@ -174,9 +176,9 @@ class EulerSolver:
         """One step of the second-order SSP Runge-Kutta scheme (Shu & Osher 1988, eq. 2.16).
 
         Arguments:
-            U: the conserved variables, of shape (B, D + 2, *S).
-            gamma: the ratio of specific heats per trajectory, of shape (B,).
-            dt: the time step per trajectory, of shape (B,).
+            U: The conserved variables, of shape (B, D + 2, *S).
+            gamma: The ratio of specific heats per trajectory, of shape (B,).
+            dt: The time step per trajectory, of shape (B,).
         """
         U_1 = self._stage(U, gamma, dt)
         U_2 = self._stage(U_1, gamma, dt)
@@ -186,9 +188,9 @@ class EulerSolver:
         """The rate of change of the cell averages, -Σ_d (F_{d,i+1/2} - F_{d,i-1/2}) / spacing_d.
 
         Arguments:
-            W: the primitive variables, of shape (B, D + 2, *S).
-            gamma: the ratio of specific heats per trajectory, of shape (B,).
-            flat: the cells to be reconstructed as constant, a mask of shape (B, 1, *S).
+            W: The primitive variables, of shape (B, D + 2, *S).
+            gamma: The ratio of specific heats per trajectory, of shape (B,).
+            flat: The cells to be reconstructed as constant, a mask of shape (B, 1, *S).
         """
         total = torch.zeros_like(W)
 

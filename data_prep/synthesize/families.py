@@ -1,7 +1,8 @@
 """The families of flows that can be synthesized, each in the schema of a dataset of The Well.
 
-A family knows its dataset's name, files, grid, fields and parameters, draws initial states and
-solves them. What is common to all, from planning files to resuming, is in `generate`.
+A family defines the name of its dataset, files, grid, fields and parameters, draws initial states
+and solves the equations. Everything that families share, from listing files to resuming, is in
+`generate`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ from data_prep.synthesize.gravity_cooling import Cooling, GravityCoolingSolver
 from data_prep.synthesize.initial import multi_quadrants, turbulent_velocity, unstable_layer
 from data_prep.synthesize.rayleigh_benard import RayleighBenardSolver, chebyshev_points
 
+__all__ = [
+    "FAMILIES",
+    "GASES",
+    "CloudUnits",
+    "Euler",
+    "Family",
+    "FieldValues",
+    "GravityCooling",
+    "RayleighBenard",
+]
+
 #: The values of a state's fields, by name: scalars (B, *S), vectors (B, *S, D).
 FieldValues = Mapping[str, np.ndarray]
 
@@ -29,15 +41,14 @@ class Family(ABC):
     """A family of flows.
 
     Attributes:
-        physics: the dataset's name in The Well, which is also its folder's.
-        solver: name and version of the solver; the version changes whenever the same arguments give
-            other values.
-        parameters: what a file's trajectories have in common, by name: the values that are
-            synthesized unless others are asked for.
-        resolution: the usual number of points along the first axis.
-        time_step: the time between two states, that of The Well.
-        scalar_fields, vector_fields: the names of the fields, in order.
-        mixes: whether trajectories with different parameters can be solved in one batch.
+        physics: The name of the dataset and of its folder in The Well.
+        solver: The name and version of the solver; the version changes whenever the same arguments
+            give different values.
+        parameters: The default values of the parameters, which the trajectories of a file share.
+        resolution: The usual number of points along the first axis.
+        time_step: The time between two states, as in The Well.
+        scalar_fields, vector_fields: The names of the fields, in order.
+        mixes: Whether trajectories with different parameters can be solved in one batch.
     """
 
     physics: str
@@ -52,23 +63,23 @@ class Family(ABC):
     @property
     @abstractmethod
     def boundaries(self) -> dict[str, str]:
-        """The kind of boundary of each axis."""
+        """The kind of boundary condition of each axis."""
 
     @abstractmethod
     def check(self, resolution: int, parameters: Mapping[str, Sequence[float]]) -> None:
-        """Refuses a resolution or values of parameters that cannot be solved.
+        """Checks that the solver supports a resolution and values of parameters.
 
         Raises:
-            ValueError: names the key, its value and what is expected.
+            ValueError: A value is not supported; the message names it and what is expected.
         """
 
     @abstractmethod
     def file_name(self, parameters: Mapping[str, float]) -> str:
-        """The name of the file with these parameters, as The Well has it."""
+        """The name of the file with these parameters, as in The Well."""
 
     @abstractmethod
     def key(self, parameters: Mapping[str, float]) -> tuple[int, ...]:
-        """Integers that tell parameters apart, for the seeds of random generators."""
+        """Integers that identify the parameters, for the seeds of random generators."""
 
     @abstractmethod
     def grid(self, resolution: int) -> dict[str, np.ndarray]:
@@ -82,13 +93,13 @@ class Family(ABC):
         generators: Sequence[np.random.Generator],
         times: Sequence[float],
     ) -> Iterator[FieldValues]:
-        """Solves a batch of B trajectories; yields their states at `times`, from the initial one.
+        """Solves a batch of B trajectories and yields their states at `times`.
 
         Arguments:
-            resolution: the number of points along the first axis.
-            parameters: the parameters of each trajectory.
-            generators: the source of randomness of each trajectory's initial state.
-            times: increasing times, from 0.
+            resolution: The number of points along the first axis.
+            parameters: The parameters of each trajectory.
+            generators: The random generator of each trajectory's initial state.
+            times: The increasing times, of which the first is 0.
         """
 
 
@@ -130,7 +141,7 @@ class Euler(Family):
         for gamma in parameters["gamma"]:
             if gamma not in GASES:
                 known = ", ".join(map(str, GASES))
-                raise ValueError(f"gamma: {gamma} is none of The Well's gases: {known}")
+                raise ValueError(f"gamma: {gamma} is not one of The Well's gases: {known}")
 
     def file_name(self, parameters: Mapping[str, float]) -> str:
         gamma = parameters["gamma"]
@@ -168,9 +179,9 @@ class RayleighBenard(Family):
     """Convection between a warm floor and a cold ceiling, four times as wide as high.
 
     The buoyancy starts from (1 - y) δ with δ among The Well's five values, a layer above the floor
-    that joins it to the floor's 1, and a perturbation. The Well's perturbation is white noise of
-    size 10⁻³, which takes tens of time units to grow; here it is of large scale and size 0.1, so
-    that plumes rise within few, and the same at every resolution.
+    where it rises to 1, and a perturbation. The Well's perturbation is white noise of size 10⁻³,
+    which grows over tens of time units. Here it has large scales and size 0.1, so that plumes rise
+    within a few time units, and it is the same at every resolution.
     """
 
     physics = "rayleigh_benard"
@@ -234,10 +245,10 @@ class RayleighBenard(Family):
 class CloudUnits:
     """The units of a cloud, those of The Well's values: length L, mass M, time √(L³ / (G M)).
 
-    In them G = 1 and, for a given T, the density is the same for all clouds: L³ ∝ M / ρ0.
+    In these units G = 1, and the initial density is the same for all clouds, since L³ ∝ M / ρ0.
 
     Arguments:
-        rho0: hydrogen nuclei per cm³ of the uniform cloud.
+        rho0: The number of hydrogen nuclei per cm³ of the uniform cloud.
     """
 
     rho0: float
@@ -247,7 +258,7 @@ class CloudUnits:
     GRAVITY = 4.30091e-3  # pc (km/s)² per solar mass
     HYDROGEN = 0.034597  # solar masses per pc³ of gas with one nucleus per cm³, 1.4 m_H each
     BOLTZMANN = 8.2499e-3  # k / m_H, (km/s)² per kelvin
-    MOLECULE = 0.6  # mean mass of a particle in m_H; what The Well's pressures agree with
+    MOLECULE = 0.6  # mean mass of a particle in m_H, consistent with The Well's pressures
     HEATING = 2e-26  # Γ, erg/s per nucleus (Koyama & Inutsuka 2002)
     NUCLEUS = 2.34294e-24  # 1.4 m_H, in g
     YEAR = 3.15576e7  # in s; and 1 pc / (km/s) = 0.977792 Myr
@@ -281,10 +292,10 @@ class CloudUnits:
 
 
 class GravityCooling(Family):
-    """Turbulent interstellar gas that cools and attracts itself, in an open cube.
+    """Turbulent, self-gravitating interstellar gas with radiative cooling, in an open cube.
 
     As in The Well, a cloud of uniform density and temperature starts with a random velocity of
-    spectrum k⁻² (Burgers 1948). Only the gas in the box attracts.
+    spectrum k⁻² (Burgers 1948). Only the gas in the box exerts gravity.
     """
 
     physics = "turbulence_gravity_cooling"
@@ -357,12 +368,13 @@ def _cloud_fields(W: Tensor, cooling: Cooling) -> FieldValues:
 
 
 def _scientific(value: float) -> str:
-    """A number as The Well's file names have it: 1e9, 2e-1."""
+    """Formats a number as in The Well's file names: 1e9, 2e-1."""
     mantissa, exponent = f"{value:.6e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-#: The datasets that can be synthesized. Their order is part of the seeds: new ones go to the end.
+#: The datasets that can be synthesized. Their order is part of the seeds: append new ones at the
+#: end.
 FAMILIES: dict[str, Family] = {
     "euler_periodic": Euler("euler_multi_quadrants_periodicBC", periodic=True),
     "euler_open": Euler("euler_multi_quadrants_openBC", periodic=False),

@@ -1,12 +1,12 @@
-"""Solving flows from random initial states, and writing them as a dataset of The Well.
+"""Simulates flows from random initial states and writes them as a dataset of The Well.
 
 One file per split and combination of parameters, as in The Well:
 
     <out>/<physics>/data/<split>/<physics>_<parameters>.hdf5
 
-Every trajectory has its own random generator, made of the seed, the dataset, the split, the
-parameters and its number in the file; so a larger dataset begins with the trajectories of a smaller
-one.
+Every trajectory has its own random generator, seeded by the seed, the dataset, the split, the
+parameters and its number in the file. A larger dataset thus begins with the trajectories of a
+smaller one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from tqdm import tqdm
 from data_prep.synthesize.families import FAMILIES, Family
 from data_prep.synthesize.well_writer import WellSpec, WellWriter, read_provenance
 
+__all__ = ["SPLITS", "Request", "generate"]
+
 SPLITS = ("train", "valid", "test")
 
-#: How many cells are solved in one batch; more would only cost memory.
+#: The number of cells per batch. More would not be faster and take more memory.
 BATCH_CELLS = 2**18
 
 
@@ -36,15 +38,15 @@ class Request:
     """What to synthesize.
 
     Arguments:
-        dataset: a key of `FAMILIES`.
-        trajectories: the number of trajectories per split, shared evenly between the files.
-        steps: the number of states per trajectory, the initial one included.
-        resolution: the number of points along the first axis; 0 for the family's.
-        seed: the seed of the initial states.
-        parameters: the values of some parameters, by name; the family's for the others.
+        dataset: A key of `FAMILIES`.
+        trajectories: The number of trajectories per split, distributed evenly over the files.
+        steps: The number of states per trajectory, including the initial one.
+        resolution: The number of points along the first axis, or 0 for the family's default.
+        seed: The seed of the initial states.
+        parameters: The values of some parameters, by name; the others have the family's defaults.
 
     Raises:
-        ValueError: names what cannot be synthesized.
+        ValueError: A value is not supported; the message names it.
     """
 
     dataset: str
@@ -60,7 +62,7 @@ class Request:
         if self.steps < 2:
             raise ValueError(f"steps={self.steps}: at least 2 states are needed")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: a seed is not negative")
+            raise ValueError(f"seed={self.seed}: a seed must not be negative")
         for split, number in self.trajectories.items():
             if number < 1:
                 raise ValueError(f"{split} split: {number} trajectories; at least 1 is needed")
@@ -74,11 +76,12 @@ class Request:
 
     @property
     def family(self) -> Family:
+        """The family of flows."""
         return FAMILIES[self.dataset]
 
     @property
     def physics(self) -> str:
-        """The dataset's name in The Well, which is also its folder's."""
+        """The name of the dataset and of its folder in The Well."""
         return self.family.physics
 
     @property
@@ -99,6 +102,7 @@ class Request:
 
     @property
     def times(self) -> np.ndarray:
+        """The times of the T states, with shape (T,)."""
         return np.arange(self.steps) * self.family.time_step
 
 
@@ -120,7 +124,7 @@ class _File:
         return out / physics / "data" / self.split / name
 
     def provenance(self) -> str:
-        """The arguments that the file's content depends on, as JSON."""
+        """The arguments that determine the content of the file, as JSON."""
         return json.dumps(
             {
                 "solver": self.request.family.solver,
@@ -149,7 +153,7 @@ class _File:
         )
 
     def generator(self, trajectory: int) -> np.random.Generator:
-        """The source of randomness of a trajectory."""
+        """The random generator of a trajectory."""
         request = self.request
         key = (
             request.seed,
@@ -164,22 +168,22 @@ class _File:
 def generate(request: Request, out: Path, show_progress: bool = True) -> list[Path]:
     """Synthesizes a dataset into the folder `out`.
 
-    Files that are there already, made with the same arguments, are kept; unreadable ones are made
-    again. So an interrupted run is completed by the same call.
+    Existing files that were made with the same arguments are kept; unreadable ones are made again.
+    The same call thus completes an interrupted run.
 
     Arguments:
-        request: what to synthesize.
-        out: the root of The Well's folders.
-        show_progress: whether to draw a progress bar, in states.
+        request: What to synthesize.
+        out: The root of The Well's folders.
+        show_progress: Whether to show a progress bar, which counts states.
 
     Returns:
-        The paths of all files of the dataset, those that were kept included.
+        The paths of all files of the dataset, including those that were kept.
 
     Raises:
-        ValueError: if a folder holds files that this call would not make.
+        ValueError: A folder contains files of another dataset.
     """
-    files = list(_plan(request))
-    _refuse_strangers(files, out)
+    files = list(_list_files(request))
+    _refuse_other_files(files, out)
     missing = [file for file in files if not _is_made(file, out)]
 
     states = request.steps * sum(file.trajectories for file in missing)
@@ -191,8 +195,8 @@ def generate(request: Request, out: Path, show_progress: bool = True) -> list[Pa
     return [file.path(out) for file in files]
 
 
-def _plan(request: Request) -> Iterator[_File]:
-    """The files of a request; the first get one trajectory more if there is a remainder."""
+def _list_files(request: Request) -> Iterator[_File]:
+    """The files of a request; the first ones get the remaining trajectories."""
     combinations = request.combinations
     for split, number in request.trajectories.items():
         share, rest = divmod(number, len(combinations))
@@ -201,8 +205,8 @@ def _plan(request: Request) -> Iterator[_File]:
                 yield _File(request, split, parameters, count)
 
 
-def _refuse_strangers(files: Sequence[_File], out: Path) -> None:
-    """Refuses folders with other data: readers take all files of a folder as one dataset."""
+def _refuse_other_files(files: Sequence[_File], out: Path) -> None:
+    """Refuses folders with other files, since readers take all files of a folder as one dataset."""
     planned = {file.path(out) for file in files}
     for folder in sorted({path.parent for path in planned}):
         for path in sorted((*folder.glob("*.hdf5"), *folder.glob("*.h5"))):
@@ -211,10 +215,10 @@ def _refuse_strangers(files: Sequence[_File], out: Path) -> None:
 
 
 def _is_made(file: _File, out: Path) -> bool:
-    """Whether a file exists, complete.
+    """Whether a file exists and is complete.
 
     Raises:
-        ValueError: if it was made otherwise.
+        ValueError: The file was made with other arguments.
     """
     path = file.path(out)
     if not path.exists():
@@ -233,16 +237,16 @@ def _is_made(file: _File, out: Path) -> bool:
 
 
 def _difference(file: _File, found: str | None) -> str:
-    """Which arguments an existing file was made with, where they differ."""
+    """Describes how the arguments of an existing file differ."""
     if found is None:
-        return " (not synthesized here)"
+        return " (not made by lola-ds synthesize)"
     theirs, ours = json.loads(found), json.loads(file.provenance())
     pairs = [f"{k}={theirs.get(k)} instead of {ours[k]}" for k in ours if theirs.get(k) != ours[k]]
     return f" ({', '.join(pairs)})"
 
 
 def _groups(files: Sequence[_File]) -> Iterator[list[_File]]:
-    """Consecutive files that fit one batch together; a larger file is a group of its own."""
+    """Groups consecutive files that fit in one batch; a larger file is a group of its own."""
     group: list[_File] = []
     for file in files:
         full = sum(member.cells for member in group) + file.cells > BATCH_CELLS
@@ -255,7 +259,7 @@ def _groups(files: Sequence[_File]) -> Iterator[list[_File]]:
 
 
 def _make(group: Sequence[_File], request: Request, out: Path, progress: tqdm) -> None:
-    """Solves all trajectories of some files, and writes these."""
+    """Solves all trajectories of some files and writes the files."""
     size = max(1, BATCH_CELLS // request.cells)
     with ExitStack() as stack:
         members = []
@@ -269,7 +273,7 @@ def _make(group: Sequence[_File], request: Request, out: Path, progress: tqdm) -
 def _solve(
     members: Sequence[tuple[_File, WellWriter, int]], request: Request, progress: tqdm
 ) -> None:
-    """Solves a batch of trajectories, and writes each state to its trajectory's file."""
+    """Solves a batch of trajectories and writes each state to the file of its trajectory."""
     states = request.family.solve(
         request.points,
         [file.parameters for file, _, _ in members],

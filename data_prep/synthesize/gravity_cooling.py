@@ -1,18 +1,18 @@
 r"""Self-gravity and radiative cooling for the Euler solver, in three dimensions.
 
-A gas that attracts itself and exchanges heat with radiation obeys the Euler equations with sources:
+A self-gravitating gas that exchanges heat with radiation obeys the Euler equations with sources:
 
 .. math::
     ∂_t (ρ v) + … &= -ρ ∇Φ,    ΔΦ = 4π G ρ,    Φ → 0 far away, \\
     ∂_t E + … &= -ρ v·∇Φ + Z n_H (Γ - n_H Λ(T)).
 
-The potential of the gas in the box, alone in empty space, is its convolution with -G / r: computed
-by Fourier transforms of twice the size, exactly as the direct sum over cells (Hockney & Eastwood
-1988, §6-5-4). The force is its central difference, so that forces between cells are opposite and
-momentum is conserved. Heating Γ and cooling Λ are those of the interstellar medium (Koyama &
-Inutsuka 2002), times a metallicity Z; the temperature relaxes towards its equilibrium and never
-overshoots (Vázquez-Semadeni et al. 2007, §2.2). Sources act for half a step before and after each
-step of the flow (Strang 1968).
+The potential of the gas in the box, in otherwise empty space, is the convolution of its density
+with -G / r. Fourier transforms of twice the size compute it exactly as the direct sum over cells
+(Hockney & Eastwood 1988, §6-5-4). The force is its central difference, so forces between cells are
+opposite and momentum is conserved. Heating Γ and cooling Λ are those of the interstellar medium
+(Koyama & Inutsuka 2002), times a metallicity Z; the temperature relaxes towards its equilibrium and
+never overshoots (Vázquez-Semadeni et al. 2007, §2.2). Sources act for half a step before and after
+each step of the flow (Strang 1968).
 
 References:
     R. W. Hockney, J. W. Eastwood, Computer Simulation Using Particles, Adam Hilger 1988.
@@ -34,6 +34,8 @@ from torch import Tensor
 
 from data_prep.synthesize.euler import EulerSolver
 
+__all__ = ["Cooling", "GravityCoolingSolver", "cooling_function"]
+
 #: The mean of 1 / r over a cube of side 1, from its centre.
 CUBE_POTENTIAL = 3 * math.log(2 + math.sqrt(3)) - math.pi / 2
 
@@ -47,8 +49,8 @@ class Cooling:
 
     Arguments:
         gas_constant: R, in units of velocity² per kelvin.
-        hydrogen: hydrogen nuclei per cm³, in a unit of density.
-        heating: the rate at which radiation heats thin gas, Z (γ - 1) n_H Γ / (ρ R), in kelvin per
+        hydrogen: The number of hydrogen nuclei per cm³ in a unit of density.
+        heating: The rate at which radiation heats thin gas, Z (γ - 1) n_H Γ / (ρ R), in kelvin per
             unit of time.
     """
 
@@ -64,7 +66,7 @@ class Cooling:
         """The temperature after a time `dt` at constant density.
 
         It decays exponentially to its equilibrium at the present rate, (T - T_eq) / |dT/dt|, and is
-        at least the lowest of `TEMPERATURES`, about that of the cosmic background.
+        at least the lowest of `TEMPERATURES`, which is close to that of the cosmic background.
         """
         T = T.clamp(min=TEMPERATURES[0])
         if self.heating == 0:
@@ -73,7 +75,7 @@ class Cooling:
         drive = self.heating * (1 - n * cooling_function(T))
         goal = self.equilibrium(n)
         away = T - goal
-        decays = drive * away < 0  # else T is the equilibrium, to rounding
+        decays = drive * away < 0  # otherwise T is the equilibrium, up to rounding
         exponent = torch.where(decays, dt * drive / torch.where(decays, away, 1), 0)
         return goal + away * exponent.exp()
 
@@ -108,11 +110,11 @@ class GravityCoolingSolver(EulerSolver):
     """The Euler equations with self-gravity and cooling, on a grid of cubic cells.
 
     Arguments:
-        gravity: the constant G; 0 for none.
-        cooling: heating and cooling; None for none.
+        gravity: The gravitational constant G, or 0 for no gravity.
+        cooling: Heating and cooling, or None.
 
     Raises:
-        ValueError: if the grid is not three-dimensional with cubic cells.
+        ValueError: The grid is not three-dimensional with cubic cells.
     """
 
     gravity: float = 0.0
@@ -123,7 +125,7 @@ class GravityCoolingSolver(EulerSolver):
             raise ValueError(f"spacing={[*self.spacing]}: three equal numbers are expected")
 
     def time_step(self, U: Tensor, gamma: Tensor) -> Tensor:
-        """As without sources, and a fraction of the time in which the densest cell collapses."""
+        """The time step of the flow, or a fraction of the collapse time if that is shorter."""
         densest = U[:, 0].flatten(start_dim=1).amax(dim=1).double()
         collapse = (4 * math.pi * self.gravity * densest).rsqrt() / COLLAPSE_STEPS
         return torch.minimum(super().time_step(U, gamma), collapse)
@@ -135,7 +137,7 @@ class GravityCoolingSolver(EulerSolver):
         return self._cool(self._kick(U, dt / 2), gamma, dt / 2)
 
     def potential(self, rho: Tensor) -> Tensor:
-        """Φ of densities (B, X, Y, Z) with a cell more on each side, (B, X + 2, Y + 2, Z + 2)."""
+        """The potential Φ (B, X + 2, Y + 2, Z + 2), with a margin of 1 cell, of ρ (B, X, Y, Z)."""
         shape = rho.shape[1:]
         padded = [2 * (cells + 1) for cells in shape]
         waves = torch.fft.rfftn(rho, s=padded, dim=(1, 2, 3))
@@ -158,7 +160,7 @@ class GravityCoolingSolver(EulerSolver):
         return torch.stack(parts, dim=1)
 
     def _kick(self, U: Tensor, dt: Tensor) -> Tensor:
-        """Accelerates by gravity for a time `dt`; the internal energy stays as it is."""
+        """Accelerates by gravity for a time `dt`; the internal energy is unchanged."""
         if self.gravity == 0:
             return U
         rho, m, energy = U[:, :1], U[:, 1:-1], U[:, -1:]
@@ -167,7 +169,7 @@ class GravityCoolingSolver(EulerSolver):
         return torch.cat((rho, m + kick, energy + work), dim=1)
 
     def _cool(self, U: Tensor, gamma: Tensor, dt: Tensor) -> Tensor:
-        """Heats and cools for a time `dt`; density and velocity stay as they are."""
+        """Heats and cools for a time `dt`; density and velocity are unchanged."""
         if self.cooling is None:
             return U
         rho, m, energy = U[:, :1], U[:, 1:-1], U[:, -1:]

@@ -24,6 +24,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+__all__ = ["multi_quadrants", "turbulent_velocity", "unstable_layer"]
+
 #: The numbers of pieces along an axis, and the ranges of the states. Density and pressure are drawn
 #: uniformly in their logarithm, each component of the velocity uniformly. The ranges are chosen so
 #: that the fields have about the means and deviations of The Well's.
@@ -32,7 +34,7 @@ DENSITY = (0.4, 1.8)
 PRESSURE = (0.13, 2.8)
 VELOCITY = (-0.8, 0.8)
 
-#: How far a cut moves from its place in an equal division, in widths of a piece.
+#: How far a cut moves from its place in an even division, in widths of a piece.
 JITTER = 0.3
 
 
@@ -41,15 +43,14 @@ def multi_quadrants(
 ) -> np.ndarray:
     """Draws an initial state.
 
-    Interfaces lie anywhere, not on the grid: the state of a cell that they cross is the exact
-    average of the conserved variables, so that the same generator gives the same problem at every
-    resolution.
+    Interfaces do not follow the grid. The state of a cell that they cross is the exact average of
+    the conserved variables, so that the same generator gives the same problem at every resolution.
 
     Arguments:
-        rng: the source of randomness.
-        resolution: the number of cells along each dimension.
-        periodic: whether each dimension is periodic; there the first cut is anywhere too.
-        gamma: the ratio of specific heats.
+        rng: The random generator.
+        resolution: The number of cells along each dimension.
+        periodic: Whether each dimension is periodic; if so, the first cut is random, too.
+        gamma: The ratio of specific heats.
 
     Returns:
         The conserved variables (ρ, ρ v, E), of shape (D + 2, *resolution), in float64.
@@ -110,13 +111,13 @@ def unstable_layer(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np
     """Draws the buoyancy of a fluid at rest between a warm floor and a cold ceiling.
 
     A linear profile δ (1 - y), a diffusive layer (1 - δ) erfc(y / d) that joins it to the floor's
-    value 1, and a perturbation that vanishes at both: a sum of waves with random amplitudes, white
-    but for the finitely many wave numbers.
+    value 1, and a perturbation that vanishes at both: a sum of waves with random amplitudes and a
+    flat spectrum up to a largest wave number.
 
     Arguments:
-        rng: the source of randomness.
-        x: places along a period of length 1, (X,).
-        y: heights between 0 and 1, (Y,).
+        rng: The random generator.
+        x: The positions in a period of length 1, with shape (X,).
+        y: The heights between 0 and 1, with shape (Y,).
 
     Returns:
         The buoyancy, of shape (X, Y).
@@ -145,8 +146,8 @@ def turbulent_velocity(rng: np.random.Generator, resolution: int) -> np.ndarray:
     directions across the wave, amplitudes ∝ k⁻² and phases, scaled to the deviation `TURBULENCE`.
 
     Arguments:
-        rng: the source of randomness.
-        resolution: the number of cells along each axis of the unit cube.
+        rng: The random generator.
+        resolution: The number of cells along each axis of the unit cube.
 
     Returns:
         Values at the centres of the cells, of shape (3, X, Y, Z).

@@ -75,9 +75,9 @@ class RayleighBenardSolver:
     """The Boussinesq equations between two walls.
 
     Arguments:
-        resolution: the points (X, Y) of the output, X even.
-        length: the period L along x, in heights.
-        cfl: the Courant number: the time step is `cfl / max(|u| / dx + |v| / dy)`, with the
+        resolution: The points (X, Y) of the output, X even.
+        length: The period L along x, in heights.
+        cfl: The Courant number: the time step is `cfl / max(|u| / dx + |v| / dy)`, with the
             spacings of the output. The scheme is stable up to √3 / π ≈ 0.55.
     """
 
@@ -117,12 +117,12 @@ class RayleighBenardSolver:
         """Solves from `times[0]`, and yields the state at each of `times`, the first included.
 
         Arguments:
-            state: the state at `times[0]`.
-            rayleigh, prandtl: the numbers Ra and Pr of each trajectory, of shape (B,).
-            times: increasing times, in free-fall times.
+            state: The state at `times[0]`.
+            rayleigh, prandtl: The numbers Ra and Pr of each trajectory, of shape (B,).
+            times: Increasing times, in free-fall times.
 
         Raises:
-            ArithmeticError: if the solution blew up: the grid is too coarse.
+            ArithmeticError: The solution blew up: the grid is too coarse.
         """
         yield state
         for start, stop in pairwise(times):

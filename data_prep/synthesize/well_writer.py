@@ -1,4 +1,4 @@
-"""Writing The Well's HDF5.
+"""A writer of The Well's HDF5 files.
 
 A file holds trajectories that share parameters, boundary conditions, grid and times (Ohana et al.
 2024). Its layout:
@@ -30,25 +30,27 @@ import numpy as np
 
 from lola_ds.atomic_io import move_into_place
 
+__all__ = ["BOUNDARIES", "WellSpec", "WellWriter", "read_provenance"]
+
 #: The kinds of boundary that The Well knows.
 BOUNDARIES = ("WALL", "OPEN", "PERIODIC")
 
 
 @dataclass(frozen=True)
 class WellSpec:
-    """What a file holds, besides the fields' values.
+    """The content of a file except for the values of the fields.
 
     Arguments:
-        dataset: the dataset's name.
-        trajectories: the number of trajectories N.
-        times: the times of the T states.
-        grid: the coordinates of the cells' centres along each dimension, by name and in order.
-        boundaries: the kind of boundary of each dimension: one of `BOUNDARIES`, or one and what
-            else its name says, such as `WALL_DIRICHLET`.
-        scalar_fields: the names of the scalar fields.
-        vector_fields: the names of the vector fields.
-        parameters: the parameters' values, by name; each is a scalar of the dataset.
-        provenance: how the file was made; kept as the root attribute `provenance`.
+        dataset: The dataset's name.
+        trajectories: The number of trajectories N.
+        times: The times of the T states.
+        grid: The coordinates of the cells' centres along each dimension, by name and in order.
+        boundaries: The kind of boundary of each dimension: one of `BOUNDARIES`, possibly with a
+            suffix such as `WALL_DIRICHLET`.
+        scalar_fields: The names of the scalar fields.
+        vector_fields: The names of the vector fields.
+        parameters: The parameters' values, by name; each is a scalar of the dataset.
+        provenance: How the file was made; kept as the root attribute `provenance`.
     """
 
     dataset: str
@@ -75,18 +77,18 @@ class WellSpec:
 
 
 class WellWriter:
-    """Writes one file, frame by frame; it gets its name once it is complete.
+    """Writes one file, frame by frame; the file gets its final name once it is complete.
 
-    Frames go to `<path>.partial`. Leaving the context renames that file if every frame was written;
-    after an error it is removed, so that a file under the final name is always whole.
+    Frames are written to `<path>.partial`. On leaving the context, that file is renamed if every
+    frame was written, and removed after an error, so a file with the final name is always complete.
 
     Example:
         with WellWriter(path, spec) as writer:
             writer.write(0, 0, {"density": rho, "momentum": m})
 
     Raises:
-        OSError: if another process is writing the same file.
-        ValueError: on leaving, if frames are missing.
+        OSError: Another process is writing the same file.
+        ValueError: On leaving, if frames are missing.
     """
 
     def __init__(self, path: Path, spec: WellSpec) -> None:
@@ -129,17 +131,17 @@ class WellWriter:
 
 
 def read_provenance(path: Path) -> str | None:
-    """How a file was made, as its writer put it; None if it does not say.
+    """Reads how a file was made, as stored by its writer, or None.
 
     Raises:
-        OSError: if the file is not HDF5 or is truncated.
+        OSError: The file is not HDF5 or is truncated.
     """
     with h5py.File(path, "r") as file:
         return file.attrs.get("provenance")
 
 
 def _create(file: h5py.File, spec: WellSpec) -> dict[str, h5py.Dataset]:
-    """Writes all but the fields' values; returns the fields' datasets by name."""
+    """Writes everything except for the values of fields; returns the datasets of fields by name."""
     file.attrs["dataset_name"] = spec.dataset
     file.attrs["grid_type"] = "cartesian"
     file.attrs["n_spatial_dims"] = len(spec.grid)

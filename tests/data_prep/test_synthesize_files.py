@@ -197,7 +197,7 @@ def test_other_data_is_never_overwritten(well, tmp_path):
     foreign = tmp_path / next(iter(before))
     foreign.parent.mkdir(parents=True)
     h5py.File(foreign, "w").close()
-    with pytest.raises(ValueError, match="not synthesized here"):
+    with pytest.raises(ValueError, match="not made by lola-ds"):
         generate(request(), tmp_path, False)
 
 
@@ -275,10 +275,10 @@ def test_writer_refuses_missing_states(tmp_path):
         (["out=WELL"], "missing dataset="),
         (["dataset=heat", "out=WELL"], "dataset=heat is not one of euler_periodic, euler_open"),
         (["dataset=euler_open", "out=WELL", "steps=1"], "at least 2 states"),
-        (["dataset=euler_open", "out=WELL", "seed=-1"], "a seed is not negative"),
+        (["dataset=euler_open", "out=WELL", "seed=-1"], "a seed must not be negative"),
         (["dataset=euler_open", "out=WELL", "trajectories=0"], "at least 1"),
         (["dataset=euler_open", "out=WELL", "resolution=2"], "at least 4 cells"),
-        (["dataset=euler_open", "out=WELL", "gammas=1.4,2.5"], "2.5 is none of The Well's gases"),
+        (["dataset=euler_open", "out=WELL", "gammas=1.4,2.5"], "2.5 is not one of The Well's"),
         (["dataset=euler_open", "out=WELL", "gammas=1.4,1.4"], "give each value once"),
         (["dataset=euler_open", "out=WELL", "gammas=air"], "expected numbers"),
         (["dataset=euler_open", "out=WELL", "size=3"], "unknown key 'size'"),
