@@ -131,17 +131,15 @@ def draw(
 
 def _statistics(index: Index) -> str:
     """The statistics of each channel, a row each."""
+    import pandas as pd
+
     table, transform = index.header["statistics"], index.header["transform"]
     names = [
         f"{transform[str(c)]}({name})" if str(c) in transform else name
         for c, name in enumerate(index.fields)
     ]
-    width = max(map(len, ["field", *names]))
-    keys = ("mean", "std", "min", "max")
-    rows = ["field".ljust(width) + "".join(f"  {key:>10}" for key in keys)]
-    for c, name in enumerate(names):
-        rows.append(name.ljust(width) + "".join(f"  {table[key][c]:>10.4g}" for key in keys))
-    return "\n".join(rows)
+    rows = pd.DataFrame({key: table[key] for key in ("mean", "std", "min", "max")}, index=names)
+    return rows.to_string(float_format="{:.4g}".format)
 
 
 def _choose_fields(fields: Sequence[str], text: str) -> list[int]:

@@ -300,43 +300,46 @@ def _finite(tree: Any) -> Any:
 
 
 def format_forecast(summary: dict[str, Any], columns: int = 8) -> str:
-    """The summary of a forecast as a few lines: methods down, at most `columns` leads across."""
-    leads = summary["leads"]
-    chosen = evenly(len(leads), columns)
-    text = [
-        f"VRMSE, mean over {len(summary['fields'])} fields and {_trajectories(summary)}",
-        _line("lead (states)", [f"{leads[i]}" for i in chosen] + ["mean"]),
-        _line("lead time", [f"{summary['times'][i]:.3g}" for i in chosen]),
-    ]
+    """Returns the summary of a forecast as text: a line per method, at most `columns` leads."""
+    chosen = evenly(len(summary["leads"]), columns)
     labels = {method: style.label for method, style in method_styles(summary["vrmse"]).items()}
-    for method, scores in summary["vrmse"].items():
-        values = _numbers(scores["by_lead"], chosen) + _numbers([scores["mean"]])
-        text.append(_line(labels[method], values))
+    rows = {labels[method]: scores for method, scores in summary["vrmse"].items()}
     for method, ratio in summary["ratio_to_persistence"].items():
         if method in ("emulator", "ensemble"):
-            values = _numbers(ratio["by_lead"], chosen) + _numbers([ratio["mean"]])
-            text.append(_line(f"{labels[method]} / persistence", values))
+            rows[f"{labels[method]} / persistence"] = ratio
     if "ensemble" in summary:
         ratios = summary["ensemble"]["spread_skill"]
-        text.append(_line("spread / skill, corrected", _numbers(ratios, chosen)))
-    return "\n".join(text)
+        rows["spread / skill, corrected"] = {"by_lead": ratios, "mean": None}
+    heads = [(str(summary["leads"][i]), f"{summary['times'][i]:.3g}") for i in chosen]
+    table = pd.DataFrame(
+        [[*(row["by_lead"][i] for i in chosen), row["mean"]] for row in rows.values()],
+        index=list(rows),
+        columns=pd.MultiIndex.from_tuples(
+            [*heads, ("mean", "")], names=["lead (states)", "lead time"]
+        ),
+    )
+    title = f"VRMSE, mean over {len(summary['fields'])} fields and {_trajectories(summary)}"
+    return f"{title}\n{_to_text(table)}"
 
 
 def format_reconstruction(summary: dict[str, Any], table: pd.DataFrame) -> str:
-    """The summary of an autoencoder as a few lines: fields down, metrics across."""
+    """Returns the summary of an autoencoder as text: a line per field, a column per metric."""
     rows = table[table["method"] == "autoencoder"]
     kinds = ("spectrum", "correlation")
     banded = {f"{name}_{band}": f"{name[:2]}.{band}" for name in kinds for band in BANDS}
     names = {"vrmse": "VRMSE", "nrmse": "NRMSE", **banded}
-    means = rows.groupby(["field", "metric"])["value"].mean().unstack("metric")[list(names)]
-    text = [
-        f"Reconstruction of {len(summary['leads'])} frames of each of {_trajectories(summary)}",
-        _line("field", list(names.values())),
-    ]
-    text.extend(_line(field, _numbers(means.loc[field].tolist())) for field in summary["fields"])
-    text.append(_line("mean over fields", _numbers(means.mean().tolist())))
-    text.append("sp. relative error of the power spectrum, co. correlation, by band of wave number")
-    return "\n".join(text)
+    means = rows.groupby(["field", "metric"])["value"].mean().unstack("metric")
+    means = means.loc[summary["fields"], list(names)].rename(columns=names)
+    means.loc["mean over fields"] = means.mean()
+    title = f"Reconstruction of {len(summary['leads'])} frames of each of {_trajectories(summary)}"
+    note = "sp. relative error of the power spectrum, co. correlation, by band of wave number"
+    return f"{title}\n{_to_text(means.rename_axis(index=None, columns=None))}\n{note}"
+
+
+def _to_text(table: pd.DataFrame) -> str:
+    """The numbers of a table with three decimals, `-` if they are not finite."""
+    finite = table.astype(float).replace([np.inf, -np.inf], np.nan)
+    return finite.to_string(float_format="{:.3f}".format, na_rep="-")
 
 
 def _trajectories(summary: dict[str, Any]) -> str:
@@ -347,15 +350,6 @@ def _trajectories(summary: dict[str, Any]) -> str:
 def evenly(count: int, most: int) -> list[int]:
     """At most `most` indices of 0..count-1, evenly spaced, the first and the last included."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-
-
-def _line(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<38}" + "".join(f"{cell:>8}" for cell in cells)
-
-
-def _numbers(values: Sequence[float | None], chosen: Sequence[int] | None = None) -> list[str]:
-    picked = values if chosen is None else [values[i] for i in chosen]
-    return ["-" if x is None or not math.isfinite(x) else f"{x:.3f}" for x in picked]
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
