@@ -48,7 +48,7 @@ import torch
 from benchmarks.record import describe_machine, write_rows
 from data_prep.cli.shard import main as shard
 from data_prep.cli.synthesize import main as synthesize
-from lola_ds.build import build_training
+from lola_ds.build.training import build_training
 from lola_ds.cli.common import exit_at_once, parse_pairs
 from lola_ds.config import compose
 from lola_ds.distributed import Ranks, leave_process_group

@@ -23,7 +23,12 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["hydra", "lola_ds.build", "deepspeed.runtime.zero.muon.muon_optimizer"]  # the compiler, too
+    [
+        "hydra",
+        "lola_ds.build.training",
+        "lola_ds.estimate.trace",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+    ]  # the compiler, too
 )
 _SETTINGS = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import make_shards
 
-from lola_ds.build import open_split
+from lola_ds.build.data import open_split
 from lola_ds.build.training import make_loader
 from lola_ds.config import compose
 from lola_ds.data.shuffle import BlockShuffle, FullShuffle, Mixture

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from lola_ds.build import build_model, build_objective, complete_network
+from lola_ds.build import build_model, complete_network
+from lola_ds.build.objective import build_objective
 from lola_ds.config import TASKS, compose, config_folder
 from lola_ds.data import Batch
 

@@ -1,6 +1,8 @@
-"""From configuration to objects: the only place where names in YAML become classes."""
+"""From configurations and folders to networks, emulators, data and trainings.
 
-from lola_ds.build.data import make_prepare, make_standardize, open_split
+What this package exports is enough to load a model and imports neither data nor training code.
+"""
+
 from lola_ds.build.load import (
     AUTOENCODER,
     WEIGHTS,
@@ -10,22 +12,18 @@ from lola_ds.build.load import (
     load_model,
     load_weights_of,
 )
-from lola_ds.build.networks import build_model, build_objective, complete_network
-from lola_ds.build.training import build_training
+from lola_ds.build.networks import build_model, complete_network
+from lola_ds.build.physics import make_standardize
 
 __all__ = [
     "AUTOENCODER",
     "WEIGHTS",
     "autoencoder_folder",
     "build_model",
-    "build_objective",
-    "build_training",
     "check_weights",
     "complete_network",
     "load_emulator",
     "load_model",
     "load_weights_of",
-    "make_prepare",
     "make_standardize",
-    "open_split",
 ]

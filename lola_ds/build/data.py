@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from lola_ds.build.physics import label_logs, log_label, make_standardize
 from lola_ds.data import Batch, ShardDataset
-from lola_ds.fields import Standardize
+
+__all__ = ["make_prepare", "open_split"]
 
 
 def open_split(config: dict[str, Any], split: str) -> ShardDataset:
@@ -67,33 +67,3 @@ def make_prepare(config: dict[str, Any]) -> Callable[[Batch], Batch]:
         return replace(batch, x=x, label=log_label(batch.label, logs))
 
     return prepare
-
-
-def make_standardize(dataset: dict[str, Any]) -> Standardize:
-    """The dataset's transform and standardisation."""
-    stats = dataset["stats"]
-    return Standardize(stats["mean"], stats["std"], dataset["transform"])
-
-
-def label_logs(dataset: dict[str, Any]) -> list[int]:
-    """The positions in the label of the scalars whose logarithm the networks see.
-
-    Raises:
-        ValueError: `dataset.log_scalars` names a scalar that `dataset.scalars` does not.
-    """
-    for name in dataset["log_scalars"]:
-        if name not in dataset["scalars"]:
-            raise ValueError(
-                f"dataset.log_scalars names {name}, which is not in "
-                f"dataset.scalars={dataset['scalars']}"
-            )
-    return [dataset["scalars"].index(name) for name in dataset["log_scalars"]]
-
-
-def log_label(label: Tensor, logs: Sequence[int]) -> Tensor:
-    """Replaces entries `logs` of a label (..., D) by their natural logarithm."""
-    if not logs:
-        return label
-    label = label.clone()
-    label[..., logs] = label[..., logs].log()
-    return label

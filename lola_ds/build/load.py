@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lola_ds.build.data import label_logs, make_standardize
 from lola_ds.build.networks import build_model
+from lola_ds.build.physics import label_logs, make_standardize
 from lola_ds.config import load_config
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.models.lola import STATE, read_state

@@ -1,4 +1,4 @@
-"""From a configuration to networks and objectives: where names in YAML become classes."""
+"""Networks from configurations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from typing import Any
 from lola_ds.config import TASKS
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 from lola_ds.nn.layers import per_axis, periodic_axes
-from lola_ds.objectives import (
-    AutoencoderObjective,
-    DiffusionObjective,
-    Objective,
-    SurrogateObjective,
-)
+
+__all__ = ["build_model", "complete_network", "count_tokens"]
 
 
 def complete_network(config: dict[str, Any], shape: Sequence[int], labels: int) -> dict[str, Any]:
@@ -52,20 +48,6 @@ def build_model(config: dict[str, Any]) -> Any:
         return make(**config[group])
     except TypeError as error:
         raise ValueError(f"{group}: {error}") from error
-
-
-def build_objective(config: dict[str, Any], model: Any) -> Objective:
-    """What is minimised: the model and its loss."""
-    precision = config["precision"]
-    if config["task"] == "autoencoder":
-        frozen = config["fork"]["freeze"]
-        return AutoencoderObjective(
-            model, **config["ae"]["loss"], precision=precision, freeze=frozen
-        )
-    context = config["trajectory"]["context"]
-    if config["task"] == "surrogate":
-        return SurrogateObjective(model, precision=precision, **context)
-    return DiffusionObjective(model, precision=precision, **config["denoiser"]["loss"], **context)
 
 
 def count_tokens(config: dict[str, Any], shape: Sequence[int]) -> int:

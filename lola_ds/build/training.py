@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from lola_ds.build.data import make_prepare, open_split
 from lola_ds.build.load import load_weights_of
-from lola_ds.build.networks import build_model, build_objective, complete_network, count_tokens
-from lola_ds.config import TASKS, fill_deepspeed, save_config, split_batch, uses_cpu_adam
+from lola_ds.build.networks import build_model, complete_network, count_tokens
+from lola_ds.build.objective import build_objective
+from lola_ds.config import fill_deepspeed, save_config, split_batch, uses_cpu_adam
 from lola_ds.data import (
     Batch,
     ElasticSampler,
@@ -27,16 +28,20 @@ from lola_ds.data import (
     make_order,
 )
 from lola_ds.distributed import Ranks, gather_objects
-from lola_ds.estimate.trace import trace_training
 from lola_ds.kernels import set_kernel_mode
 from lola_ds.log import logger
 from lola_ds.nn.compilation import compile_blocks
 from lola_ds.nn.sequence_parallel import new_sequence_group, parallelize_sequence
 from lola_ds.objectives import Objective
 from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator
-from lola_ds.train.checkpoint.format import load_weights, restore_ema, restore_optimizer
 from lola_ds.train.checkpoint.store import CheckpointStore
-from lola_ds.train.ema import Ema, make_profiles
+from lola_ds.train.checkpoint.training_state import (
+    load_weights,
+    restore_ema,
+    restore_optimizer,
+)
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import make_profiles
 from lola_ds.train.init_from import graft
 from lola_ds.train.loop import Plan, Trainer, Watch
 from lola_ds.train.numerics import choose_precision, set_numerics
@@ -51,20 +56,30 @@ from lola_ds.train.zero.loss_scale import LossScale
 from lola_ds.train.zero.nvme_offload import Drive, drive_bytes, open_drive
 from lola_ds.train.zero.partitions import local_partitions, resident_partitions, torch_optimizer
 
+__all__ = ["build_training", "make_loader", "make_plan"]
+
+CountFlops = Callable[[dict[str, Any], Sequence[int], int], float]
+"""From a configuration, the shape of a frame and the size of labels to the FLOPs of a sample."""
+
 
 def build_training(
-    config: dict[str, Any], ranks: Ranks, stop: StopRequest | None = None
+    config: dict[str, Any],
+    ranks: Ranks,
+    stop: StopRequest | None = None,
+    count_flops: CountFlops | None = None,
 ) -> Trainer:
-    """Everything a run needs, at the step where its newest checkpoint left off.
+    """Builds a training at the step of its newest checkpoint.
 
     Arguments:
-        config: the composed configuration as plain dictionaries.
-        ranks: this process among its peers.
-        stop: tells when this process is asked to stop early.
+        config: The composed configuration.
+        ranks: This process among its peers.
+        stop: Tells when this process is asked to stop early.
+        count_flops: Counts the work of a sample, for the throughput that the first rank records.
+            By default, only samples per second are recorded.
 
     Raises:
-        ValueError: a configuration, data or checkpoint that does not fit.
-        OSError: a missing folder or file.
+        ValueError: A configuration, data or checkpoint does not fit.
+        OSError: A folder or file is missing.
     """
     ds_config = fill_deepspeed(config, ranks.world_size)
     windows, valid = open_split(config, "train"), open_split(config, "valid")
@@ -119,7 +134,7 @@ def build_training(
         store=store,
         tracker=_make_tracker(config, plan, step, ranks),
         plan=plan,
-        watch=_make_watch(config, windows, ranks, state.get("guard")),
+        watch=_make_watch(config, windows, ranks, state.get("guard"), count_flops),
         scale=LossScale(config["precision"] == "fp16", state.get("scale")),
         step=step,
         stop=stop,
@@ -240,14 +255,16 @@ def _validation(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> 
 
 
 def _make_watch(
-    config: dict[str, Any], windows: ShardDataset, ranks: Ranks, detector: dict[str, Any] | None
+    config: dict[str, Any],
+    windows: ShardDataset,
+    ranks: Ranks,
+    detector: dict[str, Any] | None,
+    count_flops: CountFlops | None,
 ) -> Watch:
-    """What observes the training; the first rank, which records, also counts the network's work."""
+    """What observes the training. Only the first rank, which records, counts FLOPs."""
     watch, flops = config["watch"], 0.0
-    if ranks.rank == 0:
-        network = {**config[TASKS[config["task"]]], "checkpointing": "none"}
-        plain = {**config, TASKS[config["task"]]: network, "sequence_parallel": 1}
-        flops = trace_training(plain, windows.shape, windows.labels.shape[1], samples=2).flops / 2
+    if count_flops is not None and ranks.rank == 0:
+        flops = count_flops(config, windows.shape, windows.labels.shape[1])
     return Watch(
         detector=AnomalyDetector(watch["patience"], watch["spike"], detector),
         locator=AnomalyLocator(ranks.rank, config["dataset"]["fields"]),

@@ -79,9 +79,10 @@ def main(argv: Sequence[str]) -> None:
 
     ranks = join_process_group(config["device"])
     try:
-        from lola_ds.build import build_training
+        from lola_ds.build.training import build_training
+        from lola_ds.estimate.trace import count_flops
 
-        trainer = build_training(config, ranks, stop)
+        trainer = build_training(config, ranks, stop, count_flops)
         if trainer.step >= trainer.plan.total_steps:
             logger.info(f"{config['run']} is complete ({trainer.step} steps)")
         trainer.fit()

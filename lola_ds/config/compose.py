@@ -1,5 +1,8 @@
 """Composing configurations by Hydra, and reading and writing them as YAML.
 
+Hydra and OmegaConf are imported by the functions that need them: reading the configuration of a
+trained model takes PyYAML alone.
+
 Hydra refuses overrides of keys that do not exist, the schema values of the wrong type, `check`
 combinations that cannot work. Every refusal names the key, the value and the fix.
 """
@@ -13,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+import yaml
 
 from lola_ds.atomic_io import write_atomic
 from lola_ds.config.check import check, check_submission
@@ -82,6 +84,8 @@ def _compose(root: str, schema: type, overrides: Sequence[str]) -> dict[str, Any
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -100,6 +104,8 @@ def compose_group(group: str, name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such option; the message lists those that exist.
     """
+    from omegaconf import OmegaConf
+
     folder = config_folder() / group
     file = folder / f"{name}.yaml"
     if not file.is_file():
@@ -127,19 +133,30 @@ def load_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: not a run folder or a converted model")
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text()
+        if "${" in text:  # runs of the published code refer from key to key
+            from omegaconf import OmegaConf
+
+            return _plain(OmegaConf.create(text))
+        config = yaml.safe_load(text)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
-    return _plain(config)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no configuration")
+    return {str(key): value for key, value in config.items()}
 
 
 def save_config(config: dict[str, Any], path: Path) -> None:
     """Writes a configuration atomically."""
+    from omegaconf import OmegaConf
+
     write_atomic(path, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
-def _plain(config: DictConfig | ListConfig) -> dict[str, Any]:
-    """Plain dictionaries, lists and scalars, all of them there."""
+def _plain(config: Any) -> dict[str, Any]:
+    """An OmegaConf container as plain dictionaries, lists and scalars; no value is missing."""
+    from omegaconf import OmegaConf
+
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
@@ -170,6 +187,8 @@ def _explain(error: Exception) -> str:
 
 
 def _nearest(key: str) -> str:
+    from omegaconf import OmegaConf
+
     known = [
         key
         for schema in (Config, Submission)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+MISSING: Any = "???"
+"""What OmegaConf takes for a value that must be given."""
 
 TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 """Each task and the configuration group of its network."""

@@ -16,7 +16,7 @@ from lola_ds.estimate.settings import SettingSearch
 from lola_ds.estimate.trace import describe_frames, trace_training
 from lola_ds.estimate.workload import Workload
 from lola_ds.hardware import GIB, GPUS, NETWORKS, Gpu
-from lola_ds.train.ema import make_profiles
+from lola_ds.train.ema_profiles import make_profiles
 
 __all__ = ["POLICIES", "STAGES", "make_search", "suggest_setting"]
 

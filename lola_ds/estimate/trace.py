@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from lola_ds.build.data import open_split
-from lola_ds.build.networks import build_model, build_objective, complete_network
-from lola_ds.config import load_config
+from lola_ds.build.networks import build_model, complete_network
+from lola_ds.build.objective import build_objective
+from lola_ds.config import TASKS, load_config
 from lola_ds.data import Batch
 from lola_ds.estimate.pass_cost import PassCost, build_fake, trace_pass
 from lola_ds.nn.sequence_parallel import SequenceGroup, parallelize_sequence
 
-__all__ = ["describe_frames", "trace_training"]
+__all__ = ["count_flops", "describe_frames", "trace_training"]
 
 
 def describe_frames(
@@ -88,3 +89,17 @@ def trace_training(
     batch = Batch(x, torch.zeros(samples, labels), seed=ids, weight=ones, window=ids)
     parallelize_sequence(objective, SequenceGroup(config["sequence_parallel"]))
     return trace_pass(objective, batch)
+
+
+def count_flops(config: dict[str, Any], shape: Sequence[int], labels: int) -> float:
+    """Counts the floating-point operations of a sample, forward and backward, nothing recomputed.
+
+    Arguments:
+        config: The composed configuration.
+        shape: The shape of a frame, :math:`(C, *S)`.
+        labels: The number D of label features.
+    """
+    group = TASKS[config["task"]]
+    network = {**config[group], "checkpointing": "none"}
+    plain = {**config, group: network, "sequence_parallel": 1}
+    return trace_training(plain, shape, labels, samples=2).flops / 2

@@ -1,94 +1,23 @@
 """Moving averages of the float32 master weights, sharded as ZeRO shards them.
 
-    ema_k = d_k ema_{k-1} + (1 - d_k) w_k        after optimizer step k = 1, 2, …
-
-of two kinds, several at once:
-
-- Exponential, d_k = min(decay, (1 + k) / (10 + k)). The ramp [1]_ lets short runs forget their
-  initialisation.
-- Power law [2]_, d_k = (1 - 1/k)^(gamma + 1): weights are averaged in proportion to the gamma-th
-  power of their step, so the average forgets its beginning at every length of training. gamma is
-  given by sigma_rel, the width of this profile relative to the length of the training,
-
-      sigma_rel = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)),
-
-  0.05 to 0.15 in practice. From power-law averages that were kept during a training those of any
-  other sigma_rel can be made afterwards (`lola_ds.train.checkpoint.posthoc`).
-
 Each rank averages its own partitions: 4 N / world bytes for N parameters and each average, where
-the partitions lie.
-
-References:
-    .. [1] Tarvainen & Valpola, Mean teachers are better role models, 2017.
-    .. [2] Karras et al., Analyzing and improving the training dynamics of diffusion models, 2024.
+the partitions lie. `lola_ds.train.ema_profiles` defines the averages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lola_ds import kernels
+from lola_ds.train.ema_profiles import Profile
 from lola_ds.train.zero.nvme_offload import Drive
 from lola_ds.train.zero.partitions import Partition
 
-POWER_LAW = "power_"
-"""How the kinds of power-law averages begin."""
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """An exponential average with decay d in [0, 1)."""
-
-    decay_rate: float
-
-    @property
-    def kind(self) -> str:
-        """What checkpoints call it."""
-        return f"ema_{self.decay_rate}"
-
-    def decay(self, step: int) -> float:
-        """d_k at optimizer step k, counted from 1."""
-        return min(self.decay_rate, (1 + step) / (10 + step))
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """A power-law average of relative width `sigma_rel`, in (0, WIDEST]; the widest is the mean."""
-
-    WIDEST: ClassVar[float] = 12**-0.5
-
-    sigma_rel: float
-
-    @property
-    def kind(self) -> str:
-        """What checkpoints call it."""
-        return f"{POWER_LAW}{self.sigma_rel}"
-
-    @property
-    def gamma(self) -> float:
-        """The exponent: the one root gamma >= 0 of the cubic that `sigma_rel` defines."""
-        inverse = self.sigma_rel**-2
-        return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
-
-    def decay(self, step: int) -> float:
-        """d_k at optimizer step k, counted from 1."""
-        return (1 - 1 / step) ** (self.gamma + 1)
-
-
-Profile = Exponential | PowerLaw
-
-
-def make_profiles(settings: Mapping[str, Any]) -> list[Profile]:
-    """The averages that the group `ema` asks for, the principal one first."""
-    decays = settings["decay"] if isinstance(settings["decay"], list) else [settings["decay"]]
-    exponential = [Exponential(float(decay)) for decay in decays if decay is not None]
-    return exponential + [PowerLaw(float(sigma_rel)) for sigma_rel in settings["power_law"]]
+__all__ = ["Ema"]
 
 
 class Ema:

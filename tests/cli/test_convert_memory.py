@@ -14,7 +14,8 @@ from torch import nn
 from lola_ds.config import compose, save_config
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.checkpoint.tensor_file import TensorFile
-from lola_ds.train.ema import Ema, PowerLaw
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import PowerLaw
 from lola_ds.train.zero.partitions import Partition
 
 LAYERS = 8

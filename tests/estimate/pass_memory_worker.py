@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lola_ds.build import build_model, build_objective, complete_network
+from lola_ds.build import build_model, complete_network
+from lola_ds.build.objective import build_objective
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
 from lola_ds.data import Batch
 from lola_ds.distributed import Ranks, leave_process_group
 from lola_ds.estimate.pass_cost import Trace
-from lola_ds.train.ema import Ema, Exponential
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import Exponential
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.zero import join_process_group, make_engine
 from lola_ds.train.zero.partitions import local_partitions

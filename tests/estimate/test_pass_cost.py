@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lola_ds.build import build_model, build_objective, complete_network
+from lola_ds.build import build_model, complete_network
+from lola_ds.build.objective import build_objective
 from lola_ds.estimate.pass_cost import PassCost
 from lola_ds.estimate.trace import trace_training
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from lola_ds.build import build_training
+from lola_ds.build.training import build_training
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
 from lola_ds.distributed import leave_process_group

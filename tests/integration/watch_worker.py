@@ -14,11 +14,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from lola_ds.build import build_training
+from lola_ds.build.training import build_training
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose
 from lola_ds.data import Batch
 from lola_ds.distributed import leave_process_group
+from lola_ds.estimate.trace import count_flops
 from lola_ds.log import log_to_stderr
 from lola_ds.train.loop import Trainer, TrainingStoppedError
 from lola_ds.train.zero import join_process_group
@@ -55,7 +56,7 @@ def main() -> None:
     ranks = join_process_group("cpu")
     for words in trainings:
         config = compose(words)
-        trainer = build_training(config, ranks)
+        trainer = build_training(config, ranks, count_flops=count_flops)
         plant(trainer, fault, *map(int, numbers))
         try:
             trainer.fit()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lola_ds.build import build_training
+from lola_ds.build.training import build_training
 from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.config import compose
 from lola_ds.data import Batch

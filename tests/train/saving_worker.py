@@ -19,14 +19,11 @@ from torch import Tensor
 from lola_ds.cli.common import exit_at_once, run_command
 from lola_ds.config import compose, fill_deepspeed
 from lola_ds.distributed import leave_process_group
-from lola_ds.train.checkpoint.format import (
-    CheckpointReader,
-    load_weights,
-    restore_ema,
-    restore_optimizer,
-)
+from lola_ds.train.checkpoint.format import CheckpointReader
 from lola_ds.train.checkpoint.store import CheckpointStore
-from lola_ds.train.ema import Ema, Exponential, PowerLaw
+from lola_ds.train.checkpoint.training_state import load_weights, restore_ema, restore_optimizer
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.zero import join_process_group, make_engine
 from lola_ds.train.zero.partitions import (

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, save_config, uses_cpu_adam
 from lola_ds.distributed import Ranks, first_difference, gather_objects, leave_process_group
-from lola_ds.train.checkpoint.format import load_weights, restore_ema, restore_optimizer
 from lola_ds.train.checkpoint.store import CheckpointStore
-from lola_ds.train.ema import Ema, Exponential, PowerLaw
+from lola_ds.train.checkpoint.training_state import load_weights, restore_ema, restore_optimizer
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.zero import join_process_group, make_engine
 from lola_ds.train.zero.nvme_offload import open_drive

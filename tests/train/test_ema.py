@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lola_ds.config import compose
 from lola_ds.train.checkpoint.posthoc import Snapshot, combine
-from lola_ds.train.ema import Ema, Exponential, PowerLaw, Profile, make_profiles
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import Exponential, PowerLaw, Profile, make_profiles
 from lola_ds.train.zero.partitions import Partition
 
 PROFILES = [Exponential(0.9), Exponential(0.999), PowerLaw(0.05), PowerLaw(0.1), PowerLaw(0.28)]

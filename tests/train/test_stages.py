@@ -15,11 +15,7 @@ from safetensors.torch import load_file
 
 from lola_ds.config import read_deepspeed
 from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
-from lola_ds.train.checkpoint.format import (
-    CheckpointError,
-    CheckpointReader,
-    list_checkpoints,
-)
+from lola_ds.train.checkpoint.format import CheckpointError, CheckpointReader, list_checkpoints
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
 STAGES = ("0", "1", "2", "3", "1_offload", "2_offload", "3_offload", "3_nvme")

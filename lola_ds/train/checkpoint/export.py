@@ -19,7 +19,7 @@ from lola_ds.atomic_io import replacing
 from lola_ds.train.checkpoint.format import AVERAGES_FILE, CheckpointReader, list_checkpoints
 from lola_ds.train.checkpoint.posthoc import Snapshot, combine
 from lola_ds.train.checkpoint.tensor_file import LazyTensors, TensorFile, write_tensors
-from lola_ds.train.ema import POWER_LAW, PowerLaw
+from lola_ds.train.ema_profiles import POWER_LAW, PowerLaw
 
 PREFIX = "model."
 """What the objective puts before the model's parameter names."""

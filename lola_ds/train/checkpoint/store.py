@@ -40,12 +40,11 @@ from lola_ds.train.checkpoint.format import (
     AVERAGES_FILE,
     CheckpointError,
     CheckpointReader,
-    Content,
     digest,
     list_checkpoints,
-    rank_contents,
 )
 from lola_ds.train.checkpoint.tensor_file import LazyTensors, Spec, as_bytes, write_tensors
+from lola_ds.train.checkpoint.training_state import Content, rank_contents
 from lola_ds.train.ema import Ema
 from lola_ds.train.zero.nvme_offload import Drive
 from lola_ds.train.zero.partitions import Partition

@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from lola_ds.train.checkpoint import store as store_module
 from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
-from lola_ds.train.checkpoint.format import (
-    CheckpointError,
-    CheckpointReader,
-    list_checkpoints,
-)
+from lola_ds.train.checkpoint.format import CheckpointError, CheckpointReader, list_checkpoints
 from lola_ds.train.checkpoint.store import CheckpointStore
-from lola_ds.train.ema import Ema, Exponential, PowerLaw
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.zero.partitions import Partition
 
 

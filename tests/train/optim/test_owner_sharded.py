@@ -15,13 +15,9 @@ from ranks import run_ranks
 from torch import nn
 
 from lola_ds.config import OPTIMIZERS, compose, compose_group, fill_deepspeed
-from lola_ds.train.checkpoint.format import (
-    CheckpointError,
-    CheckpointReader,
-    list_checkpoints,
-    restore_optimizer,
-)
+from lola_ds.train.checkpoint.format import CheckpointError, CheckpointReader, list_checkpoints
 from lola_ds.train.checkpoint.tensor_file import TensorFile
+from lola_ds.train.checkpoint.training_state import restore_optimizer
 from lola_ds.train.optim import make_optimizer
 from lola_ds.train.optim.owner_sharded import cost, share
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lola_ds.train.checkpoint.format import Content
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.checkpoint.tensor_file import TensorFile
-from lola_ds.train.ema import Ema, Exponential, PowerLaw
+from lola_ds.train.checkpoint.training_state import Content
+from lola_ds.train.ema import Ema
+from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.zero.nvme_offload import GIB, Drive, drive_bytes, on_host, open_drive
 from lola_ds.train.zero.partitions import Partition
 
