@@ -19,8 +19,8 @@ from tqdm import tqdm
 from lola_ds.augment import Symmetry, draw_symmetry
 from lola_ds.data import ShardDataset, ShardWriter
 from lola_ds.data.format import INDEX, checksum
-from lola_ds.data.hashing import hash64
 from lola_ds.data.index import Index, open_index
+from lola_ds.hashing import hash64
 from lola_ds.log import logger
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lola_ds.binned_losses import by_lead, by_noise
-from lola_ds.data.hashing import derive, uniform
+from lola_ds.hashing import derive, uniform
 from lola_ds.kernels import denoising_errors, seeded_normal
 from lola_ds.masks import ContextLaw, draw_context_masks
 from lola_ds.models.autoencoder import Autoencoder

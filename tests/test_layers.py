@@ -28,6 +28,7 @@ LAYERS = {
     "lola_ds.log": -1,
     "lola_ds.fields": 0,
     "lola_ds.hardware": 0,
+    "lola_ds.hashing": -1,
     "lola_ds.binned_losses": 0,
     "lola_ds.augment": 0,
     "lola_ds.masks": 0,

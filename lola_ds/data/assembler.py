@@ -29,9 +29,9 @@ from torch import Tensor
 from lola_ds.augment import check_augmentations, draw_symmetry
 from lola_ds.data.batch import Batch
 from lola_ds.data.format import STORED, ShardError
-from lola_ds.data.hashing import hash64
 from lola_ds.data.sampler import Step
 from lola_ds.data.windows import ShardDataset
+from lola_ds.hashing import hash64
 
 SPARE_BUFFERS = 8
 SCRATCH_BYTES = 1 << 22  # of windows that are read before they are augmented

@@ -10,10 +10,10 @@ import torch
 
 from lola_ds.data.assembler import Assembler, Plan
 from lola_ds.data.batch import Batch
-from lola_ds.data.hashing import sample_seeds
 from lola_ds.data.sampler import ElasticSampler, Step
 from lola_ds.data.windows import ShardDataset
 from lola_ds.distributed import gather_objects
+from lola_ds.hashing import sample_seeds
 
 
 class Loader:

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lola_ds.data.hashing import hash64, permutation, permutation_within, sample_seeds
 from lola_ds.data.windows import ShardDataset
+from lola_ds.hashing import hash64, permutation, permutation_within, sample_seeds
 
 ROUNDS = 64  # attempts at separating neighbours; each leaves a small fraction
 

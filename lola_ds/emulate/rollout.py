@@ -5,8 +5,6 @@ Shapes: M members, C channels, L frames of a window, *S spatial axes, D label fe
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from lola_ds.emulate.guidance import Guide
 from lola_ds.emulate.sampling import SAMPLERS, sample
+from lola_ds.hashing import hash64
 from lola_ds.models.denoiser import Denoiser
 from lola_ds.models.surrogate import Surrogate
 
@@ -170,7 +169,7 @@ def make_step(
             sampler=sampler,
             steps=steps,
             x_1=_draw_start(denoiser, x_obs, keys, i),
-            generator=torch.Generator().manual_seed(_hash(*keys[0], i, 1)),
+            generator=torch.Generator().manual_seed(hash64(*keys[0], i, 1)),
             guide=None if guide is None else guide.at(_first_frame(mask, i)),
             guidance_scale=guidance_scale,
         )
@@ -190,13 +189,7 @@ def _draw_start(
     """The noise at time 1 of window `i`, for each member of `x_obs` (M, C, L, *S)."""
     noise = torch.empty_like(x_obs)
     for (seed, member), z in zip(keys, noise, strict=True):
-        generator = torch.Generator(x_obs.device).manual_seed(_hash(seed, member, i))
+        generator = torch.Generator(x_obs.device).manual_seed(hash64(seed, member, i))
         torch.randn(z.shape, generator=generator, out=z)
     _, sigma_1 = denoiser.schedule(torch.ones((), device=x_obs.device))
     return sigma_1 * noise
-
-
-def _hash(*numbers: int) -> int:
-    """A 62-bit hash of integers, the same on every machine."""
-    data = struct.pack(f"<{len(numbers)}q", *numbers)
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 2

@@ -18,12 +18,13 @@ from torch import Tensor
 from lola_ds.binned_losses import bin_means
 from lola_ds.data import Batch
 from lola_ds.distributed import Ranks, first_difference, gather_objects, sum_over_ranks
+from lola_ds.hashing import hash64
 from lola_ds.log import logger
 from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator, squared_norm, update_left_out
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema
+from lola_ds.train.numerics import seed_device
 from lola_ds.train.profiling import Profiler
-from lola_ds.train.seeds import hash_seed, seed_device
 from lola_ds.train.stop import StopRequest
 from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
@@ -181,7 +182,7 @@ class Trainer:
             with watch.throughput.waiting():
                 batch = next(batches).to(self.ranks.device, non_blocking=True)
             # Dropout is the only thing that reads the device's own generator.
-            seed = hash_seed(self.plan.seed, self.step, micro, self.ranks.rank)
+            seed = hash64(self.plan.seed, self.step, micro, self.ranks.rank)
             seed_device(self.ranks.device, seed)
             batch = self.prepare(batch)
             loss, scalars = self.engine(batch)

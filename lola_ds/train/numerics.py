@@ -1,4 +1,4 @@
-"""Which precision and which kernels this process computes with."""
+"""Precision, kernels and random generator of this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import torch
 
-__all__ = ["choose_precision", "set_inference_precision", "set_numerics"]
+__all__ = ["choose_precision", "seed_device", "set_inference_precision", "set_numerics"]
 
 
 def set_numerics(*, tf32: bool, deterministic: bool) -> None:
@@ -64,3 +64,10 @@ def set_inference_precision(precision: str, device: torch.device) -> str:
         raise ValueError(f"precision={precision} is unknown; choose fp32, bf16 or auto")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = chosen == "bf16"
     return chosen
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the generator of one device; `torch.manual_seed` would seed those of all devices."""
+    generators = torch.cuda.default_generators if device.type == "cuda" else ()
+    generator = generators[device.index or 0] if generators else torch.default_generator
+    generator.manual_seed(seed)

@@ -12,7 +12,7 @@ from helpers import make_shards
 
 from lola_ds.augment import augment_window
 from lola_ds.data import ElasticSampler, ShardDataset, ShardError, build_loader, evaluation_batches
-from lola_ds.data.hashing import hash64, sample_seeds
+from lola_ds.hashing import hash64, sample_seeds
 
 AUGMENT = ("random_axis_flip", "random_axis_permute", "random_axis_roll")
 

@@ -7,8 +7,8 @@ import pytest
 
 from lola_ds.data import ElasticSampler, ShardError
 from lola_ds.data import sampler as sampler_module
-from lola_ds.data.hashing import derive, permutation, sample_seeds, uniform
 from lola_ds.data.shuffle import BlockShuffle
+from lola_ds.hashing import derive, permutation, sample_seeds, uniform
 
 
 def one_epoch(n, batch, world, seed, epoch, consumed=0, order=None):

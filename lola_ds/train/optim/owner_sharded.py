@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lola_ds.distributed import sum_over_ranks
+from lola_ds.hashing import hash64
 from lola_ds.train.optim.rules import Rule
 from lola_ds.train.optim.schedule_free import ScheduleFreeAdamW
-from lola_ds.train.seeds import hash_seed
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class WholeTensorOptimizer(torch.optim.Optimizer):
             for group in owned.optimizer.param_groups:
                 group["lr"] = group["base_lr"] = self.param_groups[0]["lr"]
             owned.leaf.grad = owned.parameter.grad.reshape(owned.leaf.shape)
-            with _seeded(hash_seed(self.seed, self.steps, owned.position), owned.leaf.device):
+            with _seeded(hash64(self.seed, self.steps, owned.position), owned.leaf.device):
                 owned.optimizer.step()
             owned.leaf.grad = None
         self.steps += 1

@@ -1,11 +1,12 @@
-"""Seeds and orders from a hash: the same on every machine, rank, worker and library version.
+"""Seeds and permutations from integer hashes, equal on all machines, ranks and library versions.
 
-`mix` is the finaliser of SplitMix64, a bijection of 64-bit integers whose outputs pass the usual
-statistical batteries. Generators of numpy and torch promise no stable stream across versions;
-integer arithmetic does.
+The hash is the finaliser of SplitMix64, a bijection of 64-bit integers that passes the usual
+statistical test suites. The generators of numpy and torch do not promise the same stream in every
+version.
 
 References:
-    Steele, Lea & Flood (2014), Fast Splittable Pseudorandom Number Generators.
+    | Fast Splittable Pseudorandom Number Generators (Steele, Lea & Flood, 2014)
+    | https://doi.org/10.1145/2714064.2660195
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
+
+__all__ = ["derive", "hash64", "permutation", "permutation_within", "sample_seeds", "uniform"]
 
 UInt64Array: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]"
 
@@ -33,7 +36,7 @@ def _mix(x: UInt64Array) -> UInt64Array:
 
 
 def hash64(*parts: int) -> int:
-    """Hashes integers, in order, to one unsigned 64-bit integer."""
+    """Hashes a sequence of integers to one unsigned 64-bit integer."""
     state = 0
     for part in parts:
         state = (state + part + _GOLDEN) & _MASK
@@ -44,14 +47,14 @@ def hash64(*parts: int) -> int:
 
 
 def derive(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Several seeds from each seed.
+    """Derives several seeds from each seed.
 
     Arguments:
-        seeds: (B,) integers.
-        count: how many from each.
+        seeds: The seeds, integers with shape (B,).
+        count: The number n of seeds derived from each.
 
     Returns:
-        (B, count) int64 in [0, 2^63).
+        The derived seeds in [0, 2⁶³), int64 with shape (B, n).
     """
     states = _mix(np.asarray(seeds, np.int64).astype(np.uint64) + np.uint64(_GOLDEN))
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
@@ -59,28 +62,28 @@ def derive(seeds: np.ndarray, count: int) -> np.ndarray:
 
 
 def uniform(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers from each seed.
+    """Draws uniform numbers from each seed.
 
     Arguments:
-        seeds: (B,) integers.
-        count: how many from each.
+        seeds: The seeds, integers with shape (B,).
+        count: The number n of seeds derived from each.
 
     Returns:
-        (B, count) float64, multiples of 2^-53 in [0, 1).
+        Multiples of 2⁻⁵³ in [0, 1), float64 with shape (B, n).
     """
     return (derive(seeds, count) >> 10) * 2.0**-53
 
 
 def sample_seeds(seed: int, epoch: int, windows: np.ndarray) -> np.ndarray:
-    """One seed a window: a hash of (run seed, epoch, window id).
+    """Returns one seed per window: a hash of the run's seed, the epoch and the window id.
 
     Arguments:
-        seed: the run's seed.
-        epoch: the epoch, from 0.
-        windows: window ids, (B,) integers; -1 (padding) has a seed too.
+        seed: The seed of the run.
+        epoch: The epoch, counted from 0.
+        windows: The window ids, integers with shape (B,); -1 (padding) has a seed, too.
 
     Returns:
-        (B,) int64 in [0, 2^63).
+        The seeds in [0, 2⁶³), int64 with shape (B,).
     """
     ids = np.asarray(windows, np.int64).astype(np.uint64)
     keys = _mix(ids * np.uint64(_GOLDEN) + np.uint64(hash64(seed, epoch)))
@@ -88,12 +91,12 @@ def sample_seeds(seed: int, epoch: int, windows: np.ndarray) -> np.ndarray:
 
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A uniform permutation of 0..n-1, fixed by (seed, epoch).
+    """Returns a uniform permutation of 0 … n - 1, a function of the seed and the epoch.
 
-    The ids are sorted by a hash; id and hash share one 64-bit word, so that one plain sort does.
+    The ids are sorted by a hash. Hash and id share one 64-bit word, so one plain sort suffices.
 
     Returns:
-        (n,) int64; 10^7 ids take about a second.
+        The permutation, int64 with shape (n,).
     """
     bits = np.uint64(max(n - 1, 1).bit_length())
     offset = np.uint64(hash64(seed, epoch, n))
@@ -108,14 +111,14 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def permutation_within(groups: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The ids 0..n-1 sorted by group, uniformly permuted within each group.
+    """Returns the ids 0 … n - 1, sorted by group and uniformly permuted within each group.
 
     Arguments:
-        groups: group of each id, (n,) integers from 0.
-        seed, epoch: fix the permutation.
+        groups: The group of each id, counted from 0, integers with shape (n,).
+        seed, epoch: The integers that determine the permutation.
 
     Returns:
-        (n,) int64.
+        The ids, int64 with shape (n,).
     """
     order = permutation(len(groups), seed, epoch)
     return order[np.argsort(groups[order], kind="stable")]
