@@ -32,6 +32,7 @@ from lola_ds.evaluate.output import (
 from lola_ds.evaluate.plots import curves
 from lola_ds.evaluate.plots.recorder import PictureRecorder
 from lola_ds.evaluate.processes import Processes
+from lola_ds.evaluate.resources import MemoryTerms, Resources, usable_share
 from lola_ds.evaluate.scores import Scores, score_ensemble, score_states, score_truth
 from lola_ds.evaluate.selection import (
     check_forecast,
@@ -41,7 +42,7 @@ from lola_ds.evaluate.selection import (
     state_bytes,
     state_grid,
 )
-from lola_ds.evaluate.settings import Forecast, Resources, planned_share
+from lola_ds.evaluate.settings import Forecast
 from lola_ds.evaluate.tables import Unit
 from lola_ds.evaluate.timing import Clock
 from lola_ds.log import logger
@@ -61,10 +62,14 @@ class Forecasts:
         forecast: Forecast,
         trajectories: Sequence[int] | None,
         train: ShardDataset | None,
+        out: Path,
         resources: Resources,
+        processes: Processes,
+        progress: bool,
     ) -> None:
         self.emulator, self.dataset, self.forecast = emulator, dataset, forecast
-        self.train, self.resources = train, resources
+        self.train, self.out = train, out
+        self.resources, self.processes, self.progress = resources, processes, progress
         chosen = choose_trajectories(dataset, trajectories, len(emulator.codec.standardize.mean))
         check_forecast(dataset, chosen, forecast, emulator)
         self.members = forecast.members if emulator.generative else 1
@@ -83,39 +88,38 @@ class Forecasts:
         )
         self.mean: Tensor | None = None
 
-    def prepare(self, out: Path, processes: Processes, progress: bool) -> int:
-        """Shares out the memory; warms the device up; then the climatology."""
+    def prepare(self) -> int:
+        """Chooses the batch sizes, warms the device up and loads the climatology."""
         emulator, unit = self.emulator, self.units[0]
         with emulator.uncompiled():
             z = next(self._stream([unit], steps=1, sampling_steps=2))
             window = emulator.length * z[0, 0, :, 0].numel() * z.element_size()
-            self.plan = self.resources.plan(
-                self.members,
-                state_bytes(self.dataset),
-                emulator.codec.decoding_bytes(z[0]),
-                window,
-                emulator.member_bytes(
-                    self.known(unit),
-                    self.dataset.label(unit.trajectory),
-                    self.forecast.context,
-                    self.forecast.guidance,
-                    self._observations(unit),
-                ),
-                planned_share(emulator.device, emulator.compiled),
+            advance = emulator.member_bytes(
+                self.known(unit),
+                self.dataset.label(unit.trajectory),
+                self.forecast.context,
+                self.forecast.guidance,
+                self._observations(unit),
             )
+            decoding = emulator.codec.decoding_bytes(z[0])
+            terms = MemoryTerms.estimate(
+                self.members, state_bytes(self.dataset), decoding, window, advance
+            )
+            share = usable_share(emulator.device, emulator.compiled)
+            self.sizes = self.resources.batch_sizes(self.members, terms, share)
         if emulator.compiled:
-            if progress:
+            if self.progress:
                 logger.info("compiling …")
-            side_by_side = processes.share(self.units)[: self.plan.forecasts] or [unit]
-            z = next(self._stream(side_by_side, batch=self.plan.members))
-            emulator.decode(z[0, :, :, : self.plan.leads], self.plan.states, emulator.device)
+            side_by_side = self.processes.share(self.units)[: self.sizes.forecasts] or [unit]
+            z = next(self._stream(side_by_side, batch=self.sizes.members))
+            emulator.decode(z[0, :, :, : self.sizes.leads], self.sizes.states, emulator.device)
         if self.train is not None:
-            cache = out / "climatology.npz"
-            if processes.first:
-                climatology(self.train, cache, progress=progress)
-            processes.wait()
+            cache = self.out / "climatology.npz"
+            if self.processes.first:
+                climatology(self.train, cache, progress=self.progress)
+            self.processes.wait()
             self.mean = climatology(self.train, cache, progress=False).to(emulator.device)
-        return self.plan.forecasts
+        return self.sizes.forecasts
 
     def score(
         self, units: Sequence[Unit], draw: Path | None, progress: Callable[[int], object]
@@ -123,7 +127,7 @@ class Forecasts:
         """Rows of forecasts made side by side, and the seconds each took."""
         cases = [_Case(self, unit, draw is not None and unit == self.units[0]) for unit in units]
         clock, generation, lead = Clock(self.emulator.device), 0.0, 0
-        windows = self._stream(units, batch=self.plan.members, progress=progress)
+        windows = self._stream(units, batch=self.sizes.members, progress=progress)
         while lead < self.forecast.steps:
             clock.lap()
             z = next(windows)
@@ -188,7 +192,7 @@ class Forecasts:
     def scores(self, known: Tensor, u: Tensor, v: Tensor) -> dict[str, Scores]:
         """Scores of every method: known (C, 1, *S), truth u (C, t, *S), forecast v (M, …)."""
         grid, latent = self.grid, self.emulator.codec.autoencoder is not None
-        r = self.emulator.reconstruct(u, self.plan.states) if latent else None
+        r = self.emulator.reconstruct(u, self.sizes.states) if latent else None
         scores = {
             "truth": score_truth(u, grid),
             "emulator": score_states(u, v, grid, r),
@@ -263,12 +267,12 @@ class _Case:
     def add(self, first: int, z: Tensor) -> None:
         """Decodes and scores the states from lead first + 1 on: z (M, C', t, *S')."""
         work, clock = self.work, Clock(self.work.emulator.device)
-        for a in range(0, z.shape[2], work.plan.leads):
-            piece = z[:, :, a : a + work.plan.leads]
+        for a in range(0, z.shape[2], work.sizes.leads):
+            piece = z[:, :, a : a + work.sizes.leads]
             start = first + a
             u = work.truth(self.unit, start, start + piece.shape[2])
             clock.lap()
-            v = work.emulator.decode(piece, work.plan.states, work.emulator.device)
+            v = work.emulator.decode(piece, work.sizes.states, work.emulator.device)
             self.decoding += clock.lap()
             release_memory()
             self.pieces.append(work.scores(self.known, u, v))

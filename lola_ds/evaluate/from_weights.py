@@ -12,9 +12,10 @@ from lola_ds.emulate.codec import Codec
 from lola_ds.evaluate.output import Evaluation
 from lola_ds.evaluate.processes import join_processes
 from lola_ds.evaluate.provenance import write_provenance
+from lola_ds.evaluate.resources import Resources
 from lola_ds.evaluate.run import evaluate, evaluate_autoencoder
 from lola_ds.evaluate.selection import spread_trajectories
-from lola_ds.evaluate.settings import Forecast, Resources
+from lola_ds.evaluate.settings import Forecast
 from lola_ds.train.numerics import set_inference_precision
 
 __all__ = ["evaluate_weights"]

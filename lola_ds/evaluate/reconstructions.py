@@ -24,10 +24,9 @@ from lola_ds.evaluate.output import (
 )
 from lola_ds.evaluate.plots import curves
 from lola_ds.evaluate.plots.recorder import PictureRecorder
-from lola_ds.evaluate.processes import Processes
+from lola_ds.evaluate.resources import MemoryTerms, Resources, usable_share
 from lola_ds.evaluate.scores import score_states, score_truth
 from lola_ds.evaluate.selection import choose_trajectories, frame_times, state_bytes, state_grid
-from lola_ds.evaluate.settings import Resources, planned_share
 from lola_ds.evaluate.tables import Unit
 from lola_ds.evaluate.timing import Clock
 
@@ -70,12 +69,11 @@ class Reconstructions:
             "data": dataset_digest(dataset),
         }
 
-    def prepare(self, out: Path, processes: Processes, progress: bool) -> int:
+    def prepare(self) -> int:
         """Finds how many frames fit in memory."""
         z = self.codec.encode(self._read(self.units[0], 0, 1))[None]
-        decoding = self.codec.decoding_bytes(z)
-        share = planned_share(self.codec.device)
-        self.plan = self.resources.plan(1, state_bytes(self.dataset), decoding, share=share)
+        terms = MemoryTerms.estimate(1, state_bytes(self.dataset), self.codec.decoding_bytes(z))
+        self.sizes = self.resources.batch_sizes(1, terms, usable_share(self.codec.device))
         return 1
 
     def score(
@@ -89,10 +87,10 @@ class Reconstructions:
             pictures = None
             if draw is not None and unit == self.units[0]:
                 pictures = PictureRecorder(self.fields, self.axes, [f"time {t:.3g}" for t in times])
-            for first in range(0, count, self.plan.leads):
-                u = self._read(unit, first, min(first + self.plan.leads, count))
+            for first in range(0, count, self.sizes.leads):
+                u = self._read(unit, first, min(first + self.sizes.leads, count))
                 clock.lap()
-                v = self.codec.reconstruct(u, self.plan.states)[None]
+                v = self.codec.reconstruct(u, self.sizes.states)[None]
                 seconds += clock.lap()
                 scores = {"truth": score_truth(u, self.grid)}
                 pieces.append({**scores, "autoencoder": score_states(u, v, self.grid)})

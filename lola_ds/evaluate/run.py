@@ -29,7 +29,8 @@ from lola_ds.evaluate.output import Evaluation
 from lola_ds.evaluate.plots.recorder import picture_files
 from lola_ds.evaluate.processes import ALONE, Processes
 from lola_ds.evaluate.reconstructions import Reconstructions
-from lola_ds.evaluate.settings import Forecast, Resources
+from lola_ds.evaluate.resources import Resources
+from lola_ds.evaluate.settings import Forecast
 from lola_ds.evaluate.store import ResultStore
 from lola_ds.evaluate.tables import Unit
 
@@ -51,8 +52,8 @@ class Work(Protocol):
     amount: int
     animated: bool
 
-    def prepare(self, out: Path, processes: Processes, progress: bool) -> int:
-        """Called once before units are scored; returns how many to score at a time."""
+    def prepare(self) -> int:
+        """Prepares the first call of `score`; returns how many units to give it at a time."""
         ...
 
     def score(
@@ -105,7 +106,9 @@ def evaluate(
         ValueError: a trajectory is too short, the dataset does not hold the emulator's fields, the
             folder holds other results or damaged ones, the memory does not suffice.
     """
-    work = Forecasts(emulator, dataset, forecast, trajectories, train, resources)
+    work = Forecasts(
+        emulator, dataset, forecast, trajectories, train, Path(out), resources, processes, progress
+    )
     return _run(work, Path(out), processes, draw, progress)
 
 
@@ -152,7 +155,7 @@ def _run(
     processes.wait()  # nobody writes before everybody has looked
     mine, together = processes.share(missing), 1
     if missing:
-        together = work.prepare(out, processes, progress)
+        together = work.prepare()
         folder.mkdir(parents=True, exist_ok=True)
     with tqdm(
         total=len(mine) * work.amount,

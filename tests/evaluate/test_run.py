@@ -33,6 +33,7 @@ from lola_ds.evaluate import (
     read_results,
     spread_trajectories,
 )
+from lola_ds.evaluate.resources import MemoryTerms
 from lola_ds.evaluate.selection import forecast_seed, frame_times
 from lola_ds.evaluate.store import LOCK
 from lola_ds.evaluate.tables import COLUMNS, Unit, correlation_times
@@ -294,7 +295,8 @@ def test_the_numbers_do_not_depend_on_the_memory(dataset: ShardDataset, tmp_path
     together = quick(dataset, tmp_path / "a", emulators[0], forecast)
     assert emulators[0].together[1:] == [3]  # after the warm-up
     small, state = Resources(batch=2, memory=0.00125), 4 * 3 * 16 * 16
-    assert small.plan(3, state, 1, 4 * state, 1, 0.4).leads == 2
+    terms = MemoryTerms.estimate(3, state, 1, window=4 * state, advance=1)
+    assert small.batch_sizes(3, terms, 0.4).leads == 2
     apart = quick(dataset, tmp_path / "b", emulators[1], forecast, resources=small)
     assert emulators[1].together[1:] == [1, 1, 1]
     pd.testing.assert_frame_equal(apart, together)
