@@ -52,6 +52,7 @@ from lola_ds.build.training import build_training
 from lola_ds.cli.common import exit_at_once, parse_pairs
 from lola_ds.config import compose
 from lola_ds.distributed import Ranks, leave_process_group
+from lola_ds.train.checkpoint.store import SaveState
 from lola_ds.train.loop import Trainer
 from lola_ds.train.zero import join_process_group
 
@@ -227,7 +228,7 @@ def measure_saves(ranks: Ranks, data: Path, folder: Path, saves: int) -> Iterato
     trainer = make_trainer(ranks, data, folder / "saves", 1000, SAVED)
     batches, store, clock = iter(trainer.loader), trainer.store, Clock(ranks.device)
     seconds: dict[str, list[float]] = defaultdict(list)
-    settle, waited = store.settle, 0.0
+    settle, waited = store.wait_until_read, 0.0
 
     def timed(function: Callable[[], Any]) -> float:
         begin = clock.now()
@@ -238,7 +239,7 @@ def measure_saves(ranks: Ranks, data: Path, folder: Path, saves: int) -> Iterato
         nonlocal waited
         waited += timed(settle)
 
-    store.settle = settle_timed
+    store.wait_until_read = settle_timed
     for number in range(-1, saves):  # the first of each way allocates memory
         for _ in range(3):
             alone = timed(lambda: trainer.train_step(batches))
@@ -247,10 +248,9 @@ def measure_saves(ranks: Ranks, data: Path, folder: Path, saves: int) -> Iterato
         trainer.train_step(batches)
         store.asynchronous, waited, under = True, 0.0, []
         stalled = timed(lambda: trainer.save({}))
-        while store.pending:
+        while store.state is not SaveState.IDLE:
             under.append(timed(lambda: trainer.train_step(batches)))
-            if trainer.written:
-                stalled += timed(store.proceed)
+            stalled += timed(lambda: store.poll(trainer.writing))
         stalled += waited
         if number >= 0:
             for name, value in (("synchronous", whole), ("asynchronous", stalled)):

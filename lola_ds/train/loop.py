@@ -117,7 +117,7 @@ class Trainer:
         self.step = step
         self.stop = StopRequest() if stop is None else stop
         self.stopping = False
-        self.written = True
+        self.writing = False
 
     def fit(self) -> None:
         """Trains to the end of the plan, validating after every epoch and saving on the way.
@@ -132,9 +132,9 @@ class Trainer:
         try:
             self._fit()
         except TrainingStoppedError:  # on all ranks alike
-            self.store.finish()
+            self.store.wait()
             raise
-        self.store.finish()
+        self.store.wait()
         self.watch.watchdog.stop()
 
     def _fit(self) -> None:
@@ -157,8 +157,8 @@ class Trainer:
             last = self.step == self.plan.total_steps
             if last or self.stopping or self.step % self.plan.save_every == 0:
                 self.save(valid)
-            elif self.written:
-                self.store.proceed()
+            else:
+                self.store.poll(self.writing)
 
     def close(self) -> None:
         """Ends the reader threads and flushes the record."""
@@ -192,7 +192,7 @@ class Trainer:
             if micro < self.plan.accumulation - 1:
                 self.engine.step()
         values, norm = self._average(totals)
-        self.store.settle()
+        self.store.wait_until_read()
         self.scale.divide(self.engine)
         numbers = {"train/learning_rate": rate, **self.scale.numbers()}
         if self.scale.overflowed(values["loss"], norm):
@@ -268,7 +268,7 @@ class Trainer:
             state,
         )
         if valid and self.store.best not in (None, *valid):
-            self.store.finish()
+            self.store.wait()
             raise ValueError(
                 f"checkpoint.best={self.store.best} is not a number of the validation; "
                 f"known: {', '.join(valid)}"
@@ -279,7 +279,7 @@ class Trainer:
         square = squared_norm(self.engine, self.ranks.world_size)
         flags = square.new_tensor([bool(self.stop), self.store.busy])
         (squares, stops, busy), sums = _sum_over_ranks(totals, square, *flags)
-        self.stopping, self.written = stops > 0, busy == 0
+        self.stopping, self.writing = stops > 0, busy > 0
         count = self.plan.accumulation * self.ranks.world_size
         means = _flatten({name: [v / count for v in value] for name, value in sums.items()})
         return means, squares**0.5 / self.scale.value

@@ -89,14 +89,14 @@ def main(words: Sequence[str]) -> None:
     (folder / f"found_{ranks.rank}").write_text(str(step))
     while True:
         step += 1
-        store.settle()
+        store.wait_until_read()
         for kind, tensor in parts(partitions, optimizer, ema):
             tensor.fill_(value(kind, step))
         store.save(step, engine.module, partitions, optimizer, ema, {"step": step})
         (folder / "saving").touch()
         if (folder / "enough").exists():
             break
-    store.finish()
+    store.wait()
     leave_process_group()
 
 

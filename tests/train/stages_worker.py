@@ -104,7 +104,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         engine.optimizer.param_groups[0]["lr"] = 1e-2
         loss, _ = engine(batch(step, ranks.rank, ranks.world_size))
         engine.backward(loss)
-        store.settle()
+        store.wait_until_read()
         engine.step()
         ema.update(step + 1)
         whole = whole_weights(engine)
@@ -121,7 +121,7 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
                 ema,
                 {"step": step + 1},
             )
-    store.finish()
+    store.wait()
     with evaluated(engine), torch.no_grad():
         loss, _ = engine(batch(0, ranks.rank, ranks.world_size))
     results = {

@@ -1,19 +1,22 @@
-"""The checkpoints of one run: written off the critical path, complete or absent, the best kept.
+"""The checkpoints of one run: written while training goes on, complete or absent, the best kept.
 
-A save goes through three phases, each on a thread while training goes on:
+A save goes through these states, the same on all ranks (`SaveState`):
 
-1. Every rank copies its partitions to memory of the host (`settle` waits for that; the weights may
-   change afterwards), then writes, hashes and flushes its files in a hidden folder. What lies on a
-   drive (`lola_ds.train.zero.nvme_offload`) is not copied: `settle` waits until it is written.
-2. When all ranks have written, their digests are gathered and the first rank writes the manifest,
-   renames the folder to `step_N`, points `latest` and `best` at the right ones and removes what
-   need not be kept.
-3. When that is done, all ranks hear of it.
+- WRITING: A thread of every rank copies the rank's partitions to memory of the host, then writes,
+  hashes and flushes its files in a hidden folder. The weights may change once they are copied
+  (`wait_until_read`). Offloaded tensors (`lola_ds.train.zero.nvme_offload`) are not copied: they
+  may change once they are written.
+- PUBLISHING: The digests of all files are gathered. A thread of the first rank writes the manifest,
+  renames the folder to `step_N`, points `latest` and `best` at the right ones and removes what need
+  not be kept.
+- IDLE: No save is under way.
 
-Between the phases lies a collective, on the main thread of every rank at the same step: `busy`
-says that a rank is not there yet, and the training loop sums it with the numbers of its step. A
-kill at any moment leaves the earlier checkpoints as they were and no part of a new one under its
-name. `latest` and `best` are for people and tools; loading looks at the folders themselves.
+States change in `poll` and `wait` alone, which are collective: the main thread of every rank calls
+them at the same step. `busy` says that a rank's thread is at work, and the training loop sums it
+with the numbers of its step.
+
+A kill at any moment leaves the earlier checkpoints as they were and no part of a new one under its
+name. `latest` and `best` are for people and tools: loading looks at the folders themselves.
 """
 
 from __future__ import annotations
@@ -22,16 +25,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lola_ds.atomic_io import fsync, replace_folder, write_atomic
 from lola_ds.distributed import gather_objects
@@ -43,27 +45,58 @@ from lola_ds.train.checkpoint.format import (
     digest,
     list_checkpoints,
 )
-from lola_ds.train.checkpoint.tensor_file import LazyTensors, Spec, as_bytes, write_tensors
-from lola_ds.train.checkpoint.training_state import Content, rank_contents
+from lola_ds.train.checkpoint.rank_files import HostCopies, OffloadedTensors
+from lola_ds.train.checkpoint.training_state import rank_contents
 from lola_ds.train.ema import Ema
 from lola_ds.train.zero.nvme_offload import Drive
 from lola_ds.train.zero.partitions import Partition
+
+__all__ = ["CheckpointStore", "SaveState"]
+
+
+class SaveState(Enum):
+    """What the save under way is doing."""
+
+    IDLE = auto()
+    WRITING = auto()
+    PUBLISHING = auto()
+
+
+@dataclass(frozen=True)
+class _Save:
+    """The save under way.
+
+    Attributes:
+        name: The name of its folder, `step_N`.
+        staging: The hidden folder in which it is written.
+        progress: The contents of `state.json`.
+        state: What it is doing.
+        task: What this rank's thread does for it.
+    """
+
+    name: str
+    staging: Path
+    progress: dict[str, Any]
+    state: SaveState
+    task: Future[Any]
 
 
 class CheckpointStore:
     """The checkpoints of one run. At most one save is under way.
 
+    All methods but `wait_until_read` are collective.
+
     Arguments:
         folder: `RUN/checkpoints`.
-        keep: how many of the newest to keep.
-        rank: this rank.
-        world_size: the number of ranks. All methods but `settle` are collective when it is above 1.
-        asynchronous: whether `save` returns before the checkpoint is complete.
-        best: the number in the state's `valid` whose smallest value marks the best checkpoint,
+        keep: How many of the newest to keep.
+        rank: This rank.
+        world_size: The number of ranks.
+        asynchronous: Whether `save` returns before the checkpoint is complete.
+        best: The number in the state's `valid` whose smallest value marks the best checkpoint,
             which is kept too; None for none.
-        thin: of checkpoints at multiples of so many steps, the averages are kept for good in
+        thin: The averages of checkpoints at multiples of so many steps are kept for good in
             `RUN/averages`; None for none.
-        drive: where the states lie, if they are offloaded to one.
+        drive: Where the states lie, if they are offloaded to one.
     """
 
     def __init__(
@@ -85,10 +118,9 @@ class CheckpointStore:
         self.asynchronous = asynchronous
         self.best = best
         self.thin = thin
-        self._source = _HostCopies() if drive is None else _OnDrive(drive)
+        self._files = HostCopies() if drive is None else OffloadedTensors(drive)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._phases: Iterator[Future[Any]] = iter(())
-        self._task: Future[Any] | None = None
+        self._under_way: _Save | None = None
 
     def save(
         self,
@@ -99,54 +131,88 @@ class CheckpointStore:
         ema: Ema,
         state: Mapping[str, Any],
     ) -> None:
-        """Begins to write `step_N`, after finishing the save before. Collective.
+        """Begins to write `step_N`, after waiting for the save before. Collective.
 
-        Call `settle` before anything changes the weights, the averages or the optimizer's state.
+        Call `wait_until_read` before the weights, the averages or the optimizer's state change.
+
+        Arguments:
+            step: The number N.
+            module: The objective.
+            partitions: This rank's parts of the parameters.
+            optimizer: The torch optimizer of the engine.
+            ema: The averages of the same partitions.
+            state: The progress of the training, JSON values.
 
         Raises:
-            OSError: on every rank, if any rank could not write; no trace of the attempt remains.
-                Of this save only if it is not asynchronous.
+            OSError: A rank could not write the save before, or this one if it is not asynchronous.
+                All ranks raise it, and no trace of that save remains.
         """
-        self.finish()
+        self.wait()
         contents = rank_contents(module, partitions, optimizer, ema, self.rank)
-        self._phases = self._save(f"step_{step:08d}", contents, dict(state))
-        self.proceed()
+        name = f"step_{step:08d}"
+        staging = self.folder / f".{name}.partial"
+        self._agree(staging, lambda: _fresh_folder(staging) if self.rank == 0 else None)
+        task = self._thread.submit(self._files.begin(staging, contents))
+        self._under_way = _Save(name, staging, dict(state), SaveState.WRITING, task)
         if not self.asynchronous:
-            self.finish()
+            self.wait()
 
     @property
-    def pending(self) -> bool:
-        """Whether a save is under way; the same on all ranks."""
-        return self._task is not None
+    def state(self) -> SaveState:
+        """What the save under way is doing; the same on all ranks."""
+        return SaveState.IDLE if self._under_way is None else self._under_way.state
 
     @property
     def busy(self) -> bool:
-        """Whether this rank's thread is at work on it; if none is, call `proceed`."""
-        return self._task is not None and not self._task.done()
+        """Whether this rank's thread is at work."""
+        return self._under_way is not None and not self._under_way.task.done()
 
-    def settle(self) -> None:
-        """Waits until the save under way no longer reads the weights."""
-        self._source.settle()
+    def wait_until_read(self) -> None:
+        """Waits until the save under way no longer reads the weights. Not collective."""
+        self._files.wait_until_read()
 
-    def proceed(self) -> None:
-        """Takes the save under way, if there is one, to its next phase. Collective.
+    def poll(self, busy: bool) -> None:
+        """Takes the save under way to its next state, unless a rank is busy. Collective.
 
-        Waits for this rank's thread, and for ranks whose threads are still busy.
-
-        Raises:
-            OSError: as `save`, of the save under way.
-        """
-        self._task = None
-        self._task = next(self._phases, None)
-
-    def finish(self) -> None:
-        """Ends the save under way, if there is one. Collective.
+        Arguments:
+            busy: Whether any rank was `busy`; the same on all ranks.
 
         Raises:
-            OSError: as `save`, of the save under way.
+            OSError: The save under way failed on a rank.
         """
-        while self.pending:
-            self.proceed()
+        if not busy:
+            self._advance()
+
+    def wait(self) -> None:
+        """Waits until the save under way is complete. Collective.
+
+        Raises:
+            OSError: The save under way failed on a rank.
+        """
+        while self.state is not SaveState.IDLE:
+            self._advance()
+
+    def _advance(self) -> None:
+        """WRITING -> PUBLISHING -> IDLE, when the threads of all ranks are done."""
+        save, self._under_way = self._under_way, None
+        if save is None:
+            return
+        results = self._agree(save.staging, save.task.result)
+        if save.state is SaveState.WRITING:
+            files = {name: digest for digests in results for name, digest in digests.items()}
+            task = self._thread.submit(
+                lambda: self._publish(save, files) if self.rank == 0 else None
+            )
+            self._under_way = replace(save, state=SaveState.PUBLISHING, task=task)
+
+    def _agree(self, staging: Path, action: Callable[[], Any]) -> list[Any]:
+        """Gathers the results of `action`; if a rank fails, the save is discarded."""
+        try:
+            return self._gather(action)
+        except OSError:
+            if self.rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
 
     def newest(self) -> CheckpointReader | None:
         """The newest checkpoint that verifies, or None. Collective; ranks share the reading.
@@ -157,7 +223,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, all of them damaged.
         """
-        self._on_first_rank(self._sweep)
+        self._gather(self._sweep if self.rank == 0 else lambda: None)
         folders = list_checkpoints(self.folder)
         for folder in reversed(folders):
             reader, fault = self._check(folder)
@@ -182,39 +248,19 @@ class CheckpointStore:
             return None, str(error)
         return reader, ""
 
-    def _save(
-        self, name: str, contents: Mapping[str, Content], state: dict[str, Any]
-    ) -> Iterator[Future[Any]]:
-        """The phases of a save; ends each with the task to wait for before the next."""
-        staging = self.folder / f".{name}.partial"
-        try:
-            self._on_first_rank(lambda: _fresh_folder(staging))
-            writing = self._thread.submit(self._source.begin(staging, contents))
-            yield writing
-            files = {k: v for digests in self._gather(writing.result) for k, v in digests.items()}
-            publishing = self._thread.submit(
-                lambda: self._publish(staging, name, files, state) if self.rank == 0 else None
-            )
-            yield publishing
-            self._gather(publishing.result)
-        except OSError:
-            if self.rank == 0:
-                shutil.rmtree(staging, ignore_errors=True)
-            raise
-
-    def _publish(
-        self, staging: Path, name: str, files: dict[str, Any], state: dict[str, Any]
-    ) -> None:
+    def _publish(self, save: _Save, files: dict[str, Any]) -> None:
         """Completes what all ranks have written, makes it visible and removes what is old."""
-        _write_json(staging / "state.json", state)
-        files = {**files, "state.json": digest(staging / "state.json")}
-        _write_json(staging / "manifest.json", {"world_size": self.world_size, "files": files})
-        replace_folder(staging, self.folder / name)
-        self._point("latest", self.folder / name)
+        _write_json(save.staging / "state.json", save.progress)
+        files = {**files, "state.json": digest(save.staging / "state.json")}
+        manifest = {"world_size": self.world_size, "files": files}
+        _write_json(save.staging / "manifest.json", manifest)
+        folder = self.folder / save.name
+        replace_folder(save.staging, folder)
+        self._point("latest", folder)
         best = self._find_best()
         if best is not None:
             self._point("best", best)
-        self._prune(self.folder / name, best)
+        self._prune(folder, best)
 
     def _point(self, pointer: str, folder: Path) -> None:
         path, text = self.folder.parent / pointer, f"{self.folder.name}/{folder.name}\n"
@@ -269,112 +315,6 @@ class CheckpointStore:
         if faults:
             raise OSError(f"{self.folder}: the checkpoint could not be written ({faults[0]})")
         return [value for value, _ in outcomes]
-
-    def _on_first_rank(self, action: Callable[[], Any]) -> None:
-        self._gather(action if self.rank == 0 else lambda: None)
-
-
-class _HostCopies:
-    """Tensors in the host's memory, which is kept from one save to the next.
-
-    Copies from a GPU run on a stream of their own, into pinned memory.
-    """
-
-    def __init__(self) -> None:
-        self._copies: dict[str, Tensor] = {}
-        self._settled = Event()
-        self._settled.set()
-
-    def begin(self, staging: Path, contents: Mapping[str, Content]) -> Callable[[], dict[str, Any]]:
-        """Returns the writing, for a thread: of what the tensors hold once it was begun."""
-        self._settled.clear()
-        stream = None
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-
-        def write() -> dict[str, Any]:
-            try:
-                with nullcontext() if stream is None else torch.cuda.stream(stream):
-                    copies = {name: self._copy(content) for name, content in contents.items()}
-                if stream is not None:
-                    stream.synchronize()
-            finally:
-                self._settled.set()
-            return _write(staging, copies)
-
-        return write
-
-    @torch.no_grad()
-    def _copy(self, content: Content) -> Content:
-        for key, tensor in content.tensors.items():
-            copy = self._copies.get(key)
-            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._copies[key] = copy
-            if tensor.is_cuda:
-                copy.copy_(tensor, non_blocking=True)
-            else:  # torch's OpenMP would start a second team here, which slows the first for good
-                np.copyto(as_bytes(copy).numpy(), as_bytes(tensor).numpy())
-        return Content({key: self._copies[key] for key in content.tensors}, content.metadata)
-
-    def settle(self) -> None:
-        """Waits for the copying to end."""
-        self._settled.wait()
-
-
-class _OnDrive:
-    """Tensors on a drive, written from there, one at a time in the host's memory.
-
-    Arguments:
-        drive: the drive.
-    """
-
-    def __init__(self, drive: Drive) -> None:
-        self.drive = drive
-        self._settled = Event()
-        self._settled.set()
-
-    def begin(self, staging: Path, contents: Mapping[str, Content]) -> Callable[[], dict[str, Any]]:
-        """Returns the writing, for a thread. What is not on the drive is small, and copied now."""
-        self._settled.clear()
-        lazy = {name: self._read(content) for name, content in contents.items()}
-
-        def write() -> dict[str, Any]:
-            try:
-                return _write(staging, lazy)
-            finally:
-                self._settled.set()
-
-        return write
-
-    def _read(self, content: Content) -> Content:
-        tensors = {
-            key: tensor if self.drive.holds(tensor) else tensor.detach().cpu().clone()
-            for key, tensor in content.tensors.items()
-        }
-        shown: list[Tensor] = []
-
-        def show(key: str) -> Tensor:
-            if shown and self.drive.holds(shown[-1]):
-                self.drive.put_away(shown.pop())
-            shown.append(tensors[key])
-            return tensors[key]
-
-        specs = {key: Spec.of(tensor) for key, tensor in tensors.items()}
-        return Content(LazyTensors(specs, show), content.metadata)
-
-    def settle(self) -> None:
-        """Waits for the writing to end."""
-        self._settled.wait()
-
-
-def _write(staging: Path, contents: Mapping[str, Content]) -> dict[str, Any]:
-    """Writes the files of a rank; returns their digests."""
-    return {
-        name: write_tensors(staging / name, content.tensors, content.metadata)
-        for name, content in contents.items()
-    }
 
 
 def _keep_averages(checkpoint: Path, target: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lola_ds.train.checkpoint import store as store_module
+from lola_ds.train.checkpoint import rank_files
 from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
 from lola_ds.train.checkpoint.format import CheckpointError, CheckpointReader, list_checkpoints
-from lola_ds.train.checkpoint.store import CheckpointStore
+from lola_ds.train.checkpoint.store import CheckpointStore, SaveState
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.zero.partitions import Partition
@@ -42,7 +42,7 @@ class Training:
     def advance(self, steps: int = 1) -> None:
         for _ in range(steps):
             self.step += 1
-            self.store.settle()
+            self.store.wait_until_read()
             for parameter in self.module.parameters():
                 parameter.grad = torch.zeros_like(parameter)
                 parameter.data.fill_(self.step)
@@ -65,13 +65,13 @@ def test_a_save_holds_what_was_when_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training goes on while files are written; the name appears when all of it is there."""
-    gate, write = threading.Event(), store_module.write_tensors
+    gate, write = threading.Event(), rank_files.write_tensors
 
     def write_late(*args):
         assert gate.wait(60)
         return write(*args)
 
-    monkeypatch.setattr(store_module, "write_tensors", write_late)
+    monkeypatch.setattr(rank_files, "write_tensors", write_late)
     training = Training(tmp_path)
     training.advance(3)
     training.save()
@@ -79,7 +79,7 @@ def test_a_save_holds_what_was_when_it_began(
     training.advance(2)  # the weights move on
     assert training.kept() == []
     gate.set()
-    training.store.finish()
+    training.store.wait()
     assert not training.store.busy
     assert training.kept() == [3]
     assert (tmp_path / "latest").read_text() == "checkpoints/step_00000003\n"
@@ -104,25 +104,24 @@ def test_copying_for_a_save_takes_one_thread(tmp_path: Path, request) -> None:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(lambda: None).result()
         before = len(os.listdir("/proc/self/task"))
-        contents = {"rank.safetensors": store_module.Content({"weight": weights}, {})}
-        thread.submit(store_module._HostCopies().begin(tmp_path, contents)).result()
+        contents = {"rank.safetensors": rank_files.Content({"weight": weights}, {})}
+        thread.submit(rank_files.HostCopies().begin(tmp_path, contents)).result()
         assert len(os.listdir("/proc/self/task")) == before
         thread.submit(weights.add, 1).result()
         assert len(os.listdir("/proc/self/task")) > before  # as it would show
 
 
-def test_phases_follow_each_other_without_waiting(tmp_path: Path) -> None:
+def test_states_follow_each_other_without_waiting(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.advance()
     training.save()
-    phases = 0
-    while not training.kept():
-        if not training.store.busy:
-            training.store.proceed()
-            phases += 1
-    assert phases >= 1
-    training.store.finish()
-    training.store.proceed()  # nothing is under way
+    states = [training.store.state]
+    while training.store.state is not SaveState.IDLE:
+        training.store.poll(training.store.busy)
+        if training.store.state is not states[-1]:
+            states.append(training.store.state)
+    assert states == [SaveState.WRITING, SaveState.PUBLISHING, SaveState.IDLE]
+    training.store.poll(False)  # nothing is under way
     assert training.store.newest() is not None
 
 
@@ -132,7 +131,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for loss in losses:
         training.advance()
         training.save(**({} if loss is None else {"loss": loss}))
-        training.store.finish()
+        training.store.wait()
         kept.append(training.kept())
         best.append((tmp_path / "best").read_text()[-2:-1])
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6], [6, 7]]
@@ -148,7 +147,7 @@ def test_a_damaged_newest_is_passed_over_and_replaced(
     for _ in range(2):
         training.advance(10)
         training.save()
-    training.store.finish()
+    training.store.wait()
     shutil.copytree(tmp_path / "checkpoints/step_00000020", tmp_path / "checkpoints/step_00000030")
     path = tmp_path / "checkpoints/step_00000030/averages_00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -158,7 +157,7 @@ def test_a_damaged_newest_is_passed_over_and_replaced(
     assert "averages_00000.safetensors is damaged" in caplog.text
     training.advance(5)
     training.save()
-    training.store.finish()
+    training.store.wait()
     assert training.kept() == [25]  # not the damaged one, though its name is later
 
 
@@ -169,7 +168,7 @@ def test_nothing_starts_anew_beside_damaged_checkpoints(
     for _ in range(2):
         training.advance(10)
         training.save()
-    training.store.finish()
+    training.store.wait()
     for path in (tmp_path / "checkpoints").glob("*/manifest.json"):
         path.unlink()
     with pytest.raises(CheckpointError, match=r"step_00000010.*no checkpoint before it; bring"):
@@ -187,7 +186,7 @@ def test_averages_outlive_their_checkpoints(tmp_path: Path) -> None:
             training.advance()
             wanted.update(training.step)
         training.save()
-    training.store.finish()
+    training.store.wait()
     assert training.kept() == [400]
     averages = list_checkpoints(tmp_path / "averages")
     assert [int(path.name[5:]) for path in averages] == list(range(20, 400, 20))
@@ -212,7 +211,7 @@ def test_what_kills_left_is_swept(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.advance()
     training.save()
-    training.store.finish()
+    training.store.wait()
     for name in ("checkpoints/.step_00000002.partial", "averages/.step_00000002.partial"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copytree(tmp_path / "checkpoints/step_00000001", tmp_path / "checkpoints/.step_1.old")
@@ -226,13 +225,13 @@ def test_a_save_that_fails_says_so_and_leaves_nothing(asynchronous: bool, tmp_pa
     training = Training(tmp_path, asynchronous=asynchronous)
     training.advance()
     training.save()
-    training.store.finish()
+    training.store.wait()
     (tmp_path / "checkpoints/.step_00000002.partial").write_text("a file is in the way")
     training.advance()
 
     def save() -> None:
         training.save()
-        training.store.finish()
+        training.store.wait()
 
     with pytest.raises(OSError, match=r"could not be written \(rank 0: "):
         save()
@@ -246,7 +245,7 @@ def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.advance()
     training.save()
-    training.store.finish()
+    training.store.wait()
     folder = tmp_path / "checkpoints/step_00000001"
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "rank_00000.safetensors").write_bytes(b"nothing")

@@ -105,7 +105,7 @@ def test_checkpoint_is_written_from_the_drive(tmp_path: Path) -> None:
     kept, here = drive.keep(torch.rand(MANY)), torch.ones(3)
     store = CheckpointStore(tmp_path / "checkpoints", drive=drive)
     parts = {f"weight/{i}": part for i, part in enumerate(kept.split(MANY // 16))}
-    write = store._source.begin(tmp_path, {"x": Content({**parts, "buffer/b": here}, {})})
+    write = store._files.begin(tmp_path, {"x": Content({**parts, "buffer/b": here}, {})})
     here.zero_()
     before = mapped()
     write()
