@@ -1,7 +1,7 @@
 """Metrics of forecasts, field by field: pointwise errors, ensemble scores, spectra, distributions.
 
-All take torch tensors with the spatial axes last and say how many there are; see each module's
-docstring for symbols, units and sources. `Grid` has the volumes of cells that differ in size.
+All functions take tensors whose last `spatial` axes are the spatial axes *S. The docstrings of the
+modules have symbols and references.
 """
 
 from lola_ds.metrics.distributions import sliced_wasserstein, wasserstein

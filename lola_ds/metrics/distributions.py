@@ -1,13 +1,15 @@
-r"""Distances between the distributions of values in two states, wherever in space they are.
+"""Distances between the distributions of the values in two states, wherever in space they are.
 
-A forecast that has lost the truth's phase may still have its climate: as many shocks, as strong.
-Wasserstein's distance of order 1 is the least work of turning one distribution into the other,
-∫ |F_u(x) - F_v(x)| dx with F the cumulative distribution over the cells, weighted by their volumes.
+A forecast that has lost the truth's phase may still have its statistics: as many shocks, as strong.
+The Wasserstein-1 distance is ∫ |F_u(x) - F_v(x)| dx, with F the cumulative distribution over cells,
+weighted by their volumes.
 
 References:
-    Villani, Optimal Transport, 2009, chapter 6.
-    Bonneel et al., Sliced and Radon Wasserstein barycenters of measures, Journal of Mathematical
-        Imaging and Vision 51, 2015.
+    | Optimal Transport, chapter 6 (Villani, 2009)
+    | https://doi.org/10.1007/978-3-540-71050-9
+
+    | Sliced and Radon Wasserstein barycenters of measures (Bonneel et al., 2015)
+    | https://doi.org/10.1007/s10851-014-0506-3
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ DIRECTIONS = 16  # projections of the sliced distance, the same for every state
 
 
 def wasserstein(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Wasserstein-1 distance of the cells' values, in the field's unit: (…, *S) -> (…) float64.
+    """Returns the Wasserstein-1 distance of the cells' values, in the field's unit, with shape (…).
 
-    On equal cells, the mean absolute difference of the sorted values.
+    On equal cells, it is the mean absolute difference of the sorted values.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
     """
     u, v = torch.broadcast_tensors(u.flatten(-spatial), v.flatten(-spatial))
     if volumes is None:
@@ -38,19 +44,22 @@ def wasserstein(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = Non
 
 
 def _sorted(x: Tensor) -> Tensor:
-    """Sorted along the last axis; by NumPy on a CPU, ten times faster than torch, which finds the
-    order too."""
+    """Sorts along the last axis; on a CPU by NumPy, which is ten times faster without the order."""
     if x.device.type == "cpu":
         return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1))
     return x.sort(dim=-1).values
 
 
 def sliced_wasserstein(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Wasserstein-1 distance of all fields together: (…, C, *S) -> (…) float64; no unit.
+    """Returns the Wasserstein-1 distance of all fields together, with shape (…).
 
-    A cell is a point of ℝ^C, its fields divided by the truth's standard deviations; the result is
-    the mean distance of the projections on fixed directions, spread uniformly at random. It sees
-    relations between fields (pressure against density) that field by field distances miss.
+    Each cell is a point of ℝ^C, its fields divided by the truth's standard deviations. The result
+    is the mean over projections on fixed random directions. It depends on relations between fields,
+    which distances of single fields do not.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, C, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
     """
     field = -spatial - 1
     expand = (...,) + (None,) * spatial
@@ -66,7 +75,7 @@ def sliced_wasserstein(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | Non
 
 
 def _directions(channels: int) -> Tensor:
-    """(DIRECTIONS, C) unit vectors, the same at every call."""
+    """Unit vectors (DIRECTIONS, C), the same at every call."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(DIRECTIONS, channels, generator=generator, dtype=torch.float64)
     return x / x.norm(dim=1, keepdim=True)

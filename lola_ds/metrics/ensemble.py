@@ -1,25 +1,27 @@
-r"""Scores of an ensemble forecast.
+"""Scores of an ensemble forecast.
 
-Symbols: `u` the truth (…, *S); `v` the ensemble (M, …, *S), M members along the FIRST axis, v_m
-one member, v̄ = 1/M Σ_m v_m; ⟨·⟩ the mean over the last `spatial` axes, weighted by `volumes`
-where given (see `Grid.volumes`). The results have the shape of `u` without its spatial axes and,
-unless said otherwise, the unit of the field.
+`u` is the truth, with shape (…, *S), `v` the ensemble, with shape (M, …, *S), v_m its M members and
+v̄ their mean. ⟨·⟩ is the mean over *S, see `spatial_mean`. Scores have the field's unit unless said
+otherwise, shape (…) and type float64.
 
-To average over cases (trajectories, start times), average the squares of spread and skill and
-take roots after: the ratio of averages is calibrated, the average of ratios is not.
+To average spread and skill over cases (trajectories, start times), average their squares and take
+the root: the ratio of averages is calibrated, the average of ratios is not.
 
 References:
-    Fortin et al., Why should ensemble spread match the RMSE of the ensemble mean?, Journal of
-        Hydrometeorology 15, 2014 (the correction for a finite ensemble).
-    Ferro, Fair scores for ensemble forecasts, Quarterly Journal of the Royal Meteorological
-        Society 140, 2014.
-    Zamo and Naveau, Estimation of the continuous ranked probability score with limited
-        information, Mathematical Geosciences 50, 2018.
-    Gneiting et al., Assessing probabilistic forecasts of multivariate quantities, Test 17, 2008
-        (the energy score, rank histograms).
-    Hamill, Interpretation of rank histograms for verifying ensemble forecasts, Monthly Weather
-        Review 129, 2001.
-    Rasp et al., WeatherBench 2, 2024 (arXiv:2308.15560), section on metrics.
+    | Why should ensemble spread match the RMSE of the ensemble mean? (Fortin et al., 2014)
+    | https://doi.org/10.1175/JHM-D-14-0008.1
+
+    | Fair scores for ensemble forecasts (Ferro, 2014)
+    | https://doi.org/10.1002/qj.2270
+
+    | Estimation of the CRPS with limited information (Zamo and Naveau, 2018)
+    | https://doi.org/10.1007/s11004-017-9709-7
+
+    | Assessing probabilistic forecasts of multivariate quantities (Gneiting et al., 2008)
+    | https://doi.org/10.1007/s11749-008-0114-x
+
+    | Interpretation of rank histograms for verifying ensemble forecasts (Hamill, 2001)
+    | https://doi.org/10.1175/1520-0493(2001)129%3C0550:IORHFV%3E2.0.CO;2
 """
 
 from __future__ import annotations
@@ -45,58 +47,78 @@ __all__ = [
 
 
 def _members(v: Tensor) -> int:
-    """M, refused when there are too few members for a variance."""
+    """M, at least 2."""
     if v.shape[0] < 2:
         raise ValueError(f"an ensemble score needs at least 2 members, got {v.shape[0]}")
     return v.shape[0]
 
 
 def spread(v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Root of the mean unbiased ensemble variance, √⟨1/(M-1) Σ_m (v_m - v̄)²⟩, float64.
+    """Returns the root of the mean unbiased variance, √⟨1/(M-1) Σ_m (v_m - v̄)²⟩.
+
+    Arguments:
+        v: The ensemble, with shape (M, …, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
 
     Raises:
-        ValueError: with fewer than 2 members.
+        ValueError: There are fewer than 2 members.
     """
     _members(v)
     return spatial_mean(v.var(dim=0, correction=1), spatial, volumes).sqrt()
 
 
 def skill(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Root mean squared error of the ensemble's mean, √⟨(u - v̄)²⟩, float64."""
+    """Returns the root mean squared error of the ensemble mean, √⟨(u - v̄)²⟩.
+
+    Arguments:
+        u: The truth, with shape (…, *S).
+        v: The ensemble, with shape (M, …, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
+    """
     return rmse(u, v.mean(dim=0), spatial, volumes)
 
 
 def finite_ensemble_factor(members: int) -> float:
-    r"""√((M + 1)/M): what spread must be multiplied by to match skill when M is finite.
+    """Returns √((M + 1)/M), by which spread is multiplied to match skill when M is finite.
 
     If the truth and the M members are exchangeable with variance s², the mean squared error of v̄
-    is s² + s²/M while the unbiased ensemble variance is s² (Fortin et al., 2014, eq. 15).
+    is s² + s²/M while the unbiased variance is s² (Fortin et al., 2014, eq. 15).
     """
     return math.sqrt((members + 1) / members)
 
 
 def spread_skill_ratio(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Corrected ratio √((M + 1)/M) · spread / skill; no unit, float64.
+    """Returns the corrected ratio √((M + 1)/M) · spread / skill, without unit.
 
-    1 when truth and members are exchangeable; below 1 the ensemble is too sure of itself.
-    A perfect ensemble without spread gives NaN (0/0).
+    It is 1 if truth and members are exchangeable, less if the ensemble is overconfident, and NaN if
+    spread and skill are 0.
+
+    Arguments:
+        u: The truth, with shape (…, *S).
+        v: The ensemble, with shape (M, …, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
 
     Raises:
-        ValueError: with fewer than 2 members.
+        ValueError: There are fewer than 2 members.
     """
     factor = finite_ensemble_factor(_members(v))
     return factor * spread(v, spatial, volumes) / skill(u, v, spatial, volumes)
 
 
 def fair_crps(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Fair continuous ranked probability score, averaged over S, float64.
+    """Returns the fair continuous ranked probability score, averaged over *S.
 
-    ⟨1/M Σ_m |v_m - u| - 1/(2 M (M - 1)) Σ_m Σ_n |v_m - v_n|⟩ (Ferro, 2014; Zamo and Naveau, 2018):
-    its expectation does not depend on M and is least when members and truth share their
-    distribution. One cell's score can be negative, its expectation cannot.
+    ⟨1/M Σ_m |v_m - u| - 1/(2 M (M - 1)) Σ_m Σ_n |v_m - v_n|⟩ (Ferro, 2014; Zamo and Naveau, 2018)
+    has an expectation that does not depend on M and is least if members and truth share their
+    distribution. The score of one cell can be negative.
+
+    Arguments:
+        u: The truth, with shape (…, *S).
+        v: The ensemble, with shape (M, …, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
 
     Raises:
-        ValueError: with fewer than 2 members (use the mean absolute error instead).
+        ValueError: There are fewer than 2 members.
     """
     M = _members(v)
     pairs = torch.zeros_like(v[0])
@@ -106,14 +128,18 @@ def fair_crps(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None)
 
 
 def energy_score(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Fair energy score of a whole field, float64.
+    """Returns the fair energy score of whole fields.
 
-    1/M Σ_m ‖v_m - u‖ - 1/(2 M (M - 1)) Σ_m Σ_n ‖v_m - v_n‖ with ‖x‖ = √⟨x²⟩, which does not grow
-    with the number of cells. Where the CRPS looks at one cell at a time, this sees the members as
-    patterns: an ensemble with the right distribution in every cell and no structure scores badly.
+    1/M Σ_m ‖v_m - u‖ - 1/(2 M (M - 1)) Σ_m Σ_n ‖v_m - v_n‖ with ‖x‖ = √⟨x²⟩ compares patterns,
+    where the CRPS compares single cells.
+
+    Arguments:
+        u: The truth, with shape (…, *S).
+        v: The ensemble, with shape (M, …, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
 
     Raises:
-        ValueError: with fewer than 2 members.
+        ValueError: There are fewer than 2 members.
     """
     M = _members(v)
     error = rmse(u, v, spatial, volumes).mean(dim=0)
@@ -124,11 +150,19 @@ def energy_score(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = No
 
 
 def rank_histogram(u: Tensor, v: Tensor, spatial: int) -> Tensor:
-    r"""How often r = 0..M members lie below the truth: (…) -> (…, M + 1), float64; no unit.
+    """Returns how often, over the cells, r = 0..M members lie below the truth.
 
-    Relative frequencies over the cells. Flat, 1/(M + 1), when truth and members are exchangeable;
-    a U means too little spread, a dome too much, a slope a bias. Cells where members equal the
-    truth count evenly for all ranks they allow.
+    The histogram is flat, 1/(M + 1), if truth and members are exchangeable. A U means too little
+    spread, a dome too much, a slope a bias. Cells where members equal the truth count for all ranks
+    that these allow, in equal parts.
+
+    Arguments:
+        u: The truth, with shape (…, *S).
+        v: The ensemble, with shape (M, …, *S).
+        spatial: The number of spatial axes.
+
+    Returns:
+        The histogram, with shape (…, M + 1).
     """
     below, equal = (v < u).sum(dim=0), (v == u).sum(dim=0)
     share = 1 / (equal + 1).to(torch.float64)
@@ -140,11 +174,16 @@ def rank_histogram(u: Tensor, v: Tensor, spatial: int) -> Tensor:
 
 
 def coverage(histogram: Tensor) -> Tensor:
-    r"""How often the truth lies within central intervals of the ensemble: (…, M + 1) -> (…, J).
+    """Returns how often the truth lies within central intervals of the ensemble.
 
-    Interval j = 1..J, J = ⌊M/2⌋, leaves out the j lowest and the j highest ranks of
-    `rank_histogram`: j = 1 is the range of all members. Calibrated ensembles reach
-    `nominal_coverage(M)`.
+    Interval j = 1..J, J = ⌊M/2⌋, leaves out the j lowest and the j highest ranks; j = 1 is the
+    range of all members.
+
+    Arguments:
+        histogram: The histogram of `rank_histogram`, with shape (…, M + 1).
+
+    Returns:
+        The frequencies, with shape (…, J).
     """
     M = histogram.shape[-1] - 1
     inside = [histogram[..., j : M + 1 - j].sum(dim=-1) for j in range(1, M // 2 + 1)]
@@ -152,5 +191,5 @@ def coverage(histogram: Tensor) -> Tensor:
 
 
 def nominal_coverage(members: int) -> list[float]:
-    """(M + 1 - 2j)/(M + 1), j = 1..⌊M/2⌋: the coverage of a calibrated ensemble."""
+    """Returns (M + 1 - 2j)/(M + 1), j = 1..⌊M/2⌋, the coverage of a calibrated ensemble."""
     return [(members + 1 - 2 * j) / (members + 1) for j in range(1, members // 2 + 1)]

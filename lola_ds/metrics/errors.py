@@ -1,17 +1,19 @@
-r"""Pointwise errors between a true state and its forecast.
+"""Pointwise errors between a true state and its forecast.
 
-Symbols: `u` the truth and `v` the forecast, of one broadcastable shape (…, *S) whose last
-`spatial` axes are the spatial axes S; ⟨·⟩ the mean over S. Each function reduces S and keeps the
-leading axes (members, trajectories, fields, times): a field is never mixed with another. Means
-weigh cells equally, or by the `volumes` (*S) of `Grid.volumes`, whose mean is 1.
-
-Differences are taken in the inputs' precision and averaged in float64, so a result neither
-depends on the number of cells that fit in float32 nor on the order of the sum.
+`u` is the truth and `v` the forecast, with broadcastable shapes (…, *S). ⟨·⟩ is the mean over *S,
+which weighs cells equally or by their `volumes`, see `Grid.volumes`. Leading axes (members,
+trajectories, fields, times) are kept. Differences are taken in the precision of the inputs and
+averaged in float64.
 
 References:
-    Ohana et al., The Well, 2024 (arXiv:2412.00568), appendix on metrics.
-    Rozet et al., Lost in Latent Space, 2025 (arXiv:2507.02608), section 4 and appendix.
-    Rasp et al., WeatherBench 2, 2024 (arXiv:2308.15560), section on metrics.
+    | The Well (Ohana et al., 2024), appendix on metrics
+    | https://arxiv.org/abs/2412.00568
+
+    | Lost in Latent Space (Rozet et al., 2025), section 4 and appendix
+    | https://arxiv.org/abs/2507.02608
+
+    | WeatherBench 2 (Rasp et al., 2024), section on metrics
+    | https://arxiv.org/abs/2308.15560
 """
 
 from __future__ import annotations
@@ -34,10 +36,18 @@ EPS = 1e-6  # keeps the ratio of a field that is (nearly) constant finite; unit:
 
 
 def spatial_mean(x: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    """The mean over the last `spatial` axes, summed in float64: (…, *S) -> (…) float64.
+    """Returns the mean over the spatial axes, in float64.
+
+    Arguments:
+        x: The input tensor, with shape (…, *S).
+        spatial: The number of spatial axes.
+        volumes: The relative volumes of the cells, with shape (*S) and mean 1. Equal by default.
+
+    Returns:
+        The means, with shape (…).
 
     Raises:
-        ValueError: if `x` has no `spatial` axes to reduce.
+        ValueError: The input has fewer axes.
     """
     if not 1 <= spatial <= x.ndim:
         raise ValueError(f"spatial={spatial}: a state of shape {tuple(x.shape)} has no such axes")
@@ -47,15 +57,23 @@ def spatial_mean(x: Tensor, spatial: int, volumes: Tensor | None = None) -> Tens
 
 
 def rmse(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Root mean squared error, √⟨(u - v)²⟩, in the field's unit: (…, *S) -> (…) float64."""
+    """Returns the root mean squared error √⟨(u - v)²⟩, in the field's unit, with shape (…).
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
+    """
     return spatial_mean((u - v).square(), spatial, volumes).sqrt()
 
 
 def mae(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Mean absolute error, ⟨|u - v|⟩, in the field's unit: (…, *S) -> (…) float64.
+    """Returns the mean absolute error ⟨|u - v|⟩, in the field's unit, with shape (…).
 
-    The continuous ranked probability score of a forecast that is a single state, to compare those
-    of ensembles with (WeatherBench 2).
+    It is the continuous ranked probability score of a single state (WeatherBench 2).
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
     """
     return spatial_mean((u - v).abs(), spatial, volumes)
 
@@ -63,10 +81,14 @@ def mae(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Te
 def nrmse(
     u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
-    r"""RMSE relative to the truth's magnitude, √(⟨(u - v)²⟩ / (⟨u²⟩ + ε)); no unit.
+    """Returns the RMSE relative to the magnitude √(⟨u²⟩ + ε) of the truth, with shape (…).
 
-    The Well's NRMSE (norm mode "norm"): predicting zero gives 1. A field with a large mean looks
-    easy here; `vrmse` removes that.
+    This is The Well's NRMSE with norm mode "norm". A forecast of zero scores 1.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
+        eps: The constant ε, in the field's unit squared.
     """
     error = spatial_mean((u - v).square(), spatial, volumes)
     return (error / (spatial_mean(u.square(), spatial, volumes) + eps)).sqrt()
@@ -75,25 +97,38 @@ def nrmse(
 def vrmse(
     u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
-    r"""RMSE relative to the truth's standard deviation, √(⟨(u - v)²⟩ / (⟨(u - ⟨u⟩)²⟩ + ε)).
+    """Returns the RMSE relative to the deviation √(⟨(u - ⟨u⟩)²⟩ + ε) of the truth, with shape (…).
 
-    No unit. Predicting the truth's spatial mean gives 1, and an independent field of the same
-    statistics √2 (The Well's and Lost in Latent Space's headline metric). The variance is the
-    biased one, 1/|S|, as in the latter.
+    The truth's spatial mean scores 1, an independent field of the same statistics √2. The variance
+    is the biased one, 1/|S|, as in Lost in Latent Space.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
+        eps: The constant ε, in the field's unit squared.
     """
     variance = spatial_mean(_anomaly(u, spatial, volumes).square(), spatial, volumes)
     return (spatial_mean((u - v).square(), spatial, volumes) / (variance + eps)).sqrt()
 
 
 def worst_error(u: Tensor, v: Tensor, spatial: int) -> Tensor:
-    r"""The largest error of any cell, max |u - v| (L-infinity), in the field's unit, float64."""
+    """Returns the largest error max |u - v| of any cell, in the field's unit, with shape (…).
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial: The number of spatial axes.
+    """
     return (u - v).abs().amax(dim=tuple(range(-spatial, 0))).to(torch.float64)
 
 
 def correlation(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None) -> Tensor:
-    r"""Pearson's correlation over space, ⟨u' v'⟩ / √(⟨u'²⟩ ⟨v'²⟩) with u' = u - ⟨u⟩; no unit.
+    """Returns Pearson's correlation ⟨u' v'⟩ / √(⟨u'²⟩ ⟨v'²⟩), u' = u - ⟨u⟩, with shape (…).
 
-    1 for equal patterns, 0 for unrelated ones, -1 for opposite ones; a constant field gives 0.
+    A constant field scores 0.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
     """
     u, v = _anomaly(u, spatial, volumes), _anomaly(v, spatial, volumes)
     norm = spatial_mean(u.square(), spatial, volumes) * spatial_mean(v.square(), spatial, volumes)
@@ -104,11 +139,15 @@ def correlation(u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = Non
 def total_error(
     u: Tensor, v: Tensor, spatial: int, volumes: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
-    r"""Error of the field's total over the domain, |⟨v⟩ - ⟨u⟩| / √(⟨u²⟩ + ε); no unit.
+    """Returns the error of the domain's total, |⟨v⟩ - ⟨u⟩| / √(⟨u²⟩ + ε), with shape (…).
 
-    For a conserved field (mass, momentum, energy in a closed domain) the part of the error that
-    the dynamics cannot excuse. The denominator is the truth's magnitude, not its total, which for
-    momentum is about zero.
+    It should vanish for conserved fields (mass, momentum, energy in a closed domain). The
+    denominator is the truth's magnitude, as its total may be zero.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial, volumes: The spatial axes, as in `spatial_mean`.
+        eps: The constant ε, in the field's unit squared.
     """
     error = (spatial_mean(v, spatial, volumes) - spatial_mean(u, spatial, volumes)).abs()
     return error / (spatial_mean(u.square(), spatial, volumes) + eps).sqrt()

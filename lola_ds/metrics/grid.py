@@ -1,18 +1,20 @@
-r"""Grids: volumes of cells, and values between them.
+"""Grids whose cells differ in size: the volumes of cells and the interpolation to equal cells.
 
-A mean over a domain weighs every value with the volume of its cell, and a Fourier transform needs
-values evenly spaced: on an axis whose coordinates are not (Rayleigh–Bénard's y has Chebyshev's
-nodes), both are wrong without care. Axes evenly spaced, up to the rounding of float32 coordinates,
-are taken as they are.
+Means over a domain weigh values by the volumes of cells, and Fourier transforms need evenly spaced
+values. Axes that are evenly spaced, up to the rounding of float32 coordinates, are left as they
+are. Two kinds of other axes are distinguished:
 
     Gauss–Chebyshev nodes   y_i = a - b cos(π (i + ½)/n), i = 0..n-1, whose cells are bounded by
-                            a - b cos(π i/n): they tile [a - b, a + b] exactly
+                            a - b cos(π i/n) and tile [a - b, a + b] exactly
     any other nodes         cells are bounded half-way between nodes, the outermost ones
                             symmetric about theirs
 
 References:
-    Burns et al., Dedalus, Physical Review Research 2, 2020 (the nodes of The Well's simulations).
-    Berrut and Trefethen, Barycentric Lagrange interpolation, SIAM Review 46, 2004.
+    | Dedalus: A flexible framework for numerical simulations (Burns et al., 2020)
+    | https://doi.org/10.1103/PhysRevResearch.2.023068
+
+    | Barycentric Lagrange Interpolation (Berrut and Trefethen, 2004)
+    | https://doi.org/10.1137/S0036144502417715
 """
 
 from __future__ import annotations
@@ -32,15 +34,15 @@ _STENCIL = 4  # values a polynomial goes through: cubic interpolation
 
 
 class Grid:
-    """The spatial axes S of a state.
+    """The spatial axes of a state.
 
     Arguments:
-        shape: S, the number of cells of every axis.
-        coordinates: per axis, its increasing coordinates, or None if they are evenly spaced; all
-            axes are even by default.
+        shape: The number of cells along each axis, *S.
+        coordinates: The increasing coordinates of each axis, or None if they are evenly spaced. By
+            default, all are.
 
     Raises:
-        ValueError: coordinates that do not increase, or not one per cell.
+        ValueError: Coordinates do not increase, or there is not one per cell.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Grid:
 
     @cached_property
     def volumes(self) -> Tensor | None:
-        """Volumes of the cells relative to their mean, (*S) float64; None on a uniform grid."""
+        """The volumes of the cells relative to their mean, with shape (*S); None if uniform."""
         if self.uniform:
             return None
         volumes = torch.ones((), dtype=torch.float64)
@@ -69,9 +71,13 @@ class Grid:
         return volumes
 
     def to_uniform(self, u: Tensor) -> Tensor:
-        """Values (…, *S) at the centres of as many equal cells: cubic interpolation, float64.
+        """Returns values at the centres of as many equal cells, by cubic interpolation.
 
-        On a uniform grid, `u` itself.
+        Arguments:
+            u: The values at the nodes, with shape (…, *S).
+
+        Returns:
+            The interpolated values in float64, with shape (…, *S); `u` itself on a uniform grid.
         """
         for axis, matrix in self._matrices.items():
             u = (u.to(torch.float64).movedim(axis, -1) @ matrix.T.to(u.device)).movedim(-1, axis)
@@ -79,13 +85,20 @@ class Grid:
 
     @cached_property
     def _matrices(self) -> dict[int, Tensor]:
-        """Axis, counted from the last (-1), -> its interpolation (n, n)."""
+        """The interpolation matrix (n, n) of each uneven axis, counted from the last (-1)."""
         uneven = {i - len(self.shape): x for i, x in enumerate(self.axes) if x is not None}
         return {axis: torch.from_numpy(_interpolation(x)) for axis, x in uneven.items()}
 
 
 def faces(x: np.ndarray) -> np.ndarray:
-    """The n + 1 boundaries of the cells around n increasing nodes."""
+    """Returns the boundaries of the cells around some nodes.
+
+    Arguments:
+        x: The increasing nodes, with shape (n).
+
+    Returns:
+        The boundaries, with shape (n + 1).
+    """
     n = len(x)
     middle, half = (x[0] + x[-1]) / 2, (x[-1] - x[0]) / 2 / np.cos(np.pi / (2 * n))
     nodes = middle - half * np.cos(np.pi * (np.arange(n) + 0.5) / n)
@@ -96,7 +109,7 @@ def faces(x: np.ndarray) -> np.ndarray:
 
 
 def _uneven(axis: int, x: Sequence[float] | None, n: int) -> np.ndarray | None:
-    """Coordinates of an axis in float64, or None when they are evenly spaced."""
+    """The coordinates of an axis in float64, or None if they are evenly spaced."""
     if x is None or n < 3:
         return None
     nodes = np.asarray(x, np.float64)
@@ -107,9 +120,9 @@ def _uneven(axis: int, x: Sequence[float] | None, n: int) -> np.ndarray | None:
 
 
 def _interpolation(x: np.ndarray) -> np.ndarray:
-    """(n, n): values at the nodes `x` -> values at the centres of n equal cells between the faces.
+    """The matrix (n, n) from values at the nodes `x` to values at the centres of n equal cells.
 
-    Each row is Lagrange's polynomial through the nearest nodes, in float64.
+    Each row is Lagrange's polynomial through the nearest nodes.
     """
     n, outer = len(x), faces(x)
     size = min(_STENCIL, n)

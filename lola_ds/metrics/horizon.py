@@ -1,9 +1,11 @@
-r"""How long a forecast stays useful.
+"""How long a forecast is useful.
 
 References:
-    Kochkov et al., Machine learning–accelerated computational fluid dynamics, PNAS 118, 2021, and
-    Koehler et al., APEBench, 2024 (arXiv:2411.00180): the time for which the correlation with the
-    truth stays above 0.95 or 0.8.
+    | Machine learning–accelerated computational fluid dynamics (Kochkov et al., 2021)
+    | https://arxiv.org/abs/2102.01010
+
+    | APEBench: A Benchmark for Autoregressive Neural Emulators of PDEs (Koehler et al., 2024)
+    | https://arxiv.org/abs/2411.00180
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ __all__ = ["correlation_time"]
 
 
 def correlation_time(rho: Tensor, times: Tensor, threshold: float = 0.8) -> Tensor:
-    r"""The lead time at which correlation falls below a threshold: (…, T) -> (…), float64.
+    """Returns the lead time at which the correlation falls below a threshold.
 
-    Linear between lead times, from ρ = 1 at lead time 0. A forecast that stays above gets the last
-    lead time, which is then a lower bound.
+    It is linear between lead times, from ρ = 1 at lead time 0. A forecast that stays above gets the
+    last lead time, a lower bound.
 
     Arguments:
-        rho: correlations (…, T) with the truth.
-        times: lead times (T,), increasing and positive, in any unit: the result's.
-        threshold: below 1.
+        rho: The correlations with the truth, with shape (…, T).
+        times: The increasing, positive lead times, with shape (T).
+        threshold: The threshold, less than 1.
+
+    Returns:
+        The times in the unit of `times`, with shape (…).
     """
     rho, times = rho.to(torch.float64), times.to(torch.float64)
     after = torch.cat([rho, torch.full_like(rho[..., :1], -torch.inf)], dim=-1)

@@ -1,21 +1,23 @@
-r"""Isotropic power spectra, their relative error by band, and correlation by scale.
+"""Isotropic power spectra, their relative error by band, and the correlation by scale.
 
-Symbols: û(n) = 1/|S| Σ_x u(x) exp(-2πi n·x/S) the discrete Fourier transform of a field u of
-shape (…, *S) over its last `spatial` axes, n the integer wave vector. The cells are cubes of one
-size, so the wave number of n, in waves along the longest side N = max S, is κ = N |n/S|.
-Shell k = 0, 1, 2… holds the n with k - 1/2 ≤ κ < k + 1/2.
+û(n) = 1/|S| Σ_x u(x) exp(-2πi n·x/S) is the discrete Fourier transform of a field with shape
+(…, *S) and n the integer wave vector. Cells are cubes of one size, so the wave number of n, in
+waves along the longest side N = max S, is κ = N |n/S|. Shell k holds the n with k - 1/2 ≤ κ < k +
+1/2.
 
     p_u(k) = Σ_{n in shell k} |û(n)|²          power, in the field's unit squared
 
-Σ_k p_u(k) = ⟨u²⟩ (Parseval), the shells beyond the Nyquist wave number N/2 (the corners of the
-grid) included; bands end at N/2. Axes whose cells differ in size must be interpolated first
-(`Grid.to_uniform`). Fields are transformed as they are: on axes that are not
-periodic, the jump across the boundary adds power ∝ k⁻² to truth and forecast alike.
+Σ_k p_u(k) = ⟨u²⟩ (Parseval) includes the shells beyond the Nyquist wave number N/2, the corners of
+the grid; bands end at N/2. Axes whose cells differ in size must be interpolated first
+(`Grid.to_uniform`). On axes that are not periodic, the jump across the boundary adds power ∝ k⁻² to
+truth and forecast alike.
 
 References:
-    Rozet et al., Lost in Latent Space, 2025 (arXiv:2507.02608), appendix on metrics: relative
-        error of the power spectrum in three bands evenly spaced in log k.
-    Ohana et al., The Well, 2024 (arXiv:2412.00568), binned spectral errors.
+    | Lost in Latent Space (Rozet et al., 2025), appendix on metrics
+    | https://arxiv.org/abs/2507.02608
+
+    | The Well (Ohana et al., 2024), binned spectral errors
+    | https://arxiv.org/abs/2412.00568
 """
 
 from __future__ import annotations
@@ -41,13 +43,10 @@ _FLOOR = 1e-14
 
 
 def _shells(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Shell number of each coefficient of `rfftn`, and how often it counts (1 or 2).
+    """The shells and multiplicities of the coefficients of `rfftn`, flat.
 
-    `rfftn` leaves out the conjugates of the coefficients whose last index is neither 0 nor
-    Nyquist's: those count twice.
-
-    Returns:
-        Two flat tensors over the half spectrum: int64 shells and float64 multiplicities.
+    `rfftn` leaves out the conjugates of the coefficients whose last index is neither 0 nor the
+    Nyquist index: these count twice.
     """
     square = torch.zeros((), dtype=torch.float64, device=device)
     for axis, size in enumerate(shape):
@@ -63,32 +62,43 @@ def _shells(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _transform(u: Tensor, spatial: int) -> Tensor:
-    """û over the half spectrum, flattened: (…, *S) -> (…, n) complex128."""
+    """û over the half spectrum: (…, *S) -> (…, n), complex128."""
     dims = tuple(range(-spatial, 0))
     return torch.fft.rfftn(u.to(torch.float64), dim=dims, norm="forward").flatten(-spatial)
 
 
 def _shell_sum(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sums a half spectrum over its shells: (…, n) -> (…, K)."""
+    """Sums of a half spectrum over its shells: (…, n) -> (…, K)."""
     shell, count = _shells(shape, x.device)
     out = x.new_zeros(*x.shape[:-1], int(shell.max()) + 1)
     return out.index_add_(-1, shell, x * count)
 
 
 def power_spectrum(u: Tensor, spatial: int) -> Tensor:
-    r"""The isotropic power spectrum p_u(k), k = 0, 1, …: (…, *S) -> (…, K) float64.
+    """Returns the isotropic power spectrum p_u(k), k = 0..K-1, in float64.
 
-    k counts waves along the longest side; p_u(0) is the squared mean and Σ_k p_u(k) = ⟨u²⟩.
+    Arguments:
+        u: The field, with shape (…, *S).
+        spatial: The number of spatial axes.
+
+    Returns:
+        The spectrum, with shape (…, K). p_u(0) is the squared mean.
     """
     return _shell_sum(_transform(u, spatial).abs().square(), u.shape[-spatial:])
 
 
 def spectral_correlation(u: Tensor, v: Tensor, spatial: int) -> Tensor:
-    r"""Correlation of two fields at each scale, phase kept: (…, *S) -> (…, K) float64 in [-1, 1].
+    """Returns the correlation ρ(k) = Re Σ_{n in k} û(n) v̂(n)* / √(p_u(k) p_v(k)) at each scale.
 
-    ρ(k) = Re Σ_{n in k} û(n) v̂(n)* / √(p_u(k) p_v(k)). The signed terms are summed BEFORE any
-    absolute value: 1 for equal structures, 0 for independent or displaced ones, -1 for opposite
-    ones, whatever their amplitudes. Shells without power give 0.
+    Signed terms are summed before any absolute value: equal structures score 1, independent or
+    displaced ones 0, opposite ones -1, whatever their amplitudes. Shells without power score 0.
+
+    Arguments:
+        u, v: The truth and the forecast, with shape (…, *S).
+        spatial: The number of spatial axes.
+
+    Returns:
+        The correlations, with shape (…, K), in float64.
     """
     u_hat, v_hat = _transform(u, spatial), _transform(v, spatial)
     shape = u.shape[-spatial:]
@@ -100,13 +110,16 @@ def spectral_correlation(u: Tensor, v: Tensor, spatial: int) -> Tensor:
 
 
 def band_edges(shape: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last wave number (inclusive) of the bands low, mid, high of a grid.
+    """Returns the first and last wave number (inclusive) of the bands low, mid and high of a grid.
 
-    1 to Nyquist's N/2 cut in three pieces of equal length in log k; e.g. a side of 64 cells:
-    1-3, 4-10, 11-32.
+    The range 1 to N/2 is cut in three pieces of equal length in log k. For N = 64: 1-3, 4-10,
+    11-32.
+
+    Arguments:
+        shape: The shape *S of the grid.
 
     Raises:
-        ValueError: on a grid too small to hold three bands (fewer than 6 cells).
+        ValueError: The longest side has fewer than 6 cells.
     """
     nyquist = max(shape) // 2
     if nyquist < 3:
@@ -116,22 +129,31 @@ def band_edges(shape: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def band_mean(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Means over the bands of `band_edges(shape)`: (…, K) -> (…, 3)."""
+    """Returns the means over the bands of `band_edges`.
+
+    Arguments:
+        x: The values by wave number, with shape (…, K).
+        shape: The shape *S of the grid.
+
+    Returns:
+        The means, with shape (…, 3).
+    """
     return torch.stack([x[..., a : b + 1].mean(dim=-1) for a, b in band_edges(shape)], dim=-1)
 
 
 def spectrum_error(p_u: Tensor, p_v: Tensor, shape: Sequence[int]) -> Tensor:
-    r"""Relative root mean squared error of a spectrum in three bands: (…, K) -> (…, 3); no unit.
+    """Returns the relative error √(1/|b| Σ_{k in b} (1 - p_v(k)/p_u(k))²) in each band b.
 
-    √(1/|b| Σ_{k in b} (1 - p_v(k)/p_u(k))²) for b = low, mid, high (Rozet et al., 2025). It
-    ignores phase by design; `spectral_correlation` is its complement. The denominator is raised
-    by 1e-14 Σ_k p_u(k), the round-off of a float32 field, so that shells without power in the
-    truth do not dominate.
+    Phases do not matter, see `spectral_correlation` for these. The denominator is raised by
+    1e-14 Σ_k p_u(k), the round-off of a float32 field, so that shells without power do not
+    dominate.
 
     Arguments:
-        p_u: spectrum of the truth, from `power_spectrum`.
-        p_v: spectrum of the forecast.
-        shape: the grid S, for its bands.
+        p_u, p_v: The spectra of truth and forecast, with shape (…, K).
+        shape: The shape *S of the grid.
+
+    Returns:
+        The errors, with shape (…, 3).
     """
     floor = _FLOOR * p_u.sum(dim=-1, keepdim=True) + torch.finfo(p_u.dtype).tiny
     return band_mean(((p_v - p_u) / (p_u + floor)).square(), shape).sqrt()
