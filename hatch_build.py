@@ -16,7 +16,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = "-O3 -std=gnu11 -ffp-contract=off -fPIC -fvisibility=hidden".split()
-FLAGS += "-Wall -Wextra -Wno-unused-function".split()
+FLAGS += "-Wall -Wextra".split()
 LEVELS = {"baseline": ()}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"avx2": ("-mavx2",), "avx512": ("-mavx512f",)}
@@ -41,10 +41,12 @@ def compile_reader(sources: Path, target: Path) -> Path:
         RuntimeError: there is no compiler, or it fails; holds what it said.
     """
     target.mkdir(exist_ok=True)
-    objects = [target / f"frames_{level}.o" for level in LEVELS]
-    for (level, vectors), made in zip(LEVELS.items(), objects):
-        name = f"-DREAD_FRAMES=read_frames_{level}"
-        _compile(*FLAGS, *vectors, name, "-c", sources / "frames.c", "-o", made)
+    objects = []
+    for level, vectors in LEVELS.items():
+        for name in ("frames", "xxh3"):
+            objects.append(target / f"{name}_{level}.o")
+            source = sources / f"{name}.c"
+            _compile(*FLAGS, *vectors, f"-DLEVEL={level}", "-c", source, "-o", objects[-1])
     library = target / "_lola_ds.abi3.so"
     include = f"-I{sysconfig.get_path('include')}"
     shared = ("-shared", *UNRESOLVED, "-o", library)

@@ -20,12 +20,12 @@ from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
-import xxhash
 from tqdm import tqdm
 
 from data_prep.well import WellFile, WellTrajectory, list_files
 from lola_ds.data.format import INDEX, channel_names
 from lola_ds.data.index import Index, open_index
+from lola_ds.data.native import XXH3
 from lola_ds.data.publishing import acquire, first_missing, partial_folder, prune, publish
 from lola_ds.data.writer import ShardWriter
 from lola_ds.log import logger
@@ -179,7 +179,7 @@ def shard_files(
 def fingerprint(path: Path) -> dict[str, Any]:
     """Name, size and a hash of the first, middle and last MiB: tells a changed file, cheaply."""
     size, piece = path.stat().st_size, 1 << 20
-    digest = xxhash.xxh3_64()
+    digest = XXH3()
     with open(path, "rb") as file:
         for start in (0, max(0, size // 2 - piece // 2), max(0, size - piece)):
             file.seek(start)

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xxhash
+
+from lola_ds.data.native import XXH3
 
 SCHEMA = 1
 INDEX = "index.npz"
@@ -46,8 +47,8 @@ class ShardError(OSError):
 
 
 def checksum(data: Any) -> int:
-    """xxh3_64 of a contiguous buffer, as an unsigned integer."""
-    return xxhash.xxh3_64_intdigest(data)
+    """Returns the XXH3-64 (seed 0) of a contiguous buffer."""
+    return XXH3(data).intdigest()
 
 
 def dump_json(value: Any) -> bytes:

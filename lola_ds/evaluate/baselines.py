@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
 from lola_ds.atomic_io import write_atomic
 from lola_ds.data import ShardDataset
+from lola_ds.data.native import XXH3
 from lola_ds.evaluate.tables import evenly
 
 __all__ = ["climatology", "dataset_digest"]
@@ -50,7 +50,7 @@ def climatology(
 
 def dataset_digest(dataset: ShardDataset) -> str:
     """A hash of every value of a dataset, from the checksums in its index."""
-    digest = xxhash.xxh3_64()
+    digest = XXH3()
     for index in dataset.indexes:
         digest.update(np.ascontiguousarray(index.checksums).tobytes())
     return digest.hexdigest()

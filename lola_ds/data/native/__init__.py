@@ -1,16 +1,15 @@
 """The compiled part: what takes too long in Python, without the interpreter's lock.
 
-`places.c` finds the frames of a call; `frames.c` reads and hashes them, with Yann Collet's
-`xxhash.h` beside it; `mapping.c` has files in memory for it; `moments.c` sums up frames for
-statistics; `module.c` makes them the module `_lola_ds`, which `hatch_build.py` compiles when the
-package is installed. It works on any processor of the architecture it was compiled for: the widest
-vectors that this one has are found at start.
+`plan_reads.c` finds the frames of a call, `frames.c` reads them, `xxh3.c` hashes them, `mapping.c`
+maps their files into memory, and `moments.c` computes statistics. `module.c` is the module
+`_lola_ds`, which `hatch_build.py` compiles when the package is installed. It runs on every
+processor of its architecture, with the widest vector instructions that are found at import.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,6 +115,30 @@ def read_frames(
     tables = (files, shards, offsets, digests, unsure, bounds, rows)
     problem, *where = _lola_ds.read_frames(size, *tables, out)
     return Outcome(Problem(problem), *where)
+
+
+class XXH3:
+    """The XXH3-64 (seed 0) of data that comes in pieces; one thread at a time may use it.
+
+    Arguments:
+        data: The first piece, a contiguous buffer.
+    """
+
+    def __init__(self, data: Any = b"") -> None:
+        self._state = _lola_ds.start_hash()
+        self.update(data)
+
+    def update(self, data: Any) -> None:
+        """Appends a piece, a contiguous buffer."""
+        _lola_ds.update_hash(self._state, data)
+
+    def intdigest(self) -> int:
+        """Returns the hash of all pieces so far."""
+        return _lola_ds.digest_hash(self._state)
+
+    def hexdigest(self) -> str:
+        """Returns the hash of all pieces so far, as 16 hexadecimal digits."""
+        return f"{self.intdigest():016x}"
 
 
 def map_file(descriptor: int, size: int) -> int:

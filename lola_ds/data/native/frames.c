@@ -5,14 +5,11 @@
  * has in memory is copied from the mapped file, past the caches, which is about twice as fast as having
  * the system copy it; the rest is read.
  *
- * This file is compiled once for every kind of processor, READ_FRAMES being the function's name;
- * module.c chooses among them when it is loaded.
+ * This file is compiled once for every level of vector instructions; see AT_LEVEL.
  */
 #define _GNU_SOURCE
-#define XXH_INLINE_ALL
-#include "xxhash.h"
-
 #include "native.h"
+#include "xxh3.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -98,9 +95,9 @@ static void stream(char *to, const char *from, size_t size)
 /* Hashes a piece of the mapped file if that is wanted, and copies it to all rows, some pages at a
  * time; not so if the file was truncated or the disk fails: reading it then says which. */
 static int copy_mapped(const struct frames *frames, int64_t frame, const char *piece,
-                       size_t start, size_t size, XXH3_state_t *state)
+                       size_t start, size_t size, struct xxh3 *state)
 {
-    XXH3_state_t hash = *state;
+    struct xxh3 hash = *state;
     sigjmp_buf fault;
     if (sigsetjmp(fault, 0)) {
         on_fault = NULL;
@@ -110,7 +107,7 @@ static int copy_mapped(const struct frames *frames, int64_t frame, const char *p
     for (size_t done = 0; done < size; done += PAGES) {
         const size_t some = size - done < PAGES ? size - done : PAGES;
         if (frames->unsure[frame])
-            XXH3_64bits_update(&hash, piece + done, some);
+            xxh3_update(&hash, piece + done, some);
         for (int64_t i = frames->bounds[frame]; i < frames->bounds[frame + 1]; i++)
             stream(frames->out + (size_t)frames->rows[i] * (size_t)frames->size + start + done,
                    piece + done, some);
@@ -126,7 +123,7 @@ static int copy_mapped(const struct frames *frames, int64_t frame, const char *p
 /* Reads a piece to the first row, hashes it if that is wanted, and copies it to the others; returns
  * how many bytes there are, fewer only at the end of the file or where `*error` says why. */
 static size_t read_piece(const struct frames *frames, int64_t frame, size_t start, size_t size,
-                         XXH3_state_t *state, int *error)
+                         struct xxh3 *state, int *error)
 {
     const int64_t *row = frames->rows + frames->bounds[frame];
     const int64_t *end = frames->rows + frames->bounds[frame + 1];
@@ -144,22 +141,21 @@ static size_t read_piece(const struct frames *frames, int64_t frame, size_t star
         done += (size_t)count;
     }
     if (frames->unsure[frame])
-        XXH3_64bits_update(state, piece, size);
+        xxh3_update(state, piece, size);
     while (++row < end)
         memcpy(frames->out + (size_t)*row * (size_t)frames->size + start, piece, size);
     return done;
 }
 
-struct outcome READ_FRAMES(const struct frames *frames)
+struct outcome AT_LEVEL(read_frames)(const struct frames *frames)
 {
     const size_t size = (size_t)frames->size;
     int announced = 0;
-    XXH3_state_t state;
-    XXH3_INITSTATE(&state);
+    struct xxh3 state = XXH3_EMPTY;
     for (int64_t i = 0; i < frames->count; i++) {
         const char *mapped = find_mapped(frames, i);
         if (frames->unsure[i])
-            XXH3_64bits_reset(&state);
+            state = XXH3_EMPTY;
         for (size_t start = 0; start < size; start += PIECE) {
             const size_t want = size - start < PIECE ? size - start : PIECE;
             const off_t last = (off_t)frames->offsets[i] + (off_t)(start + want) - 1;
@@ -176,7 +172,7 @@ struct outcome READ_FRAMES(const struct frames *frames)
                                             error};
             }
         }
-        if (frames->unsure[i] && XXH3_64bits_digest(&state) != frames->digests[i])
+        if (frames->unsure[i] && xxh3_digest(&state) != frames->digests[i])
             return (struct outcome){DIFFERS, i, frames->size, 0};
     }
     return (struct outcome){SOUND, frames->count, 0, 0};

@@ -4,11 +4,43 @@
 #include <Python.h>
 
 #include "native.h"
+#include "xxh3.h"
 
 /* Raised by one whenever what Python passes or gets changes; `lola_ds.data.native` compares it. */
 enum { INTERFACE = 4 };
 
-static reader *read_best = read_frames_baseline;
+/* The functions of a level of vector instructions. */
+struct level {
+    frame_reader *read_frames;
+    xxh3_updater *update;
+    xxh3_digester *digest;
+};
+
+#define DEFINE(suffix)                                                                             \
+    frame_reader read_frames_##suffix;                                                             \
+    xxh3_updater xxh3_update_##suffix;                                                             \
+    xxh3_digester xxh3_digest_##suffix;                                                            \
+    static const struct level suffix = {read_frames_##suffix, xxh3_update_##suffix,                \
+                                        xxh3_digest_##suffix};
+
+DEFINE(baseline)
+#ifdef __x86_64__
+DEFINE(avx2)
+DEFINE(avx512)
+#endif
+
+static const struct level *best = &baseline;
+
+static const struct level *choose_level(void)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f"))
+        return &avx512;
+    if (__builtin_cpu_supports("avx2"))
+        return &avx2;
+#endif
+    return &baseline;
+}
 
 static int complain_unless(int fits, const char *name)
 {
@@ -98,7 +130,7 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
         struct outcome outcome;
         Py_BEGIN_ALLOW_THREADS
         catch_faults();
-        outcome = read_best(&frames);
+        outcome = best->read_frames(&frames);
         Py_END_ALLOW_THREADS
         result = Py_BuildValue("iLLi", (int)outcome.problem, (long long)outcome.frame,
                                (long long)outcome.bytes, outcome.error);
@@ -161,12 +193,58 @@ static PyObject *sum_moments(PyObject *module, PyObject *args)
     return fits ? Py_NewRef(Py_None) : NULL;
 }
 
+/* Whether a buffer holds a `struct xxh3` that can be used. */
+static int check_hash(const Py_buffer *state, const char *name)
+{
+    const struct xxh3 *hash = state->buf;
+    return complain_unless(state->len == sizeof *hash && hash->buffered <= XXH3_BUFFER, name);
+}
+
+static PyObject *start_hash(PyObject *module, PyObject *args)
+{
+    const struct xxh3 state = XXH3_EMPTY;
+    (void)module, (void)args;
+    return PyByteArray_FromStringAndSize((const char *)&state, sizeof state);
+}
+
+static PyObject *update_hash(PyObject *module, PyObject *args)
+{
+    Py_buffer state, data;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "w*y*:update_hash", &state, &data))
+        return NULL;
+    const int fits = check_hash(&state, "update_hash");
+    if (fits && data.len) {
+        Py_BEGIN_ALLOW_THREADS
+        best->update(state.buf, data.buf, (size_t)data.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&state);
+    PyBuffer_Release(&data);
+    return fits ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *digest_hash(PyObject *module, PyObject *args)
+{
+    Py_buffer state;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*:digest_hash", &state))
+        return NULL;
+    const int fits = check_hash(&state, "digest_hash");
+    PyObject *digest = fits ? PyLong_FromUnsignedLongLong(best->digest(state.buf)) : NULL;
+    PyBuffer_Release(&state);
+    return digest;
+}
+
 static PyMethodDef METHODS[] = {
     {"arrange", arrange_reads, METH_VARARGS, NULL},
     {"read_frames", read_frames, METH_VARARGS, NULL},
     {"map_file", map_file_of, METH_VARARGS, NULL},
     {"unmap_file", unmap_file_at, METH_VARARGS, NULL},
     {"release_file", release_file_at, METH_VARARGS, NULL},
+    {"start_hash", start_hash, METH_NOARGS, NULL},
+    {"update_hash", update_hash, METH_VARARGS, NULL},
+    {"digest_hash", digest_hash, METH_VARARGS, NULL},
     {"sum_moments", sum_moments, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -177,12 +255,7 @@ static struct PyModuleDef MODULE = {
 
 PyMODINIT_FUNC PyInit__lola_ds(void)
 {
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f"))
-        read_best = read_frames_avx512;
-    else if (__builtin_cpu_supports("avx2"))
-        read_best = read_frames_avx2;
-#endif
+    best = choose_level();
     PyObject *module = PyModule_Create(&MODULE);
     if (module && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0) {
         Py_DECREF(module);

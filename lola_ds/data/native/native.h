@@ -6,6 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* frames.c and xxh3.c are compiled once for every LEVEL of vector instructions, which is appended to
+ * the names of their functions; module.c chooses a level when it is loaded. */
+#define JOIN_EXPANDED(name, level) name##_##level
+#define JOIN(name, level) JOIN_EXPANDED(name, level)
+#define AT_LEVEL(name) JOIN(name, LEVEL)
+
 /* A row of the index's table of segments, of which there are five numbers. */
 enum { SHARD = 3, OFFSET, PLACE };
 
@@ -58,10 +64,7 @@ struct outcome {
     int error;
 };
 
-typedef struct outcome reader(const struct frames *frames);
-
-/* The same code, compiled for different processors. */
-reader read_frames_baseline, read_frames_avx2, read_frames_avx512;
+typedef struct outcome frame_reader(const struct frames *frames);
 
 /* The address of a whole file in memory, read-only; 0 if it cannot be mapped. */
 int64_t map_file(int descriptor, int64_t size);
