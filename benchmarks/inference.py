@@ -31,6 +31,7 @@ from benchmarks.record import describe_machine, write_rows
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose
 from lola_ds.emulate.emulator import Emulator
+from lola_ds.emulate.options import SamplingOptions
 from lola_ds.evaluate.timing import Clock
 from lola_ds.fields import Standardize
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
@@ -88,7 +89,9 @@ def forecast(
 ) -> tuple[float, float]:
     """Seconds that one forecast takes: generation and decoding."""
     clock, generation, decoding = Clock(emulator.device), 0.0, 0.0
-    windows: Iterator[torch.Tensor] = emulator.stream(x0[None], label[None], batch=batch, **options)
+    windows: Iterator[torch.Tensor] = emulator.stream(
+        x0[None], label[None], SamplingOptions(**options), batch=batch
+    )
     while (z := next(windows, None)) is not None:
         generation += clock.lap()
         emulator.decode(z[0], batch, emulator.device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from lola_ds.emulate.codec import Codec, fingerprint
 from lola_ds.emulate.cuda_graph import CapturedSampling
 from lola_ds.emulate.guidance import Guidance, Guide, Observations, observe
 from lola_ds.emulate.memory import working_bytes
+from lola_ds.emulate.options import SamplingOptions
 from lola_ds.emulate.rollout import make_step, stream
 from lola_ds.emulate.sampling import STOCHASTIC, sample
 from lola_ds.fields import Standardize
@@ -124,16 +126,11 @@ class Emulator:
         label: Tensor | None,
         steps: int,
         members: int = 1,
-        seed: int = 0,
-        context: int = 1,
-        overlap: int = 1,
-        sampler: str = "ab",
-        sampling_steps: int = 16,
+        *,
+        observations: Observations | None = None,
         batch: int = 16,
         progress: Callable[[int], object] = lambda count: None,
-        guidance: Guidance | None = None,
-        observations: Observations | None = None,
-        guidance_scale: float = 1.0,
+        **options: Any,
     ) -> Tensor:
         """Emulates the `steps` states that follow `x0`.
 
@@ -141,36 +138,36 @@ class Emulator:
         sums that networks order by batch size).
 
         Arguments:
-            x0: the known state (C, *S), or known states (C, c, *S) of which the last `context` are
-                used; physical units.
-            label: the label (D,) as the data holds it; None for a model without.
-            steps: T.
-            members: M; a surrogate's are one, shown M times.
-            seed: of a denoiser's noise.
-            context: known states at the start of the first window.
-            overlap: states a later window shares with the one before.
-            sampler: a denoiser's sampler. Members go one at a time through those that draw noise at
-                every step (ddpm, ito, pc).
-            sampling_steps: its number of steps.
-            batch: members through the model, and states through the autoencoder, at a time.
-            progress: called after each window with the number of members it advanced; there are
+            x0: The known state, with shape (C, *S), or known states, with shape (C, c, *S), of
+                which the last `context` are used; physical units.
+            label: The label as the data holds it, with shape (D,); None for a model without.
+            steps: The number T of states.
+            members: The number M of members; the one of a surrogate is repeated M times.
+            observations: What was observed, where there is `guidance`; see `observe`. Decoding and
+                gradients then take memory for a window of each of `batch` members.
+            batch: The number of members through the model, and of states through the autoencoder,
+                at a time. Members go one at a time through samplers that draw noise at every step
+                (ddpm, ito, pc).
+            progress: Called after each window with the number of members it advanced; there are
                 `windows(steps, context, overlap)` for each member.
-            guidance: how a denoiser is guided by observations of the states it emulates; decoding
-                and gradients then take memory for a window of each of `batch` members.
-            observations: what was observed; see `observe`.
-            guidance_scale: of a denoiser's label; see `lola_ds.emulate.sample`.
+            options: Other options of `SamplingOptions`: `seed`, `context`, `overlap`, `sampler`,
+                `sampling_steps`, `guidance`, `guidance_scale`.
 
         Returns:
-            (M, C, T, *S) float32, on the device of `x0`, physical units.
+            The forecast in float32, with shape (M, C, T, *S), on the device of `x0`, in physical
+            units.
 
         Raises:
-            ValueError: a shape that is no state, or counts that do not fit the window.
+            ValueError: `x0` has not the shape of states, or a count does not fit the window.
         """
         windows = self.stream(
-            x0[None], None if label is None else label[None], steps, members, [seed], context,
-            overlap, sampler, sampling_steps, batch, progress, guidance,
-            None if observations is None else [observations], guidance_scale,
-        )  # fmt: skip
+            x0[None],
+            None if label is None else label[None],
+            SamplingOptions(steps, members, **options),
+            None if observations is None else [observations],
+            batch=batch,
+            progress=progress,
+        )
         forecast = torch.cat([self.decode(z[0], batch, x0.device) for z in windows], dim=2)
         return forecast.expand(members, *forecast.shape[1:])
 
@@ -179,61 +176,58 @@ class Emulator:
         self,
         x0: Tensor,
         label: Tensor | None,
-        steps: int,
-        members: int = 1,
-        seeds: Sequence[int] = (0,),
-        context: int = 1,
-        overlap: int = 1,
-        sampler: str = "ab",
-        sampling_steps: int = 16,
+        options: SamplingOptions,
+        observations: Sequence[Observations] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
         batch: int = 16,
         progress: Callable[[int], object] = lambda count: None,
-        guidance: Guidance | None = None,
-        observations: Sequence[Observations] | None = None,
-        guidance_scale: float = 1.0,
     ) -> Iterator[Tensor]:
         """Several rollouts side by side, window by window, as the model holds them.
 
         No more than a window of each member is in memory, however long the rollouts are.
 
         Arguments:
-            x0: known states of U forecasts, (U, C, *S) or (U, C, c, *S); physical units.
-            label: their labels (U, D); None for a model without.
-            seeds: of the U forecasts' noise.
-            observations: of the U forecasts, of the same frames.
-            steps, members, …: as for `rollout`; `batch` counts members of all forecasts.
+            x0: The known states of U forecasts, with shape (U, C, *S) or (U, C, c, *S); physical
+                units.
+            label: The labels, with shape (U, D); None for a model without.
+            options: The options of all forecasts.
+            observations: The observations of each forecast, all of the same frames.
+            seeds: The seed of each forecast's noise; that of the options by default.
+            batch: The number of members, of all forecasts, through the model at a time.
+            progress: As for `rollout`.
 
         Yields:
-            (U, M, C', t, *S'), the next t latents (or standardised states) on the emulator's
-            device, for `decode`; M is 1 for a surrogate, whose members are all the same.
+            The next t latents (or standardised states) on the emulator's device, for `decode`, with
+            shape (U, M, C', t, *S'); M is 1 for a surrogate, whose members are all the same.
 
         Raises:
-            ValueError: a shape that is no state, or counts that do not fit the window.
+            ValueError: `x0` has not the shape of states, or a count does not fit the window.
         """
+        steps, members, context = options.steps, options.members, options.context
         if steps < 1 or members < 1 or batch < 1:
             raise ValueError(f"steps={steps}, members={members}, batch={batch}: must be at least 1")
+        seeds = [options.seed] * len(x0) if seeds is None else seeds
         M = members if self.generative else 1
         rows = [(seed, member) for seed in seeds for member in range(M)]
         known = torch.stack([self.codec.encode(self._known(x, context), batch) for x in x0])
         known = known.repeat_interleave(M, dim=0)
         labels = None if label is None else self._label(label).repeat_interleave(M, dim=0)
-        size = 1 if sampler in STOCHASTIC else batch
+        size = 1 if options.sampler in STOCHASTIC else batch
         parts = [slice(first, first + size) for first in range(0, len(rows), size)]
-        guides = self._guides(guidance, observations, len(x0), context)
+        guides = self._guides(options.guidance, observations, len(x0), context)
         advance = [
             make_step(
                 self.model,
                 None if labels is None else labels[part],
-                sampler=sampler,
-                steps=sampling_steps,
+                options,
                 rows=rows[part],
                 guide=guides([row // M for row in range(len(rows))[part]]),
-                guidance_scale=guidance_scale,
                 draw=self._draw,
             )
             for part in parts
         ]
-        context_of = nullcontext if guidance is None else self.uncompiled
+        context_of = nullcontext if options.guidance is None else self.uncompiled
 
         def step(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
             pieces = []
@@ -244,7 +238,7 @@ class Emulator:
             return torch.cat(pieces)
 
         skip = context
-        for y in stream(step, known, self.length, context + steps, overlap):
+        for y in stream(step, known, self.length, context + steps, options.overlap):
             yield y[:, :, skip:].unflatten(0, (len(x0), M))
             skip = 0
 
@@ -302,25 +296,24 @@ class Emulator:
         self,
         x0: Tensor,
         label: Tensor | None,
-        context: int = 1,
-        guidance: Guidance | None = None,
+        options: SamplingOptions,
         observations: Observations | None = None,
     ) -> int:
-        """Memory that advancing one member takes, for choosing how many advance at a time.
+        """Returns the bytes that advancing one member takes, found from one window in one step.
 
         Arguments:
-            x0, label, context, guidance, observations: as for `rollout`; a window is made from
-                them.
+            x0: The known state, with shape (C, *S), or known states, with shape (C, c, *S).
+            label: The label, with shape (D,); None for a model without.
+            options: The options of the forecast.
+            observations: What was observed, where the options have guidance.
         """
-        guided = guidance is not None
+        guided = options.guidance is not None
+        labels = None if label is None else label[None]
         seen = None if observations is None else [observations]
+        least = replace(options, steps=1, members=1, sampling_steps=1)
 
         def run() -> Tensor:
-            windows = self.stream(
-                x0[None], None if label is None else label[None], steps=1, context=context,
-                sampling_steps=1, guidance=guidance, observations=seen,
-            )  # fmt: skip
-            return next(windows)
+            return next(self.stream(x0[None], labels, least, seen))
 
         network = nn.Sequential(self.model, self.codec.autoencoder or nn.Identity())
         with self.uncompiled():

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from lola_ds.emulate.guidance import Guide
+from lola_ds.emulate.options import SamplingOptions
 from lola_ds.emulate.sampling import SAMPLERS, sample
 from lola_ds.hashing import hash64
 from lola_ds.models.denoiser import Denoiser
 from lola_ds.models.surrogate import Surrogate
+
+__all__ = ["Step", "make_step", "rollout", "stream"]
+
+DEFAULT = SamplingOptions()
 
 
 class Step(Protocol):
@@ -115,13 +120,10 @@ def _complete(step: Step, known: Tensor, window: int, i: int) -> Tensor:
 def make_step(
     model: Surrogate | Denoiser,
     label: Tensor | None = None,
+    options: SamplingOptions = DEFAULT,
     *,
-    sampler: str = "ab",
-    steps: int = 16,
-    seed: int = 0,
     rows: Sequence[tuple[int, int]] | None = None,
     guide: Guide | None = None,
-    guidance_scale: float = 1.0,
     draw: Callable[..., Tensor] = sample,
 ) -> Step:
     """Makes the step of a rollout from a model.
@@ -131,22 +133,22 @@ def make_step(
     each step draw it for all members together.)
 
     Arguments:
-        model: a surrogate or a denoiser.
-        label: the label, with shape (D,), or one for each member, with shape (M, D).
-        sampler: the sampler of a denoiser.
-        steps: the number of steps of the sampler.
-        seed: the seed of a denoiser's noise, where `rows` are not given.
-        rows: the seed and the number of each member; by default (seed, 0), (seed, 1), ….
-        guide: guides a denoiser's windows by observations, for all members or one for each.
-        guidance_scale: the weight of a denoiser's label; see `sample`.
-        draw: draws windows, called as `sample`.
+        model: A surrogate or a denoiser.
+        label: The label, with shape (D,), or one for each member, with shape (M, D).
+        options: The sampler of a denoiser, its number of steps, its seed and its guidance scale.
+        rows: The seed and the number of each member; by default (seed, 0), (seed, 1), ….
+        guide: Guides a denoiser's windows by observations, for all members or one for each.
+        draw: Draws windows, called as `sample`.
+
+    Returns:
+        The step, for `rollout` and `stream`.
 
     Raises:
-        ValueError: if the sampler is unknown, or a surrogate should be guided.
+        ValueError: The sampler is unknown, or a surrogate should be guided.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
-    if not isinstance(model, Denoiser) and (guide is not None or guidance_scale != 1):
+    if options.sampler not in SAMPLERS:
+        raise ValueError(f"sampler='{options.sampler}' is unknown; known: {', '.join(SAMPLERS)}")
+    if not isinstance(model, Denoiser) and (guide is not None or options.guidance_scale != 1):
         raise ValueError("guidance and guidance_scale are for a diffusion model, not a surrogate")
 
     def expand(x_obs: Tensor) -> Tensor | None:
@@ -160,18 +162,18 @@ def make_step(
     denoiser = model
 
     def generate(mask: Tensor, x_obs: Tensor, i: int) -> Tensor:
-        keys = [(seed, member) for member in range(len(x_obs))] if rows is None else rows
+        keys = [(options.seed, member) for member in range(len(x_obs))] if rows is None else rows
         x_0 = draw(
             denoiser,
             mask,
             x_obs,
             expand(x_obs),
-            sampler=sampler,
-            steps=steps,
+            sampler=options.sampler,
+            steps=options.sampling_steps,
             x_1=_draw_start(denoiser, x_obs, keys, i),
             generator=torch.Generator().manual_seed(hash64(*keys[0], i, 1)),
             guide=None if guide is None else guide.at(_first_frame(mask, i)),
-            guidance_scale=guidance_scale,
+            guidance_scale=options.guidance_scale,
         )
         return torch.where(mask, x_obs, x_0)
 

@@ -8,7 +8,7 @@ decoded and scored a few lead times at a time, and let go: memory does not grow 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lola_ds.data import ShardDataset
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.emulate.guidance import Observations
 from lola_ds.emulate.memory import release_memory
+from lola_ds.emulate.options import SamplingOptions
 from lola_ds.evaluate import tables
 from lola_ds.evaluate.baselines import climatology, dataset_digest
 from lola_ds.evaluate.output import (
@@ -92,13 +93,12 @@ class Forecasts:
         """Chooses the batch sizes, warms the device up and loads the climatology."""
         emulator, unit = self.emulator, self.units[0]
         with emulator.uncompiled():
-            z = next(self._stream([unit], steps=1, sampling_steps=2))
+            z = next(self._stream([unit], replace(self.forecast, steps=1, sampling_steps=2)))
             window = emulator.length * z[0, 0, :, 0].numel() * z.element_size()
             advance = emulator.member_bytes(
                 self.known(unit),
                 self.dataset.label(unit.trajectory),
-                self.forecast.context,
-                self.forecast.guidance,
+                self.forecast,
                 self._observations(unit),
             )
             decoding = emulator.codec.decoding_bytes(z[0])
@@ -111,7 +111,7 @@ class Forecasts:
             if self.progress:
                 logger.info("compiling …")
             side_by_side = self.processes.share(self.units)[: self.sizes.forecasts] or [unit]
-            z = next(self._stream(side_by_side, batch=self.sizes.members))
+            z = next(self._stream(side_by_side, self.forecast, batch=self.sizes.members))
             emulator.decode(z[0, :, :, : self.sizes.leads], self.sizes.states, emulator.device)
         if self.train is not None:
             cache = self.out / "climatology.npz"
@@ -127,7 +127,7 @@ class Forecasts:
         """Rows of forecasts made side by side, and the seconds each took."""
         cases = [_Case(self, unit, draw is not None and unit == self.units[0]) for unit in units]
         clock, generation, lead = Clock(self.emulator.device), 0.0, 0
-        windows = self._stream(units, batch=self.sizes.members, progress=progress)
+        windows = self._stream(units, self.forecast, batch=self.sizes.members, progress=progress)
         while lead < self.forecast.steps:
             clock.lap()
             z = next(windows)
@@ -221,25 +221,15 @@ class Forecasts:
             values.append(self.emulator.observe(u, forecast.guidance, seed=seed).values)
         return Observations(torch.cat(values), tuple(range(1, forecast.steps + 1)))
 
-    def _stream(self, units: Sequence[Unit], **options: Any) -> Iterator[Tensor]:
+    def _stream(
+        self, units: Sequence[Unit], options: SamplingOptions, **execution: Any
+    ) -> Iterator[Tensor]:
         """The forecasts of some units, (U, M, C', t, *S') at a time."""
-        forecast = self.forecast
-        given = {
-            "steps": forecast.steps,
-            "members": self.members,
-            "seeds": [forecast_seed(forecast.seed, unit) for unit in units],
-            "context": forecast.context,
-            "overlap": forecast.overlap,
-            "sampler": forecast.sampler,
-            "sampling_steps": forecast.sampling_steps,
-            "guidance_scale": forecast.guidance_scale,
-        }
-        if forecast.guidance is not None:
-            seen = [self._observations(unit) for unit in units]
-            given |= {"guidance": forecast.guidance, "observations": seen}
+        seeds = [forecast_seed(options.seed, unit) for unit in units]
+        seen = [y for unit in units if (y := self._observations(unit)) is not None] or None
         known = torch.stack([self.known(unit) for unit in units])
         labels = torch.stack([self.dataset.label(unit.trajectory) for unit in units])
-        return self.emulator.stream(known, labels, **{**given, **options})
+        return self.emulator.stream(known, labels, options, seen, seeds=seeds, **execution)
 
 
 class _Case:

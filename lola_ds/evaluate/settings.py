@@ -7,38 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from lola_ds.emulate.guidance import Guidance
+from lola_ds.emulate.options import SamplingOptions
 
 __all__ = ["Forecast"]
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """How an emulator is run.
+class Forecast(SamplingOptions):
+    """How an emulator is run: options of sampling, and where forecasts start.
+
+    Each (trajectory, start, member) has its own noise, drawn from the seed. A guided denoiser sees
+    observations of the truth at all lead times, whose noise is drawn from the seed too.
 
     Arguments:
-        steps: states to emulate.
-        members: members of the ensemble; a surrogate has one.
-        start: first known frame, or several: a forecast from each.
-        context: known states.
-        overlap: states a window shares with the one before.
-        sampler: a denoiser's sampler.
-        sampling_steps: its number of steps.
-        seed: of a denoiser's noise; each (trajectory, start, member) has its own.
-        guidance: how a denoiser is guided by observations of the truth at all lead times, whose
-            noise is drawn from the seed too.
-        guidance_scale: of a denoiser's label; see `lola_ds.emulate.sample`.
+        start: The first known frame, or several: a forecast from each.
     """
 
-    steps: int = 8
     members: int = 8
     start: int | Sequence[int] = 0
-    context: int = 1
-    overlap: int = 1
-    sampler: str = "ab"
-    sampling_steps: int = 16
-    seed: int = 0
-    guidance: Guidance | None = None
-    guidance_scale: float = 1.0
 
     @property
     def starts(self) -> list[int]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.emulate.guidance import make_guidance
+from lola_ds.emulate.options import SamplingOptions
 from lola_ds.fields import Standardize
 from lola_ds.models import (
     Autoencoder,
@@ -183,7 +184,9 @@ def test_forecasts_side_by_side_are_those_made_alone(sampler: str, batch: int) -
     emulator = make_emulator("diffusion", label_log=[0])
     x, labels = known_states(2).transpose(0, 1), torch.stack([LABEL, LABEL + 1])
     options = {"steps": 8, "members": 3, "sampling_steps": 2, "sampler": sampler, "overlap": 2}
-    windows = list(emulator.stream(x, labels, seeds=[7, 8], batch=batch, **options))
+    windows = list(
+        emulator.stream(x, labels, SamplingOptions(**options), seeds=[7, 8], batch=batch)
+    )
     assert [z.shape[3] for z in windows] == [3, 2, 2, 1]
     together = torch.cat(windows, dim=3)
     assert together.shape == (2, 3, 4, 8, 4, 4)
@@ -195,10 +198,10 @@ def test_forecasts_side_by_side_are_those_made_alone(sampler: str, batch: int) -
 
 def test_the_memory_of_a_member_and_of_a_state_is_estimated() -> None:
     emulator = make_emulator("diffusion")
-    z = next(emulator.stream(known_states()[None], LABEL[None], steps=1))
+    z = next(emulator.stream(known_states()[None], LABEL[None], SamplingOptions(steps=1)))
     assert emulator.codec.decoding_bytes(z[0]) >= 6 * 4 * 8 * SIDE * SIDE  # 8 channels, full size
     window = 4 * LENGTH * 4 * 4 * 4
-    assert emulator.member_bytes(known_states(), LABEL) > 18 * window
+    assert emulator.member_bytes(known_states(), LABEL, SamplingOptions()) > 18 * window
     assert not any(m._forward_hooks for m in emulator.model.modules())
 
 

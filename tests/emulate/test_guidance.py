@@ -9,7 +9,7 @@ from gaussian import GaussianDenoiser, condition, random_gaussian
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from lola_ds.emulate import make_step, rollout, sample
+from lola_ds.emulate import SamplingOptions, make_step, rollout, sample
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.emulate.guidance import (
     Downscale,
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="same frames"):
         Guide(Guidance(abs), [Observations(torch.zeros(1, 3), (i,)) for i in range(2)])
     with pytest.raises(ValueError, match="not a surrogate"):
-        make_step(make_surrogate(channels=2, **TINY), guidance_scale=2.0)
+        make_step(make_surrogate(channels=2, **TINY), options=SamplingOptions(guidance_scale=2.0))
 
 
 TINY = {"hid_channels": 8, "hid_blocks": 1, "attention_heads": 2, "emb_features": 8, "spatial": 2}
@@ -223,7 +223,7 @@ def test_rollouts_are_guided_window_by_window(method: str) -> None:
     seen = [k for k in range(10) if k != 5]
     y = observe(truth[:, seen].transpose(0, 1), guidance, seen)
     guide = Guide(guidance, y)
-    step = make_step(model, steps=16, sampler="eab", guide=guide)
+    step = make_step(model, options=SamplingOptions(sampler="eab"), guide=guide)
     x = rollout(step, truth[:, :1], window=4, frames=10, members=3)
     error = (x - truth).abs()
     assert error[:, :, seen].max() < 0.1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lola_ds.emulate import make_step, rollout
+from lola_ds.emulate import SamplingOptions, make_step, rollout
 from lola_ds.models import make_denoiser, make_surrogate
 
 TINY = {
@@ -83,8 +83,9 @@ def test_members_of_a_denoiser_differ_and_depend_on_the_seed_only() -> None:
     model = make_denoiser(**TINY, schedule={"name": "log_logit"}).eval()
     x, label = torch.randn(2, 1, 4, 4), torch.randn(3)
 
-    def run(members: int, **options: Any) -> Tensor:
-        step = make_step(model, label, steps=3, **options)
+    def run(members: int, seed: int = 0, rows: Any = None) -> Tensor:
+        options = SamplingOptions(sampling_steps=3, seed=seed)
+        step = make_step(model, label, options, rows=rows)
         return rollout(step, x, window=3, frames=6, members=members)
 
     y = run(3, seed=5)
@@ -108,4 +109,4 @@ def test_each_member_may_have_its_label() -> None:
 
 def test_make_step_refuses() -> None:
     with pytest.raises(ValueError, match="rk4"):
-        make_step(make_surrogate(**TINY), sampler="rk4")
+        make_step(make_surrogate(**TINY), options=SamplingOptions(sampler="rk4"))

@@ -248,8 +248,10 @@ def test_a_surrogate_of_pixels_that_blows_up(dataset: ShardDataset, tmp_path: Pa
     emulator = WaveEmulator(generative=False, pixels=True)
     stream = emulator.stream
 
-    def blow_up(x0: torch.Tensor, label: torch.Tensor, **options: Any) -> Iterator[torch.Tensor]:
-        for z in stream(x0, label, **options):
+    def blow_up(
+        x0: torch.Tensor, label: torch.Tensor, *args: Any, **options: Any
+    ) -> Iterator[torch.Tensor]:
+        for z in stream(x0, label, *args, **options):
             z[label[:, 0] < 1.5] = torch.nan
             yield z
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lola_ds.data import ShardWriter
+from lola_ds.emulate.options import SamplingOptions
 
 FIELDS = [{"name": "density", "rank": 0}, {"name": "momentum", "rank": 1}]
 SIDE, FRAMES, TRAJECTORIES = 16, 13, 3
@@ -64,9 +64,17 @@ class WaveEmulator:
         return 1 + -(-max(0, steps - (self.length - context)) // (self.length - overlap))
 
     def stream(
-        self, x0: Tensor, label: Tensor, steps: int, members: int, seeds: list[int], **options: Any
+        self,
+        x0: Tensor,
+        label: Tensor,
+        options: SamplingOptions,
+        observations: None,
+        seeds: list[int],
+        progress: Callable[[int], object] = lambda count: None,
+        batch: int = 16,
     ) -> Iterator[Tensor]:
         """Windows of three new states, one new state less for each known beyond the first."""
+        steps, members = options.steps, options.members if self.generative else 1
         self.generated += seeds
         self.together.append(len(seeds))
         truth = torch.stack([x0[:, :, -1].roll(2 * k, dims=2) for k in range(1, steps + 1)], dim=2)
@@ -77,11 +85,11 @@ class WaveEmulator:
                 noise.append(torch.randn(truth.shape[1:], generator=generator))
         forecast = torch.stack(noise).unflatten(0, (members, len(seeds))).transpose(0, 1)
         forecast = truth[:, None] + self.noise * forecast
-        done, new = 0, self.length - options["context"]
+        done, new = 0, self.length - options.context
         while done < steps:
-            options.get("progress", int)(members * len(seeds))
+            progress(members * len(seeds))
             yield forecast[:, :, :, done : done + new]
-            done, new = done + new, self.length - options["overlap"]
+            done, new = done + new, self.length - options.overlap
 
     def member_bytes(self, x0: Tensor, label: Tensor, *others: object) -> int:
         return 1
