@@ -222,6 +222,20 @@ def test_denoising_losses_and_schedules(group: str, name: str) -> None:
     learn(composed("task=diffusion", f"denoiser/{group}={name}"), (16, 4, 4), 5)
 
 
+@pytest.mark.parametrize("name", ["mse", "vrmse"])
+def test_surrogates_minimise_their_configured_loss(name: str) -> None:
+    config = composed("task=surrogate", "surrogate=vit_tiny", f"surrogate.loss={name}")
+    config = complete_network(config, (16, 4, 4), 5)
+    assert build_objective(config, build_model(config)).loss == name
+
+
+def test_unknown_losses_of_surrogates_are_refused() -> None:
+    config = composed("task=surrogate", "surrogate=vit_tiny", "surrogate.loss=l2")
+    config = complete_network(config, (16, 4, 4), 5)
+    with pytest.raises(ValueError, match=r"surrogate\.loss='l2' is unknown; known: "):
+        build_objective(config, build_model(config))
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_axes_wrap_as_the_dataset_s_do(task: str) -> None:
     """Axes of space as the dataset says, time never; `periodic` of the network overrules both."""

@@ -15,7 +15,15 @@ __all__ = ["build_objective"]
 
 
 def build_objective(config: dict[str, Any], model: Any) -> Objective:
-    """What is minimised: the model and its loss."""
+    """Returns the objective of the configured task.
+
+    Arguments:
+        config: The composed configuration.
+        model: The network.
+
+    Raises:
+        ValueError: A loss or an option of the context masks is unknown.
+    """
     precision = config["precision"]
     if config["task"] == "autoencoder":
         frozen = config["fork"]["freeze"]
@@ -24,5 +32,6 @@ def build_objective(config: dict[str, Any], model: Any) -> Objective:
         )
     context = config["trajectory"]["context"]
     if config["task"] == "surrogate":
-        return SurrogateObjective(model, precision=precision, **context)
+        loss = config["surrogate"]["loss"]
+        return SurrogateObjective(model, precision=precision, loss=loss, **context)
     return DiffusionObjective(model, precision=precision, **config["denoiser"]["loss"], **context)

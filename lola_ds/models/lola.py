@@ -180,7 +180,7 @@ def export_config(config: Mapping[str, Any]) -> dict[str, Any]:
     group = next(group for group, task in _GROUPS.items() if task == config["task"])
     dataset, network = config["dataset"], dict(config[group])
     _check_exportable(group, network, dataset)
-    for key in _OURS:
+    for key in (*_OURS, *(["loss"] if group == "surrogate" else ())):
         network.pop(key, None)
     checkpointing = network.get("checkpointing")
     network["checkpointing"] = checkpointing not in (None, False, "none")

@@ -1,4 +1,4 @@
-"""Options of models as plain keyword arguments: what is unknown is refused by name."""
+"""Options of networks as plain keyword arguments; unknown ones are refused by name."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import inspect
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-DESCRIPTIVE = frozenset({"name", "loss"})
-"""Keys of a model's configuration that describe it, or its training, and do not change its
-weights."""
+__all__ = ["check_options"]
+
+OTHER_KEYS = frozenset({"name", "loss"})
+"""Keys of a model's configuration that its network does not take: its name, and its objective's
+loss."""
 
 
 def check_options(
     what: str, options: Mapping[str, Any], builder: Callable, given: Set[str]
 ) -> dict[str, Any]:
-    """Keeps the options that `builder` takes.
+    """Returns the options of a network, without those in `OTHER_KEYS`.
 
     Arguments:
-        what: the name of the configuration, for messages.
-        options: the options, among which those of `DESCRIPTIVE` are dropped.
-        builder: the class or function they are for.
-        given: the arguments of `builder` that do not come from the options.
+        what: The name of the configuration, for messages.
+        options: The configuration.
+        builder: The class of the network.
+        given: The arguments of `builder` that do not come from the configuration.
 
     Raises:
-        ValueError: naming the unknown option and the known ones.
+        ValueError: The network has no such option.
     """
     known = sorted(set(inspect.signature(builder).parameters) - given)
-    options = {key: value for key, value in options.items() if key not in DESCRIPTIVE}
+    options = {key: value for key, value in options.items() if key not in OTHER_KEYS}
     for key in options:
         if key not in known:
             raise ValueError(f"{what}.{key} is unknown; known: {', '.join(known)}")
