@@ -54,7 +54,7 @@ from lola_ds import kernels, load_model
 from lola_ds.cli.common import parse_pairs
 from lola_ds.config import compose
 from lola_ds.data import Batch
-from lola_ds.emulate.cuda_graph import CapturedSampling
+from lola_ds.emulate.cuda_graph import CudaGraphedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser
 from lola_ds.hardware import GPUS
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
@@ -241,7 +241,7 @@ class Side:
         self.precision = choose_precision("auto", device) if ours else "fp32"
         self.objective = make(model, precision=self.precision)
         self.model = model
-        self.draw = CapturedSampling()
+        self.draw = CudaGraphedSampling()
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, fused=ours or None)
         self.average = [p.detach().clone() for p in self.parameters]

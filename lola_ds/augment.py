@@ -39,7 +39,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor, from_numpy
+from torch import Tensor
 
 PERIODIC = 2
 BUOYANCY_SUM = 1.0  # of the values at the two walls, in The Well's units
@@ -271,28 +271,3 @@ def draw_symmetry(
     if "random_buoyancy_flip" in names and spec.mirror is not None:
         flips[spec.mirror.axis] = rng.random() < 0.5
     return Symmetry(tuple(permutation), tuple(flips), tuple(shifts))
-
-
-def augment_window(
-    x: Array, codes: Array, spec: WindowSpec, names: Sequence[str], seed: int
-) -> tuple[Array, Array]:
-    """Transforms a window and its boundary codes by a random symmetry.
-
-    Arguments:
-        x: (C, L, *S), in physical units, on the host.
-        codes: boundary codes, (N, 2) or flat (2 N,), as at the end of a label.
-        spec: what the channels are.
-        names: see `draw_symmetry`.
-        seed: fixes the draw.
-
-    Returns:
-        The window (C, L, *S) and its codes, of the types and shapes given; inputs are not changed.
-
-    Raises:
-        ValueError: see `check_augmentations`.
-    """
-    window, sides = np.asarray(x), np.asarray(codes).reshape(-1, 2)
-    symmetry = draw_symmetry(names, spec, window.shape[2:], sides, seed)
-    y, moved = symmetry.window(window, spec), symmetry.codes(sides).reshape(codes.shape)
-    wrap: Any = from_numpy if isinstance(x, Tensor) else np.asarray
-    return wrap(y), wrap(moved)

@@ -35,7 +35,7 @@ VARIANCE_FLOOR = 1e-2
 """Added to the variance of a field, so that a constant field does not divide by zero."""
 
 Scalars = dict[str, Tensor]
-"""What an objective measured beside its loss: means over the batch, and breakdowns (2, K)."""
+"""What an objective measured beside its loss: means over the batch, and binned losses (2, K)."""
 
 
 class BatchLike(Protocol):
@@ -259,7 +259,7 @@ class DiffusionObjective(Objective):
     r"""Trains a denoiser on perturbed windows of which some frames are known.
 
     A denoiser with `label_dropout` also learns to do without labels: that part of the samples,
-    drawn at random, are not told theirs.
+    drawn at random, have their labels dropped.
 
     .. math:: \ell = \left\langle \frac{(\mu(x_t) - x)^2}{\mathbb{V}} \right\rangle
         = \left\langle (F - F^*)^2 \right\rangle \, ,
@@ -308,14 +308,14 @@ class DiffusionObjective(Objective):
         mask = draw_masks(self.masks, x, u[:, :2])
         t = self.times.draw(u[:, 2:4]).float().to(x.device)
         noise = seeded_normal(batch.seed, x.shape[1:], x.device)
-        told = self._told(u[:, 4])
-        told = None if told is None else told.to(x.device)
+        keep_label = self._keep_label(u[:, 4])
+        keep_label = None if keep_label is None else keep_label.to(x.device)
 
         alpha, sigma = (s.view(-1, *[1] * (x.ndim - 1)) for s in self.model.schedule(t))
         scale = torch.sqrt(alpha.square() + sigma.square())
         x_t = torch.where(mask, scale * x, alpha * x + sigma * noise)
         with self.autocast(x):
-            q = self.model(x_t, t, mask=mask, label=batch.label, told=told)
+            q = self.model(x_t, t, mask=mask, label=batch.label, keep_label=keep_label)
         alpha, sigma, known = alpha.flatten(), sigma.flatten(), mask.flatten(1)
         errors = denoising_errors(q.output, x, noise, known, alpha, sigma)
         counted = torch.ones_like(known) if self.known_frames else ~known
@@ -327,8 +327,8 @@ class DiffusionObjective(Objective):
             "by_lead": by_lead(errors, batch.weight, known),
         }
 
-    def _told(self, u: Tensor) -> Tensor | None:
-        """Which samples have their label told, with shape (B,); None for all, as in validation."""
+    def _keep_label(self, u: Tensor) -> Tensor | None:
+        """Whether each sample keeps its label, with shape (B,); None for all, as in validation."""
         dropout = self.model.label_dropout
         return u >= dropout if self.training and dropout else None
 

@@ -98,7 +98,7 @@ class Perfect(nn.Module):
         self.x, self.schedule = x, schedule
 
     def forward(
-        self, x_t: Tensor, t: Tensor, mask: Tensor, label: Tensor, told: Tensor | None
+        self, x_t: Tensor, t: Tensor, mask: Tensor, label: Tensor, keep_label: Tensor | None
     ) -> SimpleNamespace:
         alpha, sigma = (s.view(-1, 1, 1, 1, 1) for s in self.schedule(t))
         total = alpha**2 + sigma**2
@@ -153,20 +153,21 @@ def test_diffusion_loss_may_leave_out_known_frames() -> None:
 def test_labels_are_dropped_at_random_in_training_only() -> None:
     torch.manual_seed(0)
     objective = DiffusionObjective(make_denoiser(**VIT, schedule=SCHEDULE, label_dropout=0.3))
-    told = []
+    kept = []
     objective.model.register_forward_hook(
-        lambda module, inputs, options, q: told.append(options["told"]), with_kwargs=True
+        lambda module, inputs, options, q: kept.append(options["keep_label"]),
+        with_kwargs=True,
     )
     batch = make_batch(size=200, frames=2)
     loss, _ = objective(batch)
     loss.backward()
     again, _ = objective(batch)
     assert torch.equal(again, loss)  # which labels are dropped depends on the samples' seeds alone
-    assert 0.6 < told[0].float().mean() < 0.8
-    batch.label = torch.where(told[0][:, None], batch.label, 1e3)
+    assert 0.6 < kept[0].float().mean() < 0.8
+    batch.label = torch.where(kept[0][:, None], batch.label, 1e3)
     torch.testing.assert_close(objective(batch)[0], loss)
     objective.eval()(batch)
-    assert told[-1] is None
+    assert kept[-1] is None
 
 
 def test_surrogate_loss_counts_all_frames() -> None:

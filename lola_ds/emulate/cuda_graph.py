@@ -28,7 +28,7 @@ Function = Callable[..., Tensor]
 Replay = tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]
 
 
-class Captured:
+class CudaGraphed:
     """A function of tensors whose kernels are captured at its first call for every set of shapes.
 
     It must do the same at every call but for the values of its arguments; weights may change in
@@ -72,7 +72,7 @@ class Captured:
         return graph, arguments, value
 
 
-class CapturedSampling:
+class CudaGraphedSampling:
     """As `sample`; where a call depends on nothing but tensors, all its steps are one CUDA graph.
 
     Those are unguided calls of `ab` on a GPU. Graphs live until a call has other options.
@@ -80,7 +80,7 @@ class CapturedSampling:
 
     def __init__(self) -> None:
         self.options: tuple[object, ...] = ()
-        self.captured: Captured | None = None
+        self.graphed: CudaGraphed | None = None
 
     def __call__(
         self,
@@ -101,11 +101,11 @@ class CapturedSampling:
         if sampler != "ab" or guide is not None or not x_obs.is_cuda:
             return sample(denoiser, mask, x_obs, label, x_1=x_1, guide=guide, **given, **noise)
         options = (denoiser, *given.values())
-        if self.captured is None or self.options != options:
+        if self.graphed is None or self.options != options:
             self.options = options
-            self.captured = Captured(
+            self.graphed = CudaGraphed(
                 lambda mask, x_obs, x_1, *label: sample(
                     denoiser, mask, x_obs, *label, x_1=x_1, **given
                 )
             )
-        return self.captured(mask, x_obs, x_1, *([] if label is None else [label]))
+        return self.graphed(mask, x_obs, x_1, *([] if label is None else [label]))

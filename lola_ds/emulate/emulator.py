@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.emulate.codec import Codec, fingerprint
-from lola_ds.emulate.cuda_graph import CapturedSampling
+from lola_ds.emulate.cuda_graph import CudaGraphedSampling
 from lola_ds.emulate.guidance import Guidance, Guide, Observations, observe
 from lola_ds.emulate.memory import working_bytes
 from lola_ds.emulate.options import SamplingOptions
@@ -86,7 +86,7 @@ class Emulator:
         self.codec = Codec(autoencoder, standardize, device, compiled)
         self._weights = fingerprint(self.model)
         self.compiled = compiled
-        self._draw: Callable[..., Tensor] = CapturedSampling() if compiled else sample
+        self._draw: Callable[..., Tensor] = CudaGraphedSampling() if compiled else sample
         prepare_for_inference(self.model, precision, compiled)
         self.length, self.stride = int(trajectory["length"]), int(trajectory["stride"])
         self.label_log = list(label_log)

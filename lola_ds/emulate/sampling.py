@@ -101,11 +101,11 @@ class ConditionedDenoiser(nn.Module):
         return DiracPosterior(mean=torch.where(self.mask, self.x_obs, mean))
 
     def _mean(self, x_t: Tensor, t: Tensor) -> Tensor:
-        told = self.denoiser(x_t, t, mask=self.mask, label=self.label).mean
+        conditional = self.denoiser(x_t, t, mask=self.mask, label=self.label).mean
         if self.guidance_scale == 1:
-            return told
-        untold = self.denoiser(x_t, t, mask=self.mask, label=None).mean
-        return torch.lerp(untold, told, self.guidance_scale)
+            return conditional
+        unconditional = self.denoiser(x_t, t, mask=self.mask, label=None).mean
+        return torch.lerp(unconditional, conditional, self.guidance_scale)
 
     def known_frames(self) -> list[bool]:
         """Whether each of the L frames is known as a whole."""

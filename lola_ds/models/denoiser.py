@@ -64,7 +64,7 @@ class ConditionedNetwork(nn.Module):
         emb_features: the number of modulation features.
         label_features: the number D of label features; with 0, labels are ignored.
         masked: whether the mask is given to the network.
-        label_dropout: the probability, in training, that a sample's label is not told. Above 0,
+        label_dropout: the probability, in training, that a sample's label is dropped. Above 0,
             the network also answers without a label.
     """
 
@@ -93,13 +93,15 @@ class ConditionedNetwork(nn.Module):
         time: Tensor,
         mask: Tensor | None = None,
         label: Tensor | None = None,
-        told: Tensor | None = None,
+        keep_label: Tensor | None = None,
     ) -> Tensor:
         """Maps a window (B, C, L, *S) at a time (B,) to a window; see `Denoiser.forward`."""
         mod = self.time_embedding(time)
         if self.label_embedding is not None and label is not None:
             embedding = self.label_embedding(label)
-            mod = mod + (embedding if told is None else torch.where(told[:, None], embedding, 0.0))
+            if keep_label is not None:
+                embedding = torch.where(keep_label[:, None], embedding, 0.0)
+            mod = mod + embedding
         elif self.label_embedding is not None and self.label_dropout == 0:
             raise ValueError(
                 "this denoiser needs its label; only one trained with denoiser.label_dropout above "
@@ -128,7 +130,7 @@ class Denoiser(nn.Module):
 
     @property
     def label_dropout(self) -> float:
-        """The probability, in training, that a sample's label is not told."""
+        """The probability, in training, that a sample's label is dropped."""
         return self.backbone.label_dropout
 
     def forward(
@@ -137,7 +139,7 @@ class Denoiser(nn.Module):
         t: Tensor,
         mask: Tensor | None = None,
         label: Tensor | None = None,
-        told: Tensor | None = None,
+        keep_label: Tensor | None = None,
     ) -> Posterior:
         """Denoises.
 
@@ -150,7 +152,8 @@ class Denoiser(nn.Module):
             t: times, with shape () or (B,).
             mask: True where a value is known, broadcastable to `x_t`; None for nowhere.
             label: labels, with shape (B, D); None for an answer without.
-            told: True where the network is told the label, with shape (B,); everywhere by default.
+            keep_label: True where the network sees the label, with shape (B,); everywhere by
+                default.
 
         Returns:
             The posterior p(x | x_t).
@@ -164,7 +167,7 @@ class Denoiser(nn.Module):
         c_in = torch.rsqrt(total)
         c_time = 10 * torch.log(sigma_t / alpha_t).flatten()
         scaled, c_time = (c_in * x_t).float(), c_time.float()
-        output = self.backbone(scaled, c_time, mask=mask, label=label, told=told)
+        output = self.backbone(scaled, c_time, mask=mask, label=label, keep_label=keep_label)
         output = output.to(x_t)
         mean = alpha_t / total * x_t + sigma_t * c_in * output
         return Posterior(mean=mean, var=sigma_t.square() / total, output=output)
@@ -188,8 +191,8 @@ def make_denoiser(
         schedule: the noise schedule's name and options.
         label_features: the number D of label features.
         emb_features: the number of features of the embeddings.
-        masked: whether the network is told which frames are known.
-        label_dropout: the probability, in training, that a sample's label is not told.
+        masked: whether the network sees which frames are known.
+        label_dropout: the probability, in training, that a sample's label is dropped.
         arch: the architecture, `vit` or `unet`.
         options: those of the network; `spatial` counts time as an axis.
 

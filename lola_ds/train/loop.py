@@ -316,7 +316,7 @@ def _sum_over_ranks(
 
 
 def _flatten(means: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Scalars by name, and each bin of a breakdown by name and bin."""
+    """Scalars by name, and each bin of binned losses by name and bin."""
     values: dict[str, float] = {}
     for name, mean in means.items():
         values |= {name: mean[0]} if len(mean) == 1 else bin_means(name, mean)

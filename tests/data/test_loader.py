@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import make_shards
 
-from lola_ds.augment import augment_window
+from lola_ds.augment import draw_symmetry
 from lola_ds.data import ElasticSampler, ShardDataset, ShardError, build_loader, evaluation_batches
 from lola_ds.hashing import hash64, sample_seeds
 
@@ -166,10 +166,10 @@ def test_augmented_samples(folder):
     assert batch.seed.tolist() == sample_seeds(9, 0, batch.window.numpy()).tolist()
     for x, label, seed, _, window in zip(*vars(batch).values()):
         item = windows[int(window)]
-        codes = item["label"][1:]
-        y, codes = augment_window(item["x"], codes, windows.spec, AUGMENT, hash64(int(seed), 1))
-        assert torch.equal(x, y)
-        assert torch.equal(label[1:], codes)
+        codes, sizes = item["label"][1:].reshape(-1, 2).numpy(), item["x"].shape[2:]
+        symmetry = draw_symmetry(AUGMENT, windows.spec, sizes, codes, hash64(int(seed), 1))
+        assert np.array_equal(x, symmetry.window(item["x"].numpy(), windows.spec))
+        assert np.array_equal(label[1:], symmetry.codes(codes).flatten())
 
 
 def test_batches_are_safe_to_keep(folder):

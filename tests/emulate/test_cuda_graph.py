@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lola_ds.emulate.adams_bashforth import ABSampler
-from lola_ds.emulate.cuda_graph import Captured, CapturedSampling
+from lola_ds.emulate.cuda_graph import CudaGraphed, CudaGraphedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser, sample
 from lola_ds.models import make_denoiser
 from lola_ds.models.denoiser import Denoiser
@@ -68,7 +68,7 @@ def test_without_a_gpu_the_function_is_called_as_it_is() -> None:
     denoiser, (mask, *inputs) = make_window("cpu")
     x, label, noise = (x.normal_() for x in inputs)
     expected = sample(denoiser, mask, x, label, steps=3, x_1=noise)
-    function = Captured(lambda mask, x, y, z: sample(denoiser, mask, x, y, "ab", 3, z))
+    function = CudaGraphed(lambda mask, x, y, z: sample(denoiser, mask, x, y, "ab", 3, z))
     assert torch.equal(function(mask, x, label, noise), expected)
 
 
@@ -83,7 +83,7 @@ def test_sampling_is_the_same(sampler: str, labelled: bool, device: str) -> None
         channels=3, schedule={"name": "log_logit"}, label_features=2 if labelled else 0,
         emb_features=8, spatial=2, hid_channels=16, hid_blocks=1, attention_heads=2,
     ).to(device).requires_grad_(False)  # fmt: skip
-    draw = CapturedSampling()
+    draw = CudaGraphedSampling()
     for steps in (2, 2, 3):
         _, (mask, *inputs) = make_window(device)
         x, label, noise = (x.normal_() for x in inputs)
@@ -95,7 +95,7 @@ def test_sampling_is_the_same(sampler: str, labelled: bool, device: str) -> None
             for function in (draw, sample)
         )  # fmt: skip
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert (draw.captured is not None) is (device == "cuda" and sampler == "ab")
+    assert (draw.graphed is not None) is (device == "cuda" and sampler == "ab")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -111,7 +111,7 @@ def test_replays_equal_calls() -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             return sample(denoiser, mask, x, y, "ab", 4, z)
 
-    function = Captured(call)
+    function = CudaGraphed(call)
     for _ in range(3):
         inputs = [torch.randn_like(x) for x in inputs]
         torch.testing.assert_close(function(mask, *inputs), call(mask, *inputs), rtol=1e-3, atol=0)

@@ -296,7 +296,7 @@ def test_an_emulator_is_guided_through_rollouts() -> None:
         emulator.observe(truth, guidance, frames=[2, 6])
 
 
-def test_each_row_has_its_observations_and_label_weights_mix_answers() -> None:
+def test_each_row_has_its_observations_and_guidance_scales_mix_means() -> None:
     values = torch.randn(3, 1, 1, 2)
     rows = [Observations(row, (1,)) for row in values]
     sees = Guide(Guidance(lambda x: x, method="sda"), rows).at(0)

@@ -31,7 +31,7 @@ class Recorder(nn.Module):
         time: Tensor,
         mask: Tensor | None,
         label: Tensor | None,
-        told: Tensor | None,
+        keep_label: Tensor | None,
     ) -> Tensor:
         self.x, self.time = x, time
         return self.output
@@ -110,8 +110,8 @@ def test_float64_states_keep_the_digits_of_the_output() -> None:
 def test_labels_may_be_withheld_from_some_samples() -> None:
     denoiser = make(label_features=3, label_dropout=0.5)
     x_t, t, label = torch.randn(2, 2, 3, 2, 2), torch.tensor(0.4), torch.randn(2, 3)
-    told = torch.tensor([True, False])
-    some = denoiser(x_t, t, label=label, told=told).mean
+    keep_label = torch.tensor([True, False])
+    some = denoiser(x_t, t, label=label, keep_label=keep_label).mean
     torch.testing.assert_close(some[:1], denoiser(x_t, t, label=label).mean[:1])
     torch.testing.assert_close(some[1:], denoiser(x_t, t).mean[1:])
     assert not torch.allclose(some[1:], denoiser(x_t, t, label=label).mean[1:])
