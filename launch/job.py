@@ -1,4 +1,4 @@
-"""What is submitted: a job is one command, or an array of them, on some nodes."""
+"""Jobs: one command, or an array of them, on some nodes."""
 
 from __future__ import annotations
 
@@ -8,46 +8,49 @@ from pathlib import Path
 
 from launch import attempt_log
 
+__all__ = ["FOLDER", "Job", "Task"]
+
 FOLDER = "launch"
-"""Folder of scripts, output and diary inside a task's folder."""
+"""The folder of scripts, output and attempt log within the folder of a task."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One command and the folder that belongs to it.
+    """One command and its folder.
 
     Arguments:
-        folder: the run folder of a training; any folder of its own for other commands.
-        words: of the command.
+        folder: The run folder of a training, or the task's own folder for other commands.
+        arguments: The arguments of the command.
     """
 
     folder: Path
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     @property
-    def diary(self) -> Path:
+    def attempts(self) -> Path:
+        """The folder of the attempt log."""
         return self.folder / FOLDER
 
     def done(self) -> bool:
-        """Whether this very command has finished here."""
-        words, status = None, None
-        for line in attempt_log.read(self.diary):
+        """Whether this command, with the same arguments, has succeeded."""
+        arguments, status = None, None
+        for line in attempt_log.read(self.attempts):
             if line["event"] == "submit":
-                words, status = line["words"], None
+                arguments, status = line["words"], None
             elif line["event"] == "end":
                 status = line["status"]
-        return status == 0 and words == list(self.words)
+        return status == 0 and arguments == list(self.arguments)
 
     def note_submission(self) -> None:
-        """Notes what is about to be submitted."""
-        attempt_log.record(self.diary, "submit", words=list(self.words))
+        """Records in the attempt log that the task is about to be submitted."""
+        attempt_log.record(self.attempts, "submit", words=list(self.arguments))
 
     def note_job(self, number: str, index: int) -> None:
-        """Notes the job that Slurm made of it, and this task's index in its array."""
-        (self.diary / "job").write_text(f"{number} {index}\n")
+        """Records the number of the Slurm job and the index of this task in its array."""
+        (self.attempts / "job").write_text(f"{number} {index}\n")
 
     def queued(self, queue: Mapping[str, Sequence[tuple[str, str]]]) -> tuple[str, str] | None:
-        """Number and state of its job if that is in the queue (`slurm.queue`)."""
+        """The number and state of the task's job if it is in the queue (see `slurm.queue`)."""
         if (job := self._job()) is None:
             return None
         number, index = job
@@ -55,15 +58,15 @@ class Task:
         return (number, states[0]) if states else None
 
     def outputs(self) -> list[Path]:
-        """What its batch jobs said, oldest first; that of an array's task lies beside the array."""
-        found = list(self.diary.glob("job_*.out"))
+        """The output files of the task's batch jobs, oldest first; arrays have a common folder."""
+        found = list(self.attempts.glob("job_*.out"))
         if (job := self._job()) is not None:
             found += self.folder.parent.glob(f"{FOLDER}/job_*_{job[1]}.out")
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def _job(self) -> list[str] | None:
-        """Number and index that `note_job` wrote."""
-        path = self.diary / "job"
+        """The number and index that `note_job` wrote."""
+        path = self.attempts / "job"
         return path.read_text().split() if path.is_file() else None
 
 
@@ -72,12 +75,12 @@ class Job:
     """One batch job.
 
     Arguments:
-        name: for people.
-        folder: of its script and output.
-        command: of `lola-ds`.
-        tasks: what runs; several make an array.
-        nodes: for each task.
-        gpus: on each node.
+        name: The name that users see.
+        folder: The folder of the script and output.
+        command: The command of `lola-ds`.
+        tasks: The tasks; several make an array.
+        nodes: The number of nodes per task.
+        gpus: The number of GPUs per node.
     """
 
     name: str
@@ -89,5 +92,5 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether it runs on ranks, which DeepSpeed starts."""
+        """Whether the job is a training, whose ranks DeepSpeed starts."""
         return self.command == "train"

@@ -35,12 +35,12 @@ def run(job: Job, cluster: Mapping[str, Any]) -> int:
 
 def _run_task(job: Job, task: Task, retries: int) -> int:
     while True:
-        attempt_log.begin(task.diary)
+        attempt_log.begin(task.attempts)
         if job.trains:
-            status = Node(job.gpus, task.folder / "logs").run(task.words)
+            status = Node(job.gpus, task.folder / "logs").run(task.arguments)
         else:
-            command = [sys.executable, "-m", "lola_ds.cli.main", job.command, *task.words]
+            command = [sys.executable, "-m", "lola_ds.cli.main", job.command, *task.arguments]
             status = subprocess.run(command, check=False).returncode
-        again = attempt_log.end(task.diary, status, retries)
+        again = attempt_log.end(task.attempts, status, retries)
         if again != EXIT_STOPPED or status == EXIT_STOPPED:
             return again

@@ -1,7 +1,7 @@
-"""A job as a batch script: plain, readable, complete, to be submitted by hand if one likes.
+"""Renders a job as a complete, readable batch script, which can also be submitted by hand.
 
-Everything that comes from the user is quoted for whoever reads it: the shell in commands, sbatch
-in its directives, which are comments to the shell.
+Everything that comes from the user is quoted: for the shell in commands, and for sbatch in its
+directives, which are comments to the shell.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from typing import Any
 
 from launch.job import FOLDER, Job, Task
 
+__all__ = ["directives", "job_environment", "limit", "render"]
+
 
 def render(job: Job, cluster: Mapping[str, Any], directory: Path) -> str:
-    """The script of a job.
+    """Renders the script of a job.
 
     Arguments:
-        job: what runs.
-        cluster: the configuration group `cluster`.
-        directory: where relative paths start.
+        job: The job.
+        cluster: The configuration group `cluster`.
+        directory: The folder that relative paths refer to.
 
     Raises:
-        ValueError: a value that no Slurm option has, or a path that sbatch cannot take.
+        ValueError: A value is not valid for a Slurm option, or sbatch cannot read a path.
     """
     parts = [
         ["#!/usr/bin/env bash", f"# {job.name}: lola-ds {job.command}, by lola-ds submit"],
         [f"#SBATCH {text}" for text in directives(job, cluster, directory)],
-        ["# shellcheck disable=SC2016  # words are meant as they stand", "set -u"],
+        ["# shellcheck disable=SC2016  # arguments are literal", "set -u"],
         list(_modules(cluster["modules"])),
         [f"export {k}={shlex.quote(v)}" for k, v in job_environment(job, cluster).items()],
         list(_tasks(job.tasks)),
@@ -41,7 +43,7 @@ def render(job: Job, cluster: Mapping[str, Any], directory: Path) -> str:
 
 
 def directives(job: Job, cluster: Mapping[str, Any], directory: Path) -> Iterator[str]:
-    """The options of sbatch, one a line."""
+    """Yields the options of sbatch."""
     yield f"--job-name={_directive('job name', job.name)}"
     for key in ("partition", "account", "qos", "constraint", "exclude"):
         if cluster[key] is not None:
@@ -68,20 +70,22 @@ def directives(job: Job, cluster: Mapping[str, Any], directory: Path) -> Iterato
     yield f"--output={output}"
     for option in cluster["options"]:
         if not re.match(r"--[a-z]", option):
-            raise ValueError(f"cluster.options: '{option}' is no option such as --reservation=NAME")
+            raise ValueError(
+                f"cluster.options: '{option}' is not an option such as --reservation=NAME"
+            )
         yield _directive("cluster.options", option)
 
 
 def limit(cluster: Mapping[str, Any]) -> str:
-    """What follows the tasks of an array: how many of them may run at a time."""
+    """The suffix of an array that limits how many of its tasks run at a time."""
     return "" if cluster["at_once"] is None else f"%{cluster['at_once']}"
 
 
 def job_environment(job: Job, cluster: Mapping[str, Any]) -> dict[str, str]:
-    """What the job's processes find in their environment beyond what they inherit.
+    """The environment variables of the job's processes that they do not inherit.
 
     Raises:
-        ValueError: a name that is no name of a variable.
+        ValueError: `cluster.environment` has a key that is not the name of a variable.
     """
     cache = f"{cluster['cache']}/lola_ds-{getpass.getuser()}"
     variables = {
@@ -93,7 +97,7 @@ def job_environment(job: Job, cluster: Mapping[str, Any]) -> dict[str, str]:
         variables["NCCL_SOCKET_IFNAME"] = variables["GLOO_SOCKET_IFNAME"] = cluster["interface"]
     for name in cluster["environment"]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"cluster.environment: '{name}' is no name of a variable")
+            raise ValueError(f"cluster.environment: '{name}' is not the name of a variable")
     return variables | {name: str(value) for name, value in cluster["environment"].items()}
 
 
@@ -106,7 +110,7 @@ def _gpus(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _modules(names: Sequence[str]) -> Iterator[str]:
-    """Modules as in a login shell; their functions read variables that are not set."""
+    """Loads modules as in a login shell. Their functions read unset variables, hence `set +u`."""
     if names:
         yield "set +u"
         yield "# shellcheck disable=SC1091"
@@ -120,7 +124,7 @@ def _cpus(job: Job, cluster: Mapping[str, Any]) -> int:
 
 
 def _tasks(tasks: Sequence[Task]) -> Iterator[str]:
-    """Sets `folder` and `words`, by the number of the array's task if there are several."""
+    """Sets `folder` and `arguments`, by the number of the array's task if there are several."""
     if len(tasks) == 1:
         yield from _assignments(tasks[0])
         return
@@ -134,27 +138,26 @@ def _tasks(tasks: Sequence[Task]) -> Iterator[str]:
 
 def _assignments(task: Task) -> Iterator[str]:
     yield f"folder={shlex.quote(str(task.folder.absolute()))}"
-    yield "words=("
-    yield from (f"  {shlex.quote(word)}" for word in task.words)
+    yield "arguments=("
+    yield from (f"  {shlex.quote(word)}" for word in task.arguments)
     yield ")"
 
 
 def _body(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
-    """The command on every node, between lines of the diary; then the next attempt, if any."""
+    """Runs the command on every node, records it in the attempt log, and requeues if needed."""
     python = shlex.quote(cluster["python"] or sys.executable)
     once, options, inside = _container(cluster)
     interface = f" --interface {shlex.quote(cluster['interface'])}" if cluster["interface"] else ""
     begin = f'{once}{python} -m launch.attempt_log begin "$folder/{FOLDER}"'
     if job.trains:
-        yield "# Where the ranks meet: an address of this first node, and a free port on it."
+        yield "# The address and a free port of the first node, where the ranks meet."
         yield f"LOLA_MASTER=$({begin}{interface}) || exit"
         yield "export LOLA_MASTER"
-        program = (
-            f'{python} -m launch.node --ranks {job.gpus} --logs "$folder/logs" -- "${{words[@]}}"'
-        )
+        logs = f'--ranks {job.gpus} --logs "$folder/logs"'
+        program = f'{python} -m launch.node {logs} -- "${{arguments[@]}}"'
     else:
         yield f"{begin} > /dev/null || exit"
-        program = f'{python} -m lola_ds.cli.main {job.command} "${{words[@]}}"'
+        program = f'{python} -m lola_ds.cli.main {job.command} "${{arguments[@]}}"'
     yield (
         f"srun --nodes={job.nodes} --ntasks-per-node=1 --cpus-per-task={_cpus(job, cluster)} "
         f"--kill-on-bad-exit=1 --export=ALL{options} \\"
@@ -165,15 +168,15 @@ def _body(job: Job, cluster: Mapping[str, Any]) -> Iterator[str]:
         f"--retries {cluster['retries']}"
     )
     yield "status=$?"
-    yield 'if [ "$status" -eq 75 ]; then  # not finished, and worth another attempt'
+    yield 'if [ "$status" -eq 75 ]; then  # not finished; another attempt can help'
     yield '  scontrol requeue "$SLURM_JOB_ID" && exit 0'
-    yield '  echo "lola-ds: Slurm does not requeue this job; submit it again to go on" >&2'
+    yield '  echo "lola-ds: Slurm does not requeue this job; submit it again to resume" >&2'
     yield "fi"
     yield 'exit "$status"'
 
 
 def _container(cluster: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What goes before a command on the first node, among srun's options, and after them."""
+    """The container's prefix on the first node, its options of srun, and its prefix within srun."""
     if cluster["container"] is None:
         return "", "", ""
     image = shlex.quote(cluster["image"])
@@ -190,25 +193,25 @@ def _container(cluster: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _name(key: str, value: str) -> str:
-    """A value made of the characters that Slurm's names, lists and features are made of.
+    """Checks that a value has only characters of Slurm's names, lists and features.
 
     Raises:
-        ValueError: it holds others.
+        ValueError: The value has other characters.
     """
     if not re.fullmatch(r"[\w.:+@=,/&|*!()\[\]-]+", value, re.ASCII):
-        raise ValueError(f"{key}='{value}' holds characters that no such name has in Slurm")
+        raise ValueError(f"{key}='{value}' has characters that Slurm does not allow")
     return value
 
 
 def _directive(what: str, text: str) -> str:
-    """A text as sbatch reads it in a directive.
+    """Quotes a text for a directive of sbatch.
 
     Raises:
-        ValueError: a line break would end the directive; a backslash in a path switches off
-            sbatch's %-patterns.
+        ValueError: The text has a control character, which would end the directive, or a
+            backslash, which disables the %-patterns of sbatch.
     """
     if re.search(r"[\x00-\x1f\x7f\\]", text):
-        raise ValueError(f"{what}: {text!r} holds a control character or a backslash; rename it")
+        raise ValueError(f"{what}: {text!r} has a control character or a backslash; rename it")
     if re.fullmatch(r"[\w./:@%+=,-]+", text, re.ASCII):
         return text
     return '"' + text.replace('"', '\\"') + '"'

@@ -1,66 +1,74 @@
-"""From the words of `lola-ds submit` to jobs and what they wait for."""
+"""From the overrides of `lola-ds submit` to jobs and their dependencies."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launch.job import FOLDER, Job, Task
 from lola_ds.config import compose, compose_submission, expand_sweep, fill_deepspeed
 
-_OWN = re.compile(r"[+~]*(cluster|compute|pipeline)(=|\.|@)")
-_LINK = ("command", "words", "arguments", "more", "needs", "gpus", "tasks")
+__all__ = ["PipelineStage", "make_stages", "override", "pipeline_stages", "training_job"]
+
+_SUBMISSION = re.compile(r"[+~]*(cluster|compute|pipeline)(=|\.|@)")
+_STAGE_KEYS = ("command", "arguments", "overrides", "extra", "needs", "gpus", "tasks")
 
 
 @dataclass(frozen=True)
-class Link:
-    """A job of a pipeline and the names of those that must succeed first."""
+class PipelineStage:
+    """A job of a pipeline and the names of the stages that must succeed before it."""
 
     job: Job
     needs: tuple[str, ...] = ()
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates the words about cluster, compute and pipeline from the job's own."""
-    own = [word for word in words if _OWN.match(word)]
-    return own, [word for word in words if not _OWN.match(word)]
+def make_stages(overrides: Sequence[str]) -> tuple[dict[str, Any], list[PipelineStage]]:
+    """Composes a submission and checks all of its jobs before any of them is queued.
 
+    Arguments:
+        overrides: The overrides of `lola-ds submit`: those of `cluster`, `compute` and `pipeline`,
+            and those of the trainings.
 
-def plan(words: Sequence[str]) -> tuple[dict[str, Any], list[Link]]:
-    """The configuration of a submission and its links, in an order in which they can run.
+    Returns:
+        The configuration of the submission and its stages, each after those that it needs.
 
     Raises:
-        ValueError: words that the job would refuse, now rather than after hours in the queue.
+        ValueError: A job would refuse its overrides.
     """
-    own, rest = split_words(words)
-    if any(word.startswith("pipeline=") for word in own):
-        own += [f"++pipeline.{word}" for word in rest if word.startswith("dataset=")]
+    own = [text for text in overrides if _SUBMISSION.match(text)]
+    rest = [text for text in overrides if not _SUBMISSION.match(text)]
+    if any(text.startswith("pipeline=") for text in own):
+        own += [f"++pipeline.{text}" for text in rest if text.startswith("dataset=")]
         submission = compose_submission(own)
-        return submission, pipeline_links(submission, rest)
+        return submission, pipeline_stages(submission, rest)
     submission = compose_submission(own)
-    return submission, [Link(training_job(rest, submission))]
+    return submission, [PipelineStage(training_job(rest, submission))]
 
 
-def training_job(words: Sequence[str], submission: Mapping[str, Any]) -> Job:
-    """One training, or an array of them where words hold several values.
+def training_job(overrides: Sequence[str], submission: Mapping[str, Any]) -> Job:
+    """Makes the job of a training, or of an array of them if an override has several values.
+
+    Arguments:
+        overrides: The overrides of `lola-ds train`.
+        submission: The composed configuration of the submission.
 
     Raises:
-        ValueError: a configuration that cannot be trained on as many ranks.
+        ValueError: The configuration cannot be trained on this number of ranks.
     """
-    points = expand_sweep(words)
+    points = expand_sweep(overrides)
     tasks, base = [], Path()
     for point in points:
         config = compose(point)
         base = _place(config["run"], submission["cluster"]["runs"])
-        changed = [word for word in point if word not in words]
+        changed = [text for text in point if text not in overrides]
         folder = base / ",".join(changed).replace("/", "_") if len(points) > 1 else base
         config["run"] = str(folder)
         data = _place(config["data"], submission["cluster"]["data"])
         fill_deepspeed(config, submission["compute"]["nodes"] * submission["compute"]["gpus"])
-        kept = [word for word in point if not word.startswith(("run=", "data="))]
+        kept = [text for text in point if not text.startswith(("run=", "data="))]
         tasks.append(Task(folder, (*kept, override("data", data), override("run", folder))))
     if len({task.folder for task in tasks}) < len(tasks):
         raise ValueError(f"run={base}: two points of the sweep have the same folder")
@@ -68,70 +76,67 @@ def training_job(words: Sequence[str], submission: Mapping[str, Any]) -> Job:
     return Job(base.name, base / FOLDER, "train", tasks, compute["nodes"], compute["gpus"])
 
 
-def pipeline_links(submission: Mapping[str, Any], words: Sequence[str]) -> list[Link]:
-    """The links of the pipeline `configs/pipeline/*.yaml`.
+def pipeline_stages(submission: Mapping[str, Any], overrides: Sequence[str]) -> list[PipelineStage]:
+    """Makes the stages of a pipeline of `configs/pipeline/*.yaml`.
 
     Arguments:
-        submission: the composed configuration.
-        words: for every training.
+        submission: The composed configuration of the submission.
+        overrides: The overrides of every training.
 
     Raises:
-        ValueError: a link that is malformed, or needs one that does not come before it.
+        ValueError: A stage has an unknown key, or needs a stage that is not before it.
     """
-    links: dict[str, Link] = {}
+    stages: dict[str, PipelineStage] = {}
     pipeline = submission["pipeline"]
+    if "links" in pipeline:
+        raise ValueError(
+            "pipeline.links was renamed: write `stages:` for `links:`, `overrides:` for `words:` "
+            "and `extra:` for `more:`"
+        )
     root = Path(pipeline["root"]).absolute()
-    for name, entry in pipeline["links"].items():
-        if unknown := sorted(set(entry) - set(_LINK)):
-            raise ValueError(f"pipeline.links.{name} has unknown keys: {', '.join(unknown)}")
-        for need in entry.get("needs", ()):
-            if need not in links:
-                raise ValueError(f"pipeline.links.{name} needs {need}, which is no link before it")
-        make = _training_link if entry["command"] == "train" else _plain_link
-        job = make(name, entry, submission, words, root)
-        links[name] = Link(job, tuple(entry.get("needs", ())))
-    return list(links.values())
+    for name, entry in pipeline["stages"].items():
+        _check_stage(name, entry, stages)
+        if entry["command"] == "train":
+            given = [override(key, value) for key, value in entry["overrides"].items()]
+            job = training_job([*overrides, *entry.get("extra", ()), *given], submission)
+            job = replace(job, name=name)
+        else:
+            job = _command_job(name, entry, root / "stages" / name)
+        stages[name] = PipelineStage(job, tuple(entry.get("needs", ())))
+    return list(stages.values())
 
 
-def _training_link(
-    name: str,
-    entry: Mapping[str, Any],
-    submission: Mapping[str, Any],
-    words: Sequence[str],
-    root: Path,
-) -> Job:
-    given = [override(key, value) for key, value in entry["words"].items()]
-    job = training_job([*words, *entry.get("more", ()), *given], submission)
-    return Job(name, job.folder, "train", job.tasks, job.nodes, job.gpus)
+def _check_stage(name: str, entry: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(entry) - set(_STAGE_KEYS)):
+        raise ValueError(
+            f"pipeline.stages.{name} has unknown keys: {', '.join(unknown)}; "
+            f"known: {', '.join(_STAGE_KEYS)}"
+        )
+    for need in entry.get("needs", ()):
+        if need not in before:
+            raise ValueError(f"pipeline.stages.{name} needs {need}, which is not a stage before it")
 
 
-def _plain_link(
-    name: str,
-    entry: Mapping[str, Any],
-    submission: Mapping[str, Any],
-    words: Sequence[str],
-    root: Path,
-) -> Job:
-    """A command on one node; a list among its values holds one value for each task of an array."""
-    values = dict(entry.get("words", {}))
+def _command_job(name: str, entry: Mapping[str, Any], folder: Path) -> Job:
+    """A command on one node; a list among its values has one value per task of an array."""
+    values = dict(entry.get("overrides", {}))
     if "tasks" in entry:
         values["task"] = [f"{i}/{entry['tasks']}" for i in range(entry["tasks"])]
     lengths = {len(value) for value in values.values() if isinstance(value, list)}
     if len(lengths) > 1:
-        raise ValueError(f"pipeline.links.{name}: its lists have {sorted(lengths)} values")
-    folder = root / "links" / name
+        raise ValueError(f"pipeline.stages.{name}: its lists have {sorted(lengths)} values")
     tasks = []
     for i in range(max(lengths, default=1)):
         chosen = {k: v[i] if isinstance(v, list) else v for k, v in values.items()}
         parts = [*entry.get("arguments", ()), *(f"{k}={v}" for k, v in chosen.items())]
-        parts += entry.get("more", ())
+        parts += entry.get("extra", ())
         own = folder / str(i) if lengths else folder
         tasks.append(Task(own, tuple(str(part) for part in parts)))
     return Job(name, folder / FOLDER, entry["command"], tasks, 1, entry.get("gpus", 1))
 
 
 def override(key: str, value: object) -> str:
-    """`key=value`, quoted as Hydra wants it."""
+    """Formats `key=value` with the quotes that Hydra's grammar needs."""
     text = str(value)
     if not re.fullmatch(r"[\w./:@%+-]+", text):
         text = "'" + text.replace("'", "\\'") + "'"
@@ -139,5 +144,5 @@ def override(key: str, value: object) -> str:
 
 
 def _place(path: str, folder: str | None) -> Path:
-    """An absolute path; a relative one lies in `folder`, or else in the current folder."""
+    """Makes a path absolute: relative to `folder`, or else to the current folder."""
     return (Path(folder) / path if folder is not None else Path(path)).absolute()

@@ -1,4 +1,4 @@
-"""Jobs to Slurm, or to this machine: what is done or queued already is left alone."""
+"""Submits jobs to Slurm or runs them here, except for those that are done or queued."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from typing import Any
 from launch import local, slurm
 from launch.job import Job
 from launch.script import limit, render
-from launch.stages import Link
+from launch.stages import PipelineStage
 from lola_ds.log import logger
 
+__all__ = ["run_here", "show", "submit"]
+
 SCRIPT = "job.sh"
-PATIENCE = 90.0  # seconds for a cancelled job to end
+ENDING_SECONDS = 90.0
+"""How long to wait for a cancelled job to end."""
 
 
-def show(links: Sequence[Link], cluster: Mapping[str, Any]) -> str:
-    """The script, as it is; of a pipeline all of them, each under the command that submits it."""
-    if len(links) == 1:
-        return render(links[0].job, cluster, Path.cwd())
+def show(stages: Sequence[PipelineStage], cluster: Mapping[str, Any]) -> str:
+    """Renders the script of a job, or those of a pipeline with the commands to submit them."""
+    if len(stages) == 1:
+        return render(stages[0].job, cluster, Path.cwd())
     parts = []
-    for link in links:
-        after = f" --dependency=afterok:<{'>:<'.join(link.needs)}>" if link.needs else ""
-        command = f"# sbatch{after} {shlex.quote(str(link.job.folder / SCRIPT))}"
-        parts.append(f"{command}\n{render(link.job, cluster, Path.cwd())}")
+    for stage in stages:
+        after = f" --dependency=afterok:<{'>:<'.join(stage.needs)}>" if stage.needs else ""
+        command = f"# sbatch{after} {shlex.quote(str(stage.job.folder / SCRIPT))}"
+        parts.append(f"{command}\n{render(stage.job, cluster, Path.cwd())}")
     return "\n".join(parts)
 
 
-def submit(links: Sequence[Link], cluster: Mapping[str, Any]) -> list[str]:
-    """Submits what is neither done nor queued, with its dependencies.
+def submit(stages: Sequence[PipelineStage], cluster: Mapping[str, Any]) -> list[str]:
+    """Submits the jobs that are neither done nor queued, with their dependencies.
 
     Returns:
         The numbers of the new jobs.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: Slurm is missing, refuses or does not answer.
+        FileNotFoundError: Slurm is not installed.
+        ValueError: Slurm refuses a job.
+        OSError: Slurm does not answer.
     """
-    queue = _settled_queue(links)
+    queue = _settled_queue(stages)
     active: dict[str, list[str]] = {}
     new = []
-    for link in links:
-        job = link.job
-        after = [number for need in link.needs for number in active.get(need, ())]
+    for stage in stages:
+        job = stage.job
+        after = [number for need in stage.needs for number in active.get(need, ())]
         queued = {i: task.queued(queue) for i, task in enumerate(job.tasks)}
         waiting = sorted({found[0] for found in queued.values() if found is not None})
-        again = bool(after)  # what it needs is made anew, so it is too
+        again = bool(after)  # its inputs are made again
         todo = [
             i
             for i, task in enumerate(job.tasks)
@@ -70,20 +75,20 @@ def submit(links: Sequence[Link], cluster: Mapping[str, Any]) -> list[str]:
     return new
 
 
-def run_here(links: Sequence[Link], cluster: Mapping[str, Any]) -> int:
-    """Runs what is not done, here and now; what needs a failed link is left out.
+def run_here(stages: Sequence[PipelineStage], cluster: Mapping[str, Any]) -> int:
+    """Runs the jobs that are not done on this machine; skips those whose inputs failed.
 
     Returns:
-        0, or the status of the first link that failed.
+        0, or the status of the first job that failed.
     """
     status, failed, ran = 0, set(), set()
-    for link in links:
-        job = link.job
-        if failed.intersection(link.needs):
+    for stage in stages:
+        job = stage.job
+        if failed.intersection(stage.needs):
             failed.add(job.name)
-            logger.warning(f"{job.name}: not started, since what it needs has failed")
+            logger.warning(f"{job.name}: not started, since a stage that it needs has failed")
             continue
-        again = bool(ran.intersection(link.needs))
+        again = bool(ran.intersection(stage.needs))
         todo = [task for task in job.tasks if again or not task.done()]
         if not todo:
             logger.info(f"{job.name}: done already, nothing to do")
@@ -99,19 +104,19 @@ def run_here(links: Sequence[Link], cluster: Mapping[str, Any]) -> int:
     return status
 
 
-def _settled_queue(links: Sequence[Link]) -> dict[str, list[tuple[str, str]]]:
-    """The queue once none of these jobs is ending: only then is it gone, or to be run again."""
-    tasks = [task for link in links for task in link.job.tasks]
-    end, said = time.monotonic() + PATIENCE, False
+def _settled_queue(stages: Sequence[PipelineStage]) -> dict[str, list[tuple[str, str]]]:
+    """The queue, after waiting for jobs that are ending: they may disappear or be requeued."""
+    tasks = [task for stage in stages for task in stage.job.tasks]
+    end, told = time.monotonic() + ENDING_SECONDS, False
     while True:
         queue = slurm.queue()
         found = [task.queued(queue) for task in tasks]
         ending = sorted({job[0] for job in found if job is not None and job[1] == "COMPLETING"})
         if not ending or time.monotonic() > end:
             return queue
-        if not said:
+        if not told:
             logger.info(f"job {', '.join(ending)} is ending; waiting for it")
-            said = True
+            told = True
         time.sleep(1)
 
 

@@ -8,23 +8,23 @@ from lola_ds.cli.common import make_parser, parse_arguments
 
 HELP = """Submits a training, a sweep or a pipeline to Slurm, or runs it here.
 
-The words of `lola-ds train`, and where to run: the job stops before its time limit, saved, and is
-requeued until the training is complete; after a lost rank or node it goes on from the newest
-checkpoint. The same command again submits what is neither done nor queued, so a run resumes on
-another number of nodes by another compute.nodes=. Several values in one word make an array with
-one run each, in RUN/<word>.
+Takes the overrides of `lola-ds train`, and those of cluster, compute and pipeline. A job saves and
+stops before its time limit and is requeued until the training is complete; after the loss of a
+rank or node it resumes from the newest checkpoint. The same command submits again what is neither
+done nor queued; another compute.nodes= resumes on another number of nodes. Several values of one
+key make an array with one run each, in RUN/<override>.
 
 flags:
-  --dry-run   print the batch script (which will be RUN/launch/job.sh) and do nothing
+  --dry-run   print the batch script (RUN/launch/job.sh) and do nothing else
   --local     run here, without Slurm
 
-keys, beside those of `lola-ds train`:
+keys (all others are those of `lola-ds train`):
   cluster=NAME          partition, account, time, containers, …: configs/cluster/NAME.yaml
   cluster.KEY=VALUE     one of its values, such as cluster.time=02:00:00
-  compute.nodes=1       nodes
-  compute.gpus=1        GPUs, and ranks, on each
-  pipeline=paper        all steps of configs/pipeline/paper.yaml, each after what it needs
-  pipeline.KEY=VALUE    one of its values: root and source must be given
+  compute.nodes=1       the number of nodes
+  compute.gpus=1        GPUs per node, with one rank each
+  pipeline=paper        all stages of configs/pipeline/paper.yaml, each after those it needs
+  pipeline.KEY=VALUE    one of its values; root and source are required
 
 examples:
   lola-ds submit task=autoencoder dataset=euler_periodic data=SHARDS run=runs/ae \\
@@ -35,19 +35,19 @@ examples:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Plans everything, and only then submits, runs or shows it."""
+    """Makes and checks all jobs, then submits, runs or shows them."""
     parser = make_parser("submit", HELP)
     parser.add_argument("--dry-run", action="store_true", help="print the script, do nothing")
     parser.add_argument("--local", action="store_true", help="run here, without Slurm")
-    args, words = parse_arguments(parser, argv)
+    args, overrides = parse_arguments(parser, argv)
 
     from launch import submission
-    from launch.stages import plan
+    from launch.stages import make_stages
 
-    config, links = plan(words)
+    config, stages = make_stages(overrides)
     if args.dry_run:
-        print(submission.show(links, config["cluster"]), end="")
+        print(submission.show(stages, config["cluster"]), end="")
     elif args.local:
-        raise SystemExit(submission.run_here(links, config["cluster"]))
+        raise SystemExit(submission.run_here(stages, config["cluster"]))
     else:
-        submission.submit(links, config["cluster"])
+        submission.submit(stages, config["cluster"])

@@ -41,10 +41,10 @@ def test_shards_are_made_once(
     assert run(capsys, *words) == (0, "")
     assert (root / "shards" / "toy" / "train" / "index.npz").is_file()
     assert run(capsys, *words) == (0, "lola-ds: prepare: done already, nothing to do\n")
-    assert "launch.attempt_log" in (root / "links" / "prepare" / "launch" / "job.sh").read_text()
+    assert "launch.attempt_log" in (root / "stages" / "prepare" / "launch" / "job.sh").read_text()
 
 
-def test_a_failed_link_stops_what_needs_it(
+def test_a_failed_stage_stops_those_that_need_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["pipeline=paper", "dataset=euler_open", f"pipeline.source={tmp_path}/nothing"]
@@ -53,10 +53,11 @@ def test_a_failed_link_stops_what_needs_it(
     first, *others = said.splitlines()
     assert first == "lola-ds: prepare: ended with status 2"
     assert len(others) == 8
-    assert all(line.endswith("not started, since what it needs has failed") for line in others)
+    reason = "not started, since a stage that it needs has failed"
+    assert all(line.endswith(reason) for line in others)
     (end,) = [
         line
-        for line in attempt_log.read(tmp_path / "out" / "links" / "prepare" / "0" / "launch")
+        for line in attempt_log.read(tmp_path / "out" / "stages" / "prepare" / "0" / "launch")
         if line["event"] == "end"
     ]
     assert (end["status"], end["again"]) == (2, False)

@@ -82,9 +82,9 @@ def test_a_task_is_done_only_with_the_same_words(tmp_path: Path) -> None:
     task = Task(tmp_path, ("a=b",))
     assert not task.done()
     task.note_submission()
-    attempt_log.begin(task.diary)
+    attempt_log.begin(task.attempts)
     assert not task.done()
-    attempt_log.end(task.diary, 0, 0)
+    attempt_log.end(task.attempts, 0, 0)
     assert task.done()
     assert not Task(tmp_path, ("a=c",)).done()
     task.note_submission()
@@ -120,7 +120,7 @@ def test_output_of_an_array_is_found(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "launch").mkdir()
     for index, task in enumerate(tasks):
         for event, details in (SUBMIT, BEGIN, ("end", END | {"status": 1})):
-            attempt_log.record(task.diary, event, **details)
+            attempt_log.record(task.attempts, event, **details)
         task.note_job("7", index)
         (tmp_path / "launch" / f"job_7_{index}.out").write_text(f"ValueError: {index}\n")
     assert read_run(tasks[1].folder, {}).error == "ValueError: 1"

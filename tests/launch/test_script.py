@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launch.job import Job, Task
 from launch.script import render
-from launch.stages import override, plan
+from launch.stages import make_stages, override
 from lola_ds.config import compose, compose_submission, expand_sweep
 
 WORDS = ["task=autoencoder", "data=shards", "train.batch_size=64"]
@@ -73,8 +73,8 @@ def test_bash_and_shellcheck_accept_it(
 @given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=5))
 def test_words_survive_the_shell(words: list[str]) -> None:
     script = render(job("first", *words), cluster(), Path("/tmp"))
-    start, end = script.index("folder="), script.index("# Where")
-    program = script[start:end] + 'printf "%s\\0" "${words[@]}"'
+    start, end = script.index("folder="), script.index("# The address")
+    program = script[start:end] + 'printf "%s\\0" "${arguments[@]}"'
     done = subprocess.run(["bash", "-c", program], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == ["first", *words]
 
@@ -108,7 +108,7 @@ def test_modules_hold_no_code(tmp_path: Path) -> None:
 
 
 def test_variables_and_paths_hold_no_code() -> None:
-    with pytest.raises(ValueError, match="no name of a variable"):
+    with pytest.raises(ValueError, match="not the name of a variable"):
         render(job("a=b"), {**cluster(), "environment": {"A;reboot": "1"}}, Path("/tmp"))
     with pytest.raises(ValueError, match="control character"):
         render(job("a=b"), cluster(), Path("/tmp/a\n#SBATCH --wrap=x"))
@@ -131,17 +131,19 @@ def test_resources() -> None:
 
 def test_array_has_a_folder_and_words_for_each_task() -> None:
     words = [*WORDS, "run=/r/ae", "optim.learning_rate=1e-4,3e-4", "seed=0,1"]
-    _, (link,) = plan(words)
-    folders = [task.folder.name for task in link.job.tasks]
+    _, (stage,) = make_stages(words)
+    folders = [task.folder.name for task in stage.job.tasks]
     assert folders[0] == "optim.learning_rate=0.0001,seed=0"
     assert len(set(folders)) == 4
-    for task in link.job.tasks:
-        config = compose(task.words)
+    for task in stage.job.tasks:
+        config = compose(task.arguments)
         assert config["run"] == str(task.folder)
         assert f"seed={config['seed']}" in config["run"]
-    script = render(link.job, cluster(), Path("/tmp"))
+    script = render(stage.job, cluster(), Path("/tmp"))
     assert "#SBATCH --array=0-3\n" in script
-    assert "#SBATCH --array=0-3%2\n" in render(link.job, cluster("cluster.at_once=2"), Path("/tmp"))
+    assert "#SBATCH --array=0-3%2\n" in render(
+        stage.job, cluster("cluster.at_once=2"), Path("/tmp")
+    )
 
 
 def test_commas_in_brackets_are_no_sweep() -> None:
@@ -151,47 +153,49 @@ def test_commas_in_brackets_are_no_sweep() -> None:
 
 @pytest.mark.parametrize("run", ["/a b/c", "/it's/$x", '/"q"/a,b', "/a=b/{c}"])
 def test_any_folder_survives_hydra(run: str) -> None:
-    _, (link,) = plan([*WORDS, override("run", run)])
-    assert compose(link.job.tasks[0].words)["run"] == run
+    _, (stage,) = make_stages([*WORDS, override("run", run)])
+    assert compose(stage.job.tasks[0].arguments)["run"] == run
 
 
 def test_relative_paths_lie_where_the_cluster_says(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, (link,) = plan([*WORDS, "run=a"])
-    assert link.job.tasks[0].folder == tmp_path / "a"
-    _, (link,) = plan([*WORDS, "run=a", "cluster.runs=/scratch/r", "cluster.data=/scratch/d"])
-    config = compose(link.job.tasks[0].words)
+    _, (stage,) = make_stages([*WORDS, "run=a"])
+    assert stage.job.tasks[0].folder == tmp_path / "a"
+    _, (stage,) = make_stages(
+        [*WORDS, "run=a", "cluster.runs=/scratch/r", "cluster.data=/scratch/d"]
+    )
+    config = compose(stage.job.tasks[0].arguments)
     assert (config["run"], config["data"]) == ("/scratch/r/a", "/scratch/d/shards")
 
 
 def test_what_the_job_would_refuse_is_refused_now() -> None:
     with pytest.raises(ValueError, match="does not divide into 3 ranks"):
-        plan([*WORDS, "run=a", "compute.nodes=3"])
+        make_stages([*WORDS, "run=a", "compute.nodes=3"])
     with pytest.raises(ValueError, match=r"unknown key 'optim\.lr'"):
-        plan([*WORDS, "run=a", "optim.lr=1"])
+        make_stages([*WORDS, "run=a", "optim.lr=1"])
     with pytest.raises(ValueError, match=r"unknown key 'cluster\.acount'"):
-        plan([*WORDS, "run=a", "cluster.acount=x"])
+        make_stages([*WORDS, "run=a", "cluster.acount=x"])
     for time in ("43200", "12h", "1:2:3:4", "12:0"):
         with pytest.raises(ValueError, match=f"cluster.time={time}: write hours:minutes:seconds"):
-            plan([*WORDS, "run=a", f"cluster.time={time}"])
+            make_stages([*WORDS, "run=a", f"cluster.time={time}"])
     for time in ("12:00:00", "90:00", "1-12", "2-00:30", "2-00:30:00"):
-        plan([*WORDS, "run=a", f"cluster.time={time}"])
+        make_stages([*WORDS, "run=a", f"cluster.time={time}"])
     with pytest.raises(ValueError, match=r"cluster\.at_once=0"):
-        plan([*WORDS, "run=a", "cluster.at_once=0"])
+        make_stages([*WORDS, "run=a", "cluster.at_once=0"])
 
 
-def test_pipeline_links_in_order(tmp_path: Path) -> None:
+def test_pipeline_stages_are_in_order(tmp_path: Path) -> None:
     words = ["pipeline=paper", "dataset=euler_open", f"pipeline.root={tmp_path}/a b"]
-    _, links = plan([*words, "pipeline.source=well", "pipeline.tasks=4", "compute.nodes=2"])
-    jobs = {link.job.name: link for link in links}
+    _, stages = make_stages([*words, "pipeline.source=well", "pipeline.tasks=4", "compute.nodes=2"])
+    jobs = {stage.job.name: stage for stage in stages}
     assert list(jobs) == [
         "prepare", "autoencoder", "convert_autoencoder", "encode", "surrogate", "diffusion",
         "convert_surrogate", "convert_diffusion", "evaluate",
     ]  # fmt: skip
-    assert [len(link.job.tasks) for link in links] == [4, 1, 1, 3, 1, 1, 1, 1, 2]
-    assert jobs["prepare"].job.tasks[3].words[-1] == "task=3/4"
+    assert [len(stage.job.tasks) for stage in stages] == [4, 1, 1, 3, 1, 1, 1, 1, 2]
+    assert jobs["prepare"].job.tasks[3].arguments[-1] == "task=3/4"
     assert jobs["surrogate"].needs == ("encode",)
     assert (jobs["surrogate"].job.nodes, jobs["encode"].job.nodes) == (2, 1)
-    training = compose(jobs["diffusion"].job.tasks[0].words)
+    training = compose(jobs["diffusion"].job.tasks[0].arguments)
     assert training["dataset"]["name"] == "euler_open"
     assert training["ae_run"] == f"{tmp_path}/a b/weights/autoencoder"
