@@ -12,7 +12,7 @@ from words import overrides
 
 from lola_ds.build import load_model, load_weights_of
 from lola_ds.cli.convert import main as convert
-from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
+from lola_ds.train.checkpoint.export import find_checkpoint, model_weights, select_weights
 
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 HALVES = ("encoder", "decoder")
@@ -38,7 +38,7 @@ def assert_frozen(run: Path, half: str, source: Path) -> None:
     reader = find_checkpoint(run)
     assert len(metrics(run, "train/loss")) == 2
     for which in ("none", "ema"):
-        for name, tensor in model_weights(reader, choose(reader, which)).items():
+        for name, tensor in model_weights(reader, select_weights(reader, which)).items():
             constant = name.startswith(half) or name.endswith("norm.eps")
             assert torch.equal(tensor, before[name]) == constant, (run, name)
     assert not any(name.startswith(f"model.{half}.") for name in reader.shapes)

@@ -14,7 +14,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 
 from lola_ds.config import read_deepspeed
-from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
+from lola_ds.train.checkpoint.export import find_checkpoint, model_weights, select_weights
 from lola_ds.train.checkpoint.format import CheckpointError, CheckpointReader, list_checkpoints
 
 WORKER = str(Path(__file__).with_name("stages_worker.py"))
@@ -173,7 +173,7 @@ def test_export_is_what_deepspeed_gathers(runs: Path, tmp_path: Path) -> None:
 
 def test_export_strips_the_objective(runs: Path) -> None:
     reader = find_checkpoint(runs / "two_3")
-    weights = model_weights(reader, choose(reader, "none"))
+    weights = model_weights(reader, select_weights(reader, "none"))
     assert set(weights) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert weights["0.weight"].shape == (13, 5)
     averaged = model_weights(reader)

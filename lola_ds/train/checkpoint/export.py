@@ -1,8 +1,8 @@
-"""From a checkpoint to plain weights: `model.safetensors`, `config.yaml` beside it.
+"""From a checkpoint to the weights of a model.
 
-Needs neither DeepSpeed nor a process group nor the model's code: a checkpoint's files say which
-run of which parameter they hold. Tensors are read when they are asked for, so memory holds no more
-than the largest of them, or a few where averages are combined.
+Needs neither DeepSpeed nor a process group nor the model's code: the files of a checkpoint say
+which run of which parameter they hold. Tensors are read one at a time, so memory holds no more than
+the largest of them, or a few where averages are combined.
 """
 
 from __future__ import annotations
@@ -21,20 +21,33 @@ from lola_ds.train.checkpoint.posthoc import Snapshot, combine
 from lola_ds.train.checkpoint.tensor_file import LazyTensors, TensorFile, write_tensors
 from lola_ds.train.ema_profiles import POWER_LAW, PowerLaw
 
+__all__ = [
+    "WeightSelection",
+    "find_checkpoint",
+    "model_weights",
+    "read_weights",
+    "select_weights",
+    "write_weights",
+]
+
 PREFIX = "model."
-"""What the objective puts before the model's parameter names."""
-_PART = 2**20
-"""Values that are combined at a time."""
+"""The prefix of the model's parameters in the objective."""
 POINTERS = ("latest", "best")
 """Files of a run folder that name one of its checkpoints."""
+_CHUNK = 2**20
+"""The number of values that are combined at a time."""
 
 
 def find_checkpoint(path: Path) -> CheckpointReader:
-    """The checkpoint at `path`, verified: a checkpoint, a run folder (its newest), or `RUN/best`.
+    """Opens and verifies a checkpoint.
+
+    Arguments:
+        path: A checkpoint, a run folder (its newest checkpoint is taken), or its file `best` or
+            `latest`.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is damaged.
+        FileNotFoundError: There is no checkpoint.
+        CheckpointError: The checkpoint is damaged.
     """
     folder = path
     if path.name in POINTERS and path.is_file():
@@ -53,46 +66,46 @@ def find_checkpoint(path: Path) -> CheckpointReader:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightSelection:
     """One set of weights of a checkpoint.
 
     Attributes:
-        name: which, for people.
-        tensors: the parameters by name, read when asked for.
+        name: A description in words.
+        tensors: The parameters by name, read one at a time.
     """
 
     name: str
     tensors: LazyTensors
 
 
-def choose(reader: CheckpointReader, which: str = "ema") -> Choice:
-    """Chooses the weights, one of their averages, or one that no one kept.
+def select_weights(reader: CheckpointReader, which: str = "ema") -> WeightSelection:
+    """Selects the optimised weights, one of their averages, or a reconstructed average.
 
     Arguments:
-        reader: the checkpoint.
-        which: `none` for the weights as they were optimised, `ema` for their principal average,
-            or a number: the decay or the sigma_rel of an average in the checkpoint, or any
-            sigma_rel, which is then made of the power-law averages that the run kept.
+        reader: The checkpoint.
+        which: `none` for the optimised weights, `ema` for their principal average, or a number: the
+            decay or the sigma_rel of an average in the checkpoint, or any other sigma_rel, which is
+            reconstructed from the power-law averages that the run kept.
 
     Raises:
-        ValueError: there is no such average and it cannot be made.
+        ValueError: There is no such average and it cannot be reconstructed.
     """
     if which == "none":
-        return Choice("weights", reader.tensors("weight"))
+        return WeightSelection("weights", reader.tensors("weight"))
     if which == "ema":
-        return Choice(f"average {reader.averages[0]}", reader.tensors(reader.averages[0]))
+        return WeightSelection(f"average {reader.averages[0]}", reader.tensors(reader.averages[0]))
     try:
         number = float(which)
     except ValueError:
         raise ValueError(f"--ema {which} is not ema, none or a number") from None
     for kind in reader.averages:
         if float(kind.rpartition("_")[2]) == number:
-            return Choice(f"average {kind}", reader.tensors(kind))
+            return WeightSelection(f"average {kind}", reader.tensors(kind))
     return _reconstruct(reader, PowerLaw(number))
 
 
-def _reconstruct(reader: CheckpointReader, wanted: PowerLaw) -> Choice:
-    """The average that comes nearest to `wanted` at the step of `reader`."""
+def _reconstruct(reader: CheckpointReader, wanted: PowerLaw) -> WeightSelection:
+    """The combination of kept averages whose profile is nearest to `wanted`."""
     held = f"{reader.folder} holds the averages {', '.join(reader.averages)}"
     if not 0 < wanted.sigma_rel <= PowerLaw.WIDEST:
         raise ValueError(
@@ -111,7 +124,7 @@ def _reconstruct(reader: CheckpointReader, wanted: PowerLaw) -> Choice:
 
     def read(name: str) -> Tensor:
         out = torch.empty(math.prod(reader.shapes[name]))
-        for start, part in zip(range(0, len(out), _PART), out.split(_PART)):
+        for start, part in zip(range(0, len(out), _CHUNK), out.split(_CHUNK)):
             total = torch.zeros(len(part), dtype=torch.float64)
             for weight, (source, kind) in zip(weights, sources):
                 total += float(weight) * source.read(kind, name, start, len(part)).double()
@@ -119,13 +132,15 @@ def _reconstruct(reader: CheckpointReader, wanted: PowerLaw) -> Choice:
         return out.view(reader.shapes[name])
 
     text = f"average sigma_rel={wanted.sigma_rel} made of {len(kept)} (profile within "
-    return Choice(f"{text}{distance:.2%})", LazyTensors(reader.tensors("weight").specs, read))
+    return WeightSelection(
+        f"{text}{distance:.2%})", LazyTensors(reader.tensors("weight").specs, read)
+    )
 
 
 def _kept_averages(
     reader: CheckpointReader, steps: int
 ) -> dict[Snapshot, tuple[CheckpointReader, str]]:
-    """The power-law averages of a run until a number of optimizer steps, verified."""
+    """The power-law averages that a run kept up to a step, verified."""
     run, kept = reader.folder.parent.parent, {}
     for folder in (*list_checkpoints(run / "averages"), *list_checkpoints(run / "checkpoints")):
         source = CheckpointReader(folder)
@@ -139,14 +154,16 @@ def _kept_averages(
     return kept
 
 
-def model_weights(reader: CheckpointReader, choice: Choice | None = None) -> LazyTensors:
-    """The model's float32 parameters and its buffers, by their own names.
+def model_weights(
+    reader: CheckpointReader, selection: WeightSelection | None = None
+) -> LazyTensors:
+    """Returns the model's float32 parameters and its buffers by name.
 
     Arguments:
-        reader: the checkpoint.
-        choice: which parameters; by default their principal average.
+        reader: The checkpoint.
+        selection: The parameters; by default, their principal average.
     """
-    parameters, buffers = (choice or choose(reader)).tensors, reader.buffers()
+    parameters, buffers = (selection or select_weights(reader)).tensors, reader.buffers()
     specs = {
         name.removeprefix(PREFIX): spec
         for name, spec in (parameters.specs | buffers.specs).items()
@@ -160,10 +177,10 @@ def model_weights(reader: CheckpointReader, choice: Choice | None = None) -> Laz
 
 
 def read_weights(path: Path) -> LazyTensors:
-    """The tensors of a safetensors file, read when asked for.
+    """Returns the tensors of a safetensors file, read one at a time.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: The file cannot be read.
     """
     try:
         return TensorFile(path).tensors()
@@ -172,6 +189,6 @@ def read_weights(path: Path) -> LazyTensors:
 
 
 def write_weights(state: Mapping[str, Tensor], out: Path) -> None:
-    """Writes `out` (a safetensors file) atomically, tensor after tensor."""
+    """Writes a safetensors file atomically, one tensor at a time."""
     with replacing(out) as temporary:
         write_tensors(temporary, state, {"format": "pt"})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.train.checkpoint import rank_files
-from lola_ds.train.checkpoint.export import choose, find_checkpoint, model_weights
+from lola_ds.train.checkpoint.export import find_checkpoint, model_weights, select_weights
 from lola_ds.train.checkpoint.format import CheckpointError, CheckpointReader, list_checkpoints
 from lola_ds.train.checkpoint.store import CheckpointStore, SaveState
 from lola_ds.train.ema import Ema
@@ -58,7 +58,7 @@ class Training:
 
 
 def weights(reader: CheckpointReader) -> dict[str, Tensor]:
-    return dict(model_weights(reader, choose(reader, "none")))
+    return dict(model_weights(reader, select_weights(reader, "none")))
 
 
 def test_a_save_holds_what_was_when_it_began(
@@ -193,18 +193,18 @@ def test_averages_outlive_their_checkpoints(tmp_path: Path) -> None:
     assert not list(averages[0].glob("rank_*"))
     CheckpointReader(averages[0]).verify()
     reader = find_checkpoint(tmp_path)
-    made = choose(reader, "0.15")
+    made = select_weights(reader, "0.15")
     assert "made of 40" in made.name
     expected = wanted.values[0][2]
     torch.testing.assert_close(made.tensors["model.gain"].view(1), expected, rtol=2e-3, atol=0)
-    assert choose(reader, "0.2").name == "average power_0.2"
-    assert choose(reader, "0.5").name == "average ema_0.5"
+    assert select_weights(reader, "0.2").name == "average power_0.2"
+    assert select_weights(reader, "0.5").name == "average ema_0.5"
     for which, message in {
         "0.7": r"holds the averages ema_0\.5, power_0\.1, power_0\.2; others can only be made",
         "best": "is not ema, none or a number",
     }.items():
         with pytest.raises(ValueError, match=message):
-            choose(reader, which)
+            select_weights(reader, which)
 
 
 def test_what_kills_left_is_swept(tmp_path: Path) -> None:
