@@ -41,6 +41,15 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+__all__ = [
+    "Mirror",
+    "Symmetry",
+    "WindowSpec",
+    "check_augmentations",
+    "draw_symmetry",
+    "find_mirror",
+]
+
 PERIODIC = 2
 BUOYANCY_SUM = 1.0  # of the values at the two walls, in The Well's units
 AUGMENTATIONS = (
@@ -58,10 +67,10 @@ class Mirror:
     """What a flip along gravity does beside moving values: b -> sum - b, p -> p + sum y.
 
     Attributes:
-        axis: gravity's axis.
-        buoyancy: channel of the buoyancy.
-        pressure: channel of the pressure, if there is one.
-        heights: coordinates along the axis, from the middle.
+        axis: Gravity's axis.
+        buoyancy: Channel of the buoyancy.
+        pressure: Channel of the pressure, if there is one.
+        heights: Coordinates along the axis, from the middle.
     """
 
     axis: int
@@ -87,10 +96,10 @@ def find_mirror(
     """The mirror of a Boussinesq flow, if that is what a dataset holds.
 
     Arguments:
-        channels: names of the channels.
-        axes: names of the spatial axes.
-        gravity: the axes along which gravity points.
-        space: the grid of each axis, `{"start", "step", "size"}` or `{"values"}`.
+        channels: Names of the channels.
+        axes: Names of the spatial axes.
+        gravity: The axes along which gravity points.
+        space: The grid of each axis, `{"start", "step", "size"}` or `{"values"}`.
 
     Returns:
         None unless there are a channel `buoyancy` and one axis of gravity with a symmetric grid.
@@ -111,12 +120,12 @@ class WindowSpec:
     """What a window's channels are.
 
     Attributes:
-        ranks: tensor rank of each field, in channel order: 0 scalar, 1 vector, 2 tensor, whose
+        ranks: Tensor rank of each field, in channel order: 0 scalar, 1 vector, 2 tensor, whose
             components are channels in row-major order.
         dims: N, number of spatial axes.
-        fixed: axes whose direction the physics singles out, such as gravity's: never exchanged,
+        fixed: Axes whose direction the physics singles out, such as gravity's: never exchanged,
             and flipped with the mirror only.
-        mirror: what makes a flip along gravity a symmetry, if anything does.
+        mirror: What makes a flip along gravity a symmetry, if anything does.
     """
 
     ranks: tuple[int, ...]
@@ -139,9 +148,9 @@ class Symmetry:
     """A symmetry of the grid: permute, then flip, then roll (see the module's docstring).
 
     Attributes:
-        permutation: the source axis of each axis of the result.
-        flips: whether each axis of the result is flipped.
-        shifts: how many cells each axis of the result is rolled.
+        permutation: The source axis of each axis of the result.
+        flips: Whether each axis of the result is flipped.
+        shifts: How many cells each axis of the result is rolled.
     """
 
     permutation: tuple[int, ...]
@@ -158,8 +167,8 @@ class Symmetry:
 
         Arguments:
             x: (C, L, *S).
-            spec: what its channels are.
-            out: where to, an array of the result's shape that shares no memory with x.
+            spec: What its channels are.
+            out: Where to, an array of the result's shape that shares no memory with x.
 
         Returns:
             (C, L, *S'), S' the permuted sizes.
@@ -216,7 +225,7 @@ def check_augmentations(names: Sequence[str], spec: WindowSpec, sizes: Sequence[
     """Checks that windows of spatial `sizes` can be augmented by `names`.
 
     Raises:
-        ValueError: an unknown name, or axes of different sizes cannot be exchanged.
+        ValueError: An unknown name, or axes of different sizes cannot be exchanged.
     """
     for name in names:
         if name not in AUGMENTATIONS:
@@ -241,18 +250,18 @@ def draw_symmetry(
     """Draws a symmetry.
 
     Arguments:
-        names: which kinds to draw; the others stay trivial.
+        names: Which kinds to draw; the others stay trivial.
             random_axis_flip: each axis with probability 1/2;
             random_axis_permute: a uniform permutation of the axes;
             random_axis_roll: a uniform shift of each axis that is periodic on both sides;
             random_buoyancy_flip: gravity's axis with probability 1/2, the buoyancy mirrored.
-        spec: what the window's channels are.
-        sizes: sizes of the spatial axes.
-        codes: boundary codes, (N, 2).
-        seed: fixes the draw, on every machine and version.
+        spec: What the window's channels are.
+        sizes: Sizes of the spatial axes.
+        codes: Boundary codes, (N, 2).
+        seed: Fixes the draw, on every machine and version.
 
     Raises:
-        ValueError: see `check_augmentations`.
+        ValueError: See `check_augmentations`.
     """
     check_augmentations(names, spec, sizes)
     rng = random.Random(seed)

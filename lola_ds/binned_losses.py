@@ -1,6 +1,6 @@
-"""Losses broken down: by noise level, by lead time.
+"""Binned losses: by noise level, by lead time.
 
-A breakdown over K bins is a tensor of shape (2, K): each bin's weighted sum of losses, and its sum
+Losses in K bins are a tensor of shape (2, K): each bin's weighted sum of losses, and its sum
 of weights, both divided by the batch size. Such sums average over micro-batches and ranks as losses
 do; the ratio of the two rows is the bin's mean loss, at whatever world size.
 
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["bin_means", "by_lead", "by_noise"]
+
 NOISE_DECADES = (-3, 3)
 """Bins by noise level are decades of sigma / alpha, from 1e-3 to 1e3."""
 
@@ -22,10 +24,10 @@ def by_noise(loss: Tensor, weight: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
     """The loss of each decade of noise; levels beyond the ends count for the first or last bin.
 
     Arguments:
-        loss: the samples' losses, with shape (B,).
-        weight: the samples' weights, with shape (B,).
-        alpha: the scale of the signal, with shape (B,).
-        sigma: the scale of the noise, with shape (B,).
+        loss: The samples' losses, with shape (B,).
+        weight: The samples' weights, with shape (B,).
+        alpha: The scale of the signal, with shape (B,).
+        sigma: The scale of the noise, with shape (B,).
     """
     low, high = NOISE_DECADES
     decade = torch.log10(sigma / alpha).floor().clamp(low, high - 1).long() - low
@@ -36,8 +38,8 @@ def by_lead(loss: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """The loss of each lead time, 1 to L - 1: a frame's distance to the nearest known one.
 
     Arguments:
-        loss: the frames' losses, with shape (B, L).
-        weight: the samples' weights, with shape (B,).
+        loss: The frames' losses, with shape (B, L).
+        weight: The samples' weights, with shape (B,).
         mask: True where a frame is known, with shape (B, L); known frames are left out.
     """
     frames = loss.shape[1]
@@ -53,7 +55,7 @@ def bin_means(name: str, sums: Sequence[float]) -> dict[str, float]:
 
     Arguments:
         name: `by_noise` or `by_lead`.
-        sums: a breakdown's sums of losses, then its sums of weights.
+        sums: The sums of losses of the bins, then their sums of weights, with length 2K.
     """
     count = len(sums) // 2
     return {

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+__all__ = ["TRANSFORMS", "Standardize"]
+
 LOG_EPSILON = 1e-6
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -42,12 +44,12 @@ class Standardize(nn.Module):
     """Maps physical fields to standardised ones and back; inputs are never changed in place.
 
     Arguments:
-        mean: the mean of each transformed channel, with length C.
-        std: the standard deviation of each transformed channel, with length C, positive.
-        transform: the name of the transform (see `TRANSFORMS`) of some channels, by index.
+        mean: The mean of each transformed channel, with length C.
+        std: The standard deviation of each transformed channel, with length C, positive.
+        transform: The name of the transform (see `TRANSFORMS`) of some channels, by index.
 
     Raises:
-        ValueError: if the lengths differ, a deviation is not positive, a channel does not exist or
+        ValueError: The lengths differ, a deviation is not positive, a channel does not exist or
             a transform is unknown.
 
     Example:
@@ -76,8 +78,8 @@ class Standardize(nn.Module):
         """Standardises physical fields.
 
         Arguments:
-            x: physical fields, with C channels along axis `dim`, of any dtype.
-            dim: the channel axis.
+            x: Physical fields, with C channels along axis `dim`, of any dtype.
+            dim: The channel axis.
 
         Returns:
             Standardised fields, float32, with the shape of `x`.

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["LAWS", "ContextLaw", "draw_context_masks"]
+
 LAWS = ("poisson_mod", "poisson_truncated")
 
 
@@ -34,12 +36,12 @@ class ContextLaw:
 
     Arguments:
         law: ``poisson_mod`` or ``poisson_truncated``.
-        rate: the rate :math:`\lambda` of the Poisson law.
-        atleast: the least number :math:`c_\min` of known frames.
-        rho: the probability :math:`\rho` that known frames stand at the start.
+        rate: The rate :math:`\lambda` of the Poisson law.
+        atleast: The least number :math:`c_\min` of known frames.
+        rho: The probability :math:`\rho` that known frames stand at the start.
 
     Raises:
-        ValueError: if the law is unknown or a number is out of range.
+        ValueError: The law is unknown or a number is out of range.
     """
 
     law: str = "poisson_truncated"
@@ -61,7 +63,7 @@ class ContextLaw:
         """The probabilities of `atleast` to L - 1 known frames in a window of L, float64.
 
         Raises:
-            ValueError: if the window has no room for `atleast` known frames and an unknown one.
+            ValueError: The window has no room for `atleast` known frames and an unknown one.
         """
         if length <= self.atleast:
             raise ValueError(
@@ -86,9 +88,9 @@ def draw_context_masks(law: ContextLaw, length: int, u: Tensor) -> Tensor:
     """Draws one mask for each sample.
 
     Arguments:
-        law: the law of the masks.
-        length: the number L of frames in a window.
-        u: the samples' uniform numbers in [0, 1), with shape (B, 2), float64; a mask depends on
+        law: The law of the masks.
+        length: The number L of frames in a window.
+        u: The samples' uniform numbers in [0, 1), with shape (B, 2), float64; a mask depends on
             nothing else.
 
     Returns:

@@ -31,6 +31,24 @@ from lola_ds.models.schedules import TimePrior
 from lola_ds.models.surrogate import Surrogate
 from lola_ds.nn.freeze import freeze_parameters
 
+__all__ = [
+    "AutoencoderObjective",
+    "BatchLike",
+    "DiffusionObjective",
+    "Objective",
+    "SurrogateObjective",
+    "draw_masks",
+    "draw_uniform",
+    "frame_errors",
+    "frame_seeds",
+    "mae",
+    "mse",
+    "similarity",
+    "vmse",
+    "vrmse",
+    "weighted_mean",
+]
+
 VARIANCE_FLOOR = 1e-2
 """Added to the variance of a field, so that a constant field does not divide by zero."""
 
@@ -42,10 +60,10 @@ class BatchLike(Protocol):
     """What objectives read of a batch.
 
     Attributes:
-        x: standardised windows, with shape (B, C, L, *S).
-        label: labels, with shape (B, D).
-        seed: random seeds, with shape (B,), int64, on the CPU.
-        weight: weights of the samples, with shape (B,).
+        x: Standardised windows, with shape (B, C, L, *S).
+        label: Labels, with shape (B, D).
+        seed: Random seeds, with shape (B,), int64, on the CPU.
+        weight: Weights of the samples, with shape (B,).
     """
 
     x: Tensor
@@ -87,8 +105,8 @@ def similarity(z: Tensor, weight: Tensor) -> Tensor:
     """Mean cosine similarity of each latent with the others of the batch.
 
     Arguments:
-        z: latents, with shape (B, C', *S').
-        weight: the samples' weights; those at zero are no company.
+        z: Latents, with shape (B, C', *S').
+        weight: The samples' weights, with shape (B,); those of weight 0 are excluded from the mean.
 
     Returns:
         Similarities, with shape (B,); zero without company.
@@ -120,11 +138,11 @@ class Objective(nn.Module):
     """What objectives share: the model and the precision in which its network runs.
 
     Arguments:
-        model: the model to train.
+        model: The model to train.
         precision: `fp32`, `bf16` or `fp16`.
 
     Raises:
-        ValueError: if the precision is unknown.
+        ValueError: The precision is unknown.
     """
 
     def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
@@ -146,16 +164,16 @@ class AutoencoderObjective(Objective):
     """Trains an autoencoder to reconstruct states; frames of a window are independent states.
 
     Arguments:
-        model: the autoencoder.
-        losses: names of losses: mse, mae, vmse, vrmse (of the reconstruction), similarity (of
+        model: The autoencoder.
+        losses: Names of losses: mse, mae, vmse, vrmse (of the reconstruction), similarity (of
             latents).
-        weights: the weight of each loss.
+        weights: The weight of each loss.
         precision: `fp32`, `bf16` or `fp16`.
-        freeze: the half that does not learn, `encoder` or `decoder`; it works as in inference,
+        freeze: The half that does not learn, `encoder` or `decoder`; it works as in inference,
             without dropout.
 
     Raises:
-        ValueError: if a loss is unknown or there are not as many weights as losses.
+        ValueError: A loss is unknown or there are not as many weights as losses.
     """
 
     model: Autoencoder
@@ -215,13 +233,13 @@ class SurrogateObjective(Objective):
     """Trains a surrogate to complete windows, all frames counted alike.
 
     Arguments:
-        model: the surrogate.
+        model: The surrogate.
         precision: `fp32`, `bf16` or `fp16`.
         loss: `mse`, `mae`, `vmse` or `vrmse`.
-        context: the options of the law of context masks; see `ContextLaw`.
+        context: The options of the law of context masks; see `ContextLaw`.
 
     Raises:
-        ValueError: if the loss is unknown or the law has a wrong option.
+        ValueError: The loss is unknown or the law has a wrong option.
     """
 
     model: Surrogate
@@ -271,16 +289,16 @@ class DiffusionObjective(Objective):
     \alpha^2 + \sigma^2`.
 
     Arguments:
-        model: the denoiser.
+        model: The denoiser.
         precision: `fp32`, `bf16` or `fp16`.
-        distribution: the law of times; see `TimePrior`.
-        a: its first parameter.
-        b: its second parameter.
-        known_frames: whether the loss counts the frames that the network is given.
-        context: the options of the law of context masks; see `ContextLaw`.
+        distribution: The law of times; see `TimePrior`.
+        a: The first parameter of the law of times.
+        b: The second parameter of the law of times.
+        known_frames: Whether the loss counts the frames that the network is given.
+        context: The options of the law of context masks; see `ContextLaw`.
 
     Raises:
-        ValueError: if a law is unknown or has a wrong option.
+        ValueError: A law is unknown or has a wrong option.
     """
 
     model: Denoiser

@@ -22,13 +22,15 @@ import torch
 from azula.sample import zABSampler
 from torch import Tensor
 
+__all__ = ["ABSampler", "step_weights"]
+
 
 def step_weights(u: Tensor, order: int) -> list[list[float]]:
     """The weights of every step, oldest value first.
 
     Arguments:
-        u: the noise-to-signal ratios at the times of the solution, with shape (steps + 1,).
-        order: the order n; the first steps have less history and use what there is.
+        u: The noise-to-signal ratios at the times of the solution, with shape (steps + 1,).
+        order: The order n; the first steps have less history and use what there is.
     """
     u = u.double()
     weights = []

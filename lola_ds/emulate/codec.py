@@ -22,13 +22,13 @@ class Codec:
     """Physical states to and from what a model sees: standardised, and encoded if it sees latents.
 
     Arguments:
-        autoencoder: maps standardised states to latents and back; None for a model of pixels.
-        standardize: the fields' transform and statistics.
-        device: where both run.
-        compiled: whether to compile the autoencoder, which is then given states by `fill`.
+        autoencoder: Maps standardised states to latents and back; None for a model of pixels.
+        standardize: The fields' transform and statistics.
+        device: Where both run.
+        compiled: Whether to compile the autoencoder, which is then given states by `fill`.
 
     Raises:
-        ValueError: an autoencoder that cannot be compiled.
+        ValueError: The autoencoder cannot be compiled.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Codec:
         """States as the model holds them, (N, C', *S'), decoded all at once and differentiably.
 
         Arguments:
-            units: of the result (N, C, *S), float32: `standardised` or `physical`.
+            units: The units of the result (N, C, *S), float32: `standardised` or `physical`.
         """
         x = z.float() if self.autoencoder is None else self.autoencoder.decode(z.float())
         return x if units == "standardised" else self.standardize.inverse(x)
@@ -92,7 +92,7 @@ class Codec:
         """States (C, T, *S) encoded and decoded, on the device of `x`: the autoencoder's own error.
 
         Raises:
-            ValueError: there is no autoencoder.
+            ValueError: There is no autoencoder.
         """
         if self.autoencoder is None:
             raise ValueError("a model of pixels has no autoencoder to reconstruct with")
@@ -108,7 +108,7 @@ class Codec:
         """Memory that decoding one state takes, for choosing how many are decoded at a time.
 
         Arguments:
-            z: states as `decode` takes them; the first one is decoded.
+            z: States as `decode` takes them; the first one is decoded.
         """
         network = nn.Sequential(self.standardize, self.autoencoder or nn.Identity())
         return working_bytes(network, lambda: self.decode(z[:1, :, :1]), self.device)

@@ -21,6 +21,8 @@ from torch import Tensor
 from lola_ds.emulate.sampling import sample
 from lola_ds.models.denoiser import Denoiser
 
+__all__ = ["CudaGraphed", "CudaGraphedSampling"]
+
 WARM_UP = 3
 """Calls before the capture, in which compilers compile and libraries choose and allocate."""
 
@@ -35,7 +37,7 @@ class CudaGraphed:
     place. Each graph keeps its own memory. Without a GPU the function is called as it is.
 
     Arguments:
-        function: takes tensors on one GPU and returns one. Weights that it casts are frozen, or its
+        function: Takes tensors on one GPU and returns one. Weights that it casts are frozen, or its
             autocast context is its own: what its caller's keeps would not outlive the capture.
     """
 

@@ -43,25 +43,25 @@ class Emulator:
     """A trained model with all it needs to read and write physical states.
 
     Arguments:
-        model: completes windows of (latent) states.
-        autoencoder: maps standardised states to the model's latents and back; None for a model of
+        model: Completes windows of (latent) states.
+        autoencoder: Maps standardised states to the model's latents and back; None for a model of
             pixels.
-        standardize: the fields' transform and statistics.
-        trajectory: the window the model was trained on: `length` L and `stride`.
-        label_log: positions in the label whose logarithm the model sees.
-        device: where everything runs.
-        spatial: the number of spatial axes.
-        fields: the fields' names, in channel order, for `to_xarray`.
-        axes: the spatial axes' names, likewise.
-        precision: of the matrix products and convolutions of the model and of the decoder, `fp32`
-            or `bf16`. Sampled latents of a tiny model with random weights then differ by 1e-3 of
-            their norm; `benchmarks/step.csv` has the figure of other models.
-        compiled: whether the networks are compiled and, on a GPU, the steps of the sampler `ab` one
+        standardize: The fields' transform and statistics.
+        trajectory: The window the model was trained on: `length` L and `stride`.
+        label_log: Positions in the label whose logarithm the model sees.
+        device: Where everything runs.
+        spatial: The number of spatial axes.
+        fields: The fields' names, in channel order, for `to_xarray`.
+        axes: The spatial axes' names, likewise.
+        precision: The precision of the matrix products and convolutions of the model and of the
+            decoder, `fp32` or `bf16`. Sampled latents of a tiny model with random weights then
+            differ by 1e-3 of their norm; `benchmarks/step.csv` has the figure of other models.
+        compiled: Whether the networks are compiled and, on a GPU, the steps of the sampler `ab` one
             CUDA graph: quicker from the second window of a shape on. Guided forecasts, which
             differentiate the networks, run uncompiled.
 
     Raises:
-        ValueError: an unknown precision, or a network that cannot be compiled.
+        ValueError: The precision is unknown, or a network cannot be compiled.
     """
 
     def __init__(
@@ -276,13 +276,13 @@ class Emulator:
         """Observes a true trajectory as the guidance's instrument would, for a guided rollout.
 
         Arguments:
-            x: the states that follow the last known one, (C, T, *S); physical units.
-            guidance: the instrument.
-            frames: which are observed, counted from 1; all by default.
-            seed: of the noise.
+            x: The states that follow the last known one, (C, T, *S); physical units.
+            guidance: The instrument.
+            frames: The observed frames, counted from 1; all by default.
+            seed: The seed of the noise.
 
         Raises:
-            ValueError: a frame that is not among the T.
+            ValueError: A frame is not among the T.
         """
         frames = range(1, x.shape[1] + 1) if frames is None else frames
         if outside := [frame for frame in frames if not 1 <= frame <= x.shape[1]]:
@@ -337,13 +337,13 @@ class Emulator:
 
         Arguments:
             states: (M, C, T, *S), physical units, as `rollout` returns them.
-            step: time between two states, for a coordinate `time` (lead time) beside `lead`, which
+            step: Time between two states, for a coordinate `time` (lead time) beside `lead`, which
                 counts states from 1.
-            coordinates: axis -> its coordinates.
+            coordinates: The coordinates of each axis, by its name.
 
         Raises:
             ImportError: xarray is not installed (`pip install "lola_ds[xarray]"`).
-            ValueError: states of another shape.
+            ValueError: The states have another shape.
         """
         try:
             import xarray

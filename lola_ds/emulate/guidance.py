@@ -56,6 +56,19 @@ from torch import Tensor, nn
 
 from lola_ds.kernels import enable_second_derivatives
 
+__all__ = [
+    "Downscale",
+    "Guidance",
+    "Guide",
+    "GuidedDenoiser",
+    "Observations",
+    "Stripe",
+    "Subsample",
+    "conjugate_gradients",
+    "make_guidance",
+    "observe",
+]
+
 METHODS = ("mmps", "sda")
 UNITS = ("standardised", "physical")
 SOLVERS = ("gmres", "cg")
@@ -83,7 +96,7 @@ class Downscale:
     """Sees means over blocks of `factor` cells along each axis: to (N, C, *(S / factor)).
 
     Raises:
-        ValueError: when an axis is not a multiple of `factor`.
+        ValueError: An axis is not a multiple of `factor`.
     """
 
     factor: int = 8
@@ -131,18 +144,19 @@ class Guidance:
     """How sampling is guided, whatever is observed.
 
     Arguments:
-        operator: what the instrument sees of a state: one of `OPERATORS`, or any callable.
-        std: the standard deviation s of its noise, in the units of what it sees.
+        operator: What the instrument sees of a state: one of `OPERATORS`, or any callable.
+        std: The standard deviation s of its noise, in the units of what it sees.
         method: `mmps` or `sda`.
-        units: what the operator is given: `standardised` states, or `physical` ones.
-        solver: of `mmps`: `gmres`, or `cg`, for which the covariance should be symmetric, as only
-            an exact denoiser's is.
-        iterations: of the solver, each as costly as a gradient of the network and the decoder.
-        gamma: of `sda`: the coefficient of the variance. The diagonal of A Aᵀ for white data; the
+        units: What the operator is given: `standardised` states, or `physical` ones.
+        solver: The solver of `mmps`: `gmres`, or `cg`, for which the covariance should be
+            symmetric, as only an exact denoiser's is.
+        iterations: The number of iterations of the solver, each as costly as a gradient of the
+            network and the decoder.
+        gamma: The coefficient of the variance of `sda`. The diagonal of A Aᵀ for white data; the
             more correlated data are, the more it takes to keep sampling from overshooting.
 
     Raises:
-        ValueError: if an option is unknown or out of range.
+        ValueError: An option is unknown or out of range.
     """
 
     operator: Operator
@@ -192,11 +206,11 @@ def make_guidance(
 
     Arguments:
         method: `mmps` or `sda`.
-        operator: the name of one of `OPERATORS`, or a callable.
-        options: those of the operator (`every`, `factor` or `width`) and of `Guidance`.
+        operator: The name of one of `OPERATORS`, or a callable.
+        options: Those of the operator (`every`, `factor` or `width`) and of `Guidance`.
 
     Raises:
-        ValueError: naming the unknown operator or option and the known ones.
+        ValueError: The operator or an option is unknown; the message names the known ones.
     """
     settings = set(inspect.signature(Guidance).parameters)
     own = {key: value for key, value in options.items() if key in settings}
@@ -220,8 +234,8 @@ class Observations:
     """What an instrument saw of some frames of a trajectory.
 
     Attributes:
-        values: measurements, with shape (F, ...).
-        frames: the numbers of the F frames. An emulator counts from the last known state, 0: its
+        values: Measurements, with shape (F, ...).
+        frames: The numbers of the F frames. An emulator counts from the last known state, 0: its
             first forecast is frame 1.
     """
 
@@ -245,10 +259,10 @@ def observe(
     """Measures states as the guidance's instrument would.
 
     Arguments:
-        x: the states of `frames`, with shape (F, C, *S), in the guidance's units.
-        guidance: the operator and its noise.
-        frames: the frames' numbers.
-        generator: the source of the noise, on any device.
+        x: The states of `frames`, with shape (F, C, *S), in the guidance's units.
+        guidance: The operator and its noise.
+        frames: The frames' numbers.
+        generator: The source of the noise, on any device.
     """
     y = guidance.operator(x)
     source = y.device if generator is None else generator.device
@@ -260,15 +274,15 @@ class Guide:
     """Guides the windows of a rollout.
 
     Arguments:
-        guidance: the method and the instrument.
-        observations: what it saw, of the same trajectory for all windows of a batch or one for
+        guidance: The method and the instrument.
+        observations: What it saw, of the same trajectory for all windows of a batch or one for
             each; then all of the same frames.
-        decode: maps what the model sees, states (N, C', *S'), to states (N, C, *S) in the
+        decode: Maps what the model sees, states (N, C', *S'), to states (N, C, *S) in the
             guidance's units, differentiably; None for a model of such states.
-        origin: the number, among the frames of the rollout, of the observations' frame 0.
+        origin: The number, among the frames of the rollout, of the observations' frame 0.
 
     Raises:
-        ValueError: if observations of different frames are given.
+        ValueError: Observations of different frames are given.
     """
 
     def __init__(
@@ -325,10 +339,10 @@ class GuidedDenoiser(nn.Module):
     (\alpha_t^2 + \sigma_t^2))^{-1} I` for ``sda``.
 
     Arguments:
-        denoiser: gives the mean of p(x | x_t).
-        y: observations of each window, with shape (B, D) or (1, D).
+        denoiser: Gives the mean of p(x | x_t).
+        y: Observations of each window, with shape (B, D) or (1, D).
         measure: A, from windows (B, C', L, *S') to (B, D).
-        guidance: the method and its options.
+        guidance: The method and its options.
     """
 
     def __init__(
@@ -394,9 +408,9 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iteration
     in a direction of negative curvature (Steihaug, 1983), along which azula's solver diverges.
 
     Arguments:
-        matrix: applies the matrices to (B, D).
-        b: the right-hand sides, with shape (B, D).
-        iterations: how many, whatever the residuals.
+        matrix: Applies the matrices to (B, D).
+        b: The right-hand sides, with shape (B, D).
+        iterations: How many, whatever the residuals.
     """
     x, r = torch.zeros_like(b, dtype=torch.float64), b.double()
     p, rr = r, r.square().sum(dim=-1, keepdim=True)

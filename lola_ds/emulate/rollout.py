@@ -50,20 +50,20 @@ def rollout(
     `overlap` frames emulated so far. The last window is cropped to `frames`.
 
     Arguments:
-        step: completes a window; see `Step`.
-        x: known frames, with shape (C, K, *S) and K at least `context`, in standardised units.
-        window: the number L of frames in a window.
-        frames: the number of frames to return, known ones included.
-        context: the number of known frames at the start.
-        overlap: the number of frames that a window shares with the last.
-        members: the number M of independent trajectories.
+        step: Completes a window; see `Step`.
+        x: Known frames, with shape (C, K, *S) and K at least `context`, in standardised units.
+        window: The number L of frames in a window.
+        frames: The number of frames to return, known ones included.
+        context: The number of known frames at the start.
+        overlap: The number of frames that a window shares with the last.
+        members: The number M of independent trajectories.
 
     Returns:
         Trajectories, with shape (M, C, frames, *S). The first `context` frames are the known ones
         as the step returns them (the steps of `make_step` return them as they are).
 
     Raises:
-        ValueError: if there are not enough known frames, or context and overlap do not leave room
+        ValueError: There are not enough known frames, or context and overlap do not leave room
             for a prediction in a window.
     """
     if members < 1:
@@ -81,17 +81,17 @@ def stream(
     """The frames of a rollout window by window, of which only the last is held.
 
     Arguments:
-        step: completes a window; see `Step`.
-        known: the frames at the start of the first window, with shape (M, C, c, *S); the members
+        step: Completes a window; see `Step`.
+        known: The frames at the start of the first window, with shape (M, C, c, *S); the members
             may start from different ones.
-        window, frames, overlap: as for `rollout`.
+        window, frames, overlap: As for `rollout`.
 
     Yields:
         The first window with shape (M, C, L, *S), then the new frames of each later one, cropped to
         `frames` in all.
 
     Raises:
-        ValueError: as `rollout`.
+        ValueError: As `rollout`.
     """
     for name, value in {"context": known.shape[2], "overlap": overlap}.items():
         if not 1 <= value < window:

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from lola_ds.emulate.adams_bashforth import ABSampler
 from lola_ds.models.denoiser import Denoiser
 
+__all__ = ["SAMPLERS", "STOCHASTIC", "ConditionedDenoiser", "sample"]
+
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ab": lambda denoiser, **options: ABSampler(denoiser, order=3, **options),
     "vab": lambda denoiser, **options: vABSampler(denoiser, order=3, **options),
@@ -66,11 +68,11 @@ class ConditionedDenoiser(nn.Module):
     label :math:`c` and not knowing it.
 
     Arguments:
-        denoiser: the denoiser.
+        denoiser: The denoiser.
         mask: True where a value is known, broadcastable to the windows.
-        x_obs: the known values, broadcastable to the windows; read where the mask is True.
-        label: labels, with shape (B, D).
-        guidance_scale: the weight w: 1 for the label as it is, 0 for no label, more to stress it.
+        x_obs: The known values, broadcastable to the windows; read where the mask is True.
+        label: Labels, with shape (B, D).
+        guidance_scale: The weight w: 1 for the label as it is, 0 for no label, more to stress it.
 
     References:
         | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), whose weight is w - 1
@@ -144,19 +146,19 @@ def sample(
     """Draws windows given their known values.
 
     Arguments:
-        denoiser: the denoiser.
+        denoiser: The denoiser.
         mask: True where a value is known, broadcastable to `x_obs`.
-        x_obs: windows, with shape (B, C, L, *S), read where the mask is True.
-        label: labels, with shape (B, D).
-        sampler: the name of a sampler, one of `SAMPLERS`.
-        steps: the number of steps.
-        x_1: windows of noise at time 1, with the shape of `x_obs`; drawn by default. Its dtype is
+        x_obs: Windows, with shape (B, C, L, *S), read where the mask is True.
+        label: Labels, with shape (B, D).
+        sampler: The name of a sampler, one of `SAMPLERS`.
+        steps: The number of steps.
+        x_1: Windows of noise at time 1, with the shape of `x_obs`; drawn by default. Its dtype is
             that of the sampler's state.
-        generator: the source of `x_1` and of the sampler's noise, on any device; torch's global
+        generator: The source of `x_1` and of the sampler's noise, on any device; torch's global
             one by default.
-        guide: turns the denoiser into one of p(x | x_t, y), y being observations; see
+        guide: Turns the denoiser into one of p(x | x_t, y), y being observations; see
             `lola_ds.emulate.guidance`.
-        guidance_scale: the weight of the label (guidance without a classifier); other than 1, the
+        guidance_scale: The weight of the label (guidance without a classifier); other than 1, the
             denoiser should have been trained with `label_dropout`. See `ConditionedDenoiser`.
 
     Returns:
@@ -164,7 +166,7 @@ def sample(
         values with the noise of the schedule's last time.
 
     Raises:
-        ValueError: if the sampler is unknown, the number of steps is not positive, or there is no
+        ValueError: The sampler is unknown, the number of steps is not positive, or there is no
             label to weigh.
     """
     if sampler not in SAMPLERS:

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from lola_ds.kernels.operator import operator
 
+__all__ = ["masked_silu", "masked_silu_backward", "silu_dropout"]
+
 LEVELS = 1 << 16
 ROWS = 512
 """Runs of 8 elements that a program handles: 4 for each of its 128 threads."""
@@ -76,9 +78,9 @@ def masked_silu(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     """The kernel.
 
     Arguments:
-        x: any shape.
-        seed: one integer, on the device of `x`, so that no one waits for it.
-        threshold: the rate of dropout in multiples of 2^-16.
+        x: Any shape.
+        seed: One integer, on the device of `x`, so that no one waits for it.
+        threshold: The rate of dropout in multiples of 2^-16.
 
     Returns:
         A contiguous tensor of the same shape and dtype.

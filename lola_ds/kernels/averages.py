@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+__all__ = ["ema"]
+
 BLOCK, PROGRAMS = 2048, 8192
 """Elements of a program's step, and the programs that tensors share, be they one or hundreds."""
 
@@ -56,7 +58,7 @@ def ema(
     """As `reference.ema`, by the kernel; all tensors contiguous, float32, on one device.
 
     Raises:
-        ValueError: a tensor of another dtype, or one that is not contiguous.
+        ValueError: A tensor of another dtype, or one that is not contiguous.
     """
     for tensor in (*weights, *(a for average in averages for a in average)):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():

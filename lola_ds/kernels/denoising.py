@@ -24,6 +24,8 @@ from torch import Tensor
 
 from lola_ds.kernels.operator import operator
 
+__all__ = ["denoising_errors", "squared_errors", "squared_errors_backward"]
+
 BLOCK = 1024
 
 

@@ -17,6 +17,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+__all__ = [
+    "enable_second_derivatives",
+    "get_kernel_mode",
+    "interpreted",
+    "second_derivatives_enabled",
+    "set_kernel_mode",
+    "use_triton",
+]
+
 MODES = ("auto", "torch", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,7 +39,7 @@ def set_kernel_mode(mode: str) -> None:
     """Chooses the mode for the process; modules compiled before keep what they were compiled with.
 
     Raises:
-        ValueError: an unknown mode, or `triton` where it cannot be imported.
+        ValueError: An unknown mode, or `triton` where it cannot be imported.
     """
     if mode not in MODES:
         raise ValueError(f"kernels={mode} is unknown; choose one of {', '.join(MODES)}")
@@ -70,12 +79,12 @@ def use_triton(kernel: str, x: Tensor, refusal: str | None = None) -> bool:
     """Whether a kernel runs in Triton on tensors like `x`.
 
     Arguments:
-        kernel: its name, for the log.
-        x: the tensor whose device and dtype decide.
-        refusal: why its shape, or its neighbours, do not suit the kernel; None if they do.
+        kernel: Its name, for the log.
+        x: The tensor whose device and dtype decide.
+        refusal: Why its shape, or its neighbours, do not suit the kernel; None if they do.
 
     Raises:
-        ValueError: mode `triton` where the kernel cannot run.
+        ValueError: Mode `triton` where the kernel cannot run.
     """
     return _decide(kernel, x.device.type, x.dtype, refusal)
 

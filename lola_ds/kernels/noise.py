@@ -25,6 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+__all__ = ["seeded_normal"]
+
 BLOCK = 512
 """Calls of the generator in a program: 4 for each of its 128 threads."""
 

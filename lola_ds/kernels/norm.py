@@ -35,6 +35,18 @@ from torch import Tensor
 from lola_ds.kernels.operator import operator
 from lola_ds.kernels.residual import sum_to
 
+__all__ = [
+    "ModulateBranches",
+    "Walk",
+    "channel_norm",
+    "modulate",
+    "modulate_branches",
+    "modulated_norm",
+    "modulated_norm_backward",
+    "rows_norm",
+    "rows_norm_backward",
+]
+
 TILE = 4096
 """Elements of a tile of the forward, 32 a thread."""
 
@@ -43,9 +55,9 @@ class Walk(NamedTuple):
     """How a program of the backward walks over tokens.
 
     Attributes:
-        tile: elements of the tiles it takes, a token at least.
-        tokens: of all its tiles together.
-        stages: tiles that are on their way at a time.
+        tile: Elements of the tiles it takes, a token at least.
+        tokens: Of all its tiles together.
+        stages: Tiles that are on their way at a time.
     """
 
     tile: int

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+__all__ = ["Operator", "operator"]
+
 _library = torch.library.Library("lola_ds", "FRAGMENT")
 
 
@@ -19,8 +21,8 @@ class Operator:
     """An operator `lola_ds::name`; its results are new tensors.
 
     Arguments:
-        name: its name.
-        function: what it does on any device; annotations give its schema.
+        name: Its name.
+        function: What it does on any device; annotations give its schema.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:

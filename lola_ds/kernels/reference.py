@@ -16,6 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "channel_norm",
+    "denoising_errors",
+    "ema",
+    "gated_residual",
+    "modulate",
+    "modulate_branches",
+    "qk_norm_rope",
+    "rope_angles",
+    "rotate",
+    "seeded_normal",
+    "silu_dropout",
+    "upcast",
+]
+
 
 def upcast(x: Tensor) -> Tensor:
     """float32 for anything shorter, as it is otherwise."""
@@ -26,9 +41,9 @@ def rope_angles(coordinates: Tensor, theta: Tensor, heads: int) -> Tensor:
     r"""Rotary angles :math:`p \, \theta` of each token and head.
 
     Arguments:
-        coordinates: the tokens' coordinates p, with shape (T, N).
-        theta: the frequencies of each axis, with shape (N, H/2).
-        heads: the number h of heads, which share H/2 frequencies out.
+        coordinates: The tokens' coordinates p, with shape (T, N).
+        theta: The frequencies of each axis, with shape (N, H/2).
+        heads: The number h of heads, which share H/2 frequencies out.
 
     Returns:
         The angles, with shape (T, h, d/2).
@@ -55,11 +70,11 @@ def qk_norm_rope(
     .. math:: q' = R(p \, \theta) \frac{q}{\sqrt{\langle q^2 \rangle + \epsilon}}
 
     Arguments:
-        qkv: queries, keys and values, with shape (B, T, 3, h, d).
-        coordinates: the tokens' coordinates p, with shape (T, N).
-        theta: the frequencies of each axis, with shape (N, H/2), or None for no rotation.
-        norm: whether queries and keys are normalised.
-        eps: the number :math:`\epsilon`.
+        qkv: Queries, keys and values, with shape (B, T, 3, h, d).
+        coordinates: The tokens' coordinates p, with shape (T, N).
+        theta: The frequencies of each axis, with shape (N, H/2), or None for no rotation.
+        norm: Whether queries and keys are normalised.
+        eps: The number :math:`\epsilon`.
 
     Returns:
         Queries, keys and values, each with shape (B, T, h, d).
@@ -92,11 +107,11 @@ def gated_residual(
         x'' = \frac{x' + d \, s}{\sqrt{1 + d^2}}
 
     Arguments:
-        x: the stream, with shape (B, T, H).
-        y: the branch, with shape (B, T, H).
-        c: its gate, with shape (B, 1, H) or (1, 1, H).
-        skip: the skip input s, with shape (B, T, H), or None for :math:`x'`.
-        d: its gate, shaped as c.
+        x: The stream, with shape (B, T, H).
+        y: The branch, with shape (B, T, H).
+        c: Its gate, with shape (B, 1, H) or (1, 1, H).
+        skip: The skip input s, with shape (B, T, H), or None for :math:`x'`.
+        d: Its gate, shaped as c.
 
     Returns:
         The stream, with the shape and dtype of `x`.
@@ -113,11 +128,11 @@ def modulate(
     r""":math:`(1 + a) \, \mathrm{LayerNorm}(x) + b`, the variance over H.
 
     Arguments:
-        x: tokens, with shape (B, T, H).
-        a: scales, with shape (B, 1, H) or (1, 1, H).
-        b: shifts, shaped as a.
-        dtype: of the result; that of `x` by default.
-        eps: added to the variance.
+        x: Tokens, with shape (B, T, H).
+        a: Scales, with shape (B, 1, H) or (1, 1, H).
+        b: Shifts, shaped as a.
+        dtype: The dtype of the result; that of `x` by default.
+        eps: The number added to the variance.
     """
     y = torch.addcmul(b, 1 + a, F.layer_norm(x, x.shape[-1:], eps=eps))
     return y.to(dtype or x.dtype)
@@ -158,12 +173,12 @@ def denoising_errors(
     with :math:`\nu = \alpha^2 + \sigma^2`.
 
     Arguments:
-        output: the network's output F, with shape (B, C, L, *S).
-        x: clean windows, with the same shape.
-        noise: the noise z, with the same shape.
+        output: The network's output F, with shape (B, C, L, *S).
+        x: Clean windows, with the same shape.
+        noise: The noise z, with the same shape.
         mask: True where a frame is known, with shape (B, L).
-        alpha: the data's scale, with shape (B,).
-        sigma: the noise's scale, with shape (B,).
+        alpha: The data's scale, with shape (B,).
+        sigma: The noise's scale, with shape (B,).
 
     Returns:
         Errors, with shape (B, L).
@@ -181,9 +196,9 @@ def ema(
     r"""Moves averages towards weights, in place: :math:`a \leftarrow a + (1 - d) (w - a)`.
 
     Arguments:
-        averages: one list of tensors for each decay.
-        weights: the tensors they follow.
-        decays: the number d of each list.
+        averages: One list of tensors for each decay.
+        weights: The tensors they follow.
+        decays: The number d of each list.
     """
     for average, decay in zip(averages, decays, strict=True):
         torch._foreach_lerp_(list(average), list(weights), 1.0 - decay)
@@ -193,9 +208,9 @@ def seeded_normal(seeds: Tensor, shape: torch.Size, device: torch.device) -> Ten
     """Standard normal noise, float32, with shape (B, ...), of torch's generator for each seed.
 
     Arguments:
-        seeds: one for each sample, with shape (B,), int64, on the CPU.
-        shape: of a sample.
-        device: where the noise is drawn; a GPU draws other noise than a CPU.
+        seeds: The seed of each sample, with shape (B,), int64, on the CPU.
+        shape: The shape of a sample.
+        device: Where the noise is drawn; a GPU draws other noise than a CPU.
     """
     noise = torch.empty((len(seeds), *shape), device=device)
     for x, seed in zip(noise, seeds.tolist()):

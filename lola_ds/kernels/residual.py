@@ -31,6 +31,8 @@ from torch import Tensor
 
 from lola_ds.kernels.operator import operator
 
+__all__ = ["add_gated", "add_gated_backward", "gated_residual", "sum_to"]
+
 CHANNELS, TOKENS = 256, 8
 """A tile of the forward, 16 elements a thread."""
 WALKED, CHUNK, STAGES = 512, 64, 3

@@ -39,6 +39,8 @@ from torch import Tensor
 
 from lola_ds.kernels.operator import operator
 
+__all__ = ["qk_norm_rope", "rotate_qk", "rotate_qk_backward"]
+
 TILE = 1024
 """Elements of a tile: 8 for each of the 128 threads of a program."""
 PROGRAMS = 8192
@@ -179,12 +181,12 @@ def rotate_qk(
     """The kernel; see `reference.qk_norm_rope`.
 
     Arguments:
-        qkv: queries, keys and values, with shape (B, T, 3, h, d).
-        coordinates: the tokens' coordinates, with shape (T, N), float32; N is 0 for no rotation.
-        theta: the frequencies of each axis, with shape (N, h d / 2), float32.
-        norm: whether queries and keys are normalised.
-        eps: added to their mean square.
-        values: whether the values are copied.
+        qkv: Queries, keys and values, with shape (B, T, 3, h, d).
+        coordinates: The tokens' coordinates, with shape (T, N), float32; N is 0 for no rotation.
+        theta: The frequencies of each axis, with shape (N, h d / 2), float32.
+        norm: Whether queries and keys are normalised.
+        eps: Added to their mean square.
+        values: Whether the values are copied.
 
     Returns:
         Queries, keys and values, each with shape (B, T, h, d), values that are not copied empty;

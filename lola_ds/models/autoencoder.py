@@ -19,6 +19,8 @@ from lola_ds.models.options import check_options
 from lola_ds.nn.dcae import DCDecoder, DCEncoder
 from lola_ds.nn.vit import ViT
 
+__all__ = ["SATURATIONS", "Autoencoder", "make_autoencoder"]
+
 BOUND = 5.0
 
 SATURATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,13 +38,13 @@ class Autoencoder(nn.Module):
     """An encoder and a decoder.
 
     Arguments:
-        encoder: maps (B, C, *S) to (B, C', *S').
-        decoder: maps (B, C', *S') to (B, C, *S).
-        saturation: the bound of the latent, one of `SATURATIONS`.
-        latent_noise: the standard deviation of the noise added in training.
+        encoder: Maps (B, C, *S) to (B, C', *S').
+        decoder: Maps (B, C', *S') to (B, C, *S).
+        saturation: The bound of the latent, one of `SATURATIONS`.
+        latent_noise: The standard deviation of the noise added in training.
 
     Raises:
-        ValueError: if the saturation is unknown or the noise negative.
+        ValueError: The saturation is unknown or the noise negative.
     """
 
     def __init__(
@@ -77,8 +79,8 @@ class Autoencoder(nn.Module):
         """Encodes and decodes.
 
         Arguments:
-            x: standardised states, with shape (B, C, *S).
-            seeds: one for each sample, with shape (B,). In training, noise drawn from them is
+            x: Standardised states, with shape (B, C, *S).
+            seeds: One for each sample, with shape (B,). In training, noise drawn from them is
                 added to the latent before decoding; without them there is none.
 
         Returns:
@@ -103,17 +105,17 @@ def make_autoencoder(
     """Makes an autoencoder from its configuration.
 
     Arguments:
-        pix_channels: the number C of fields.
-        lat_channels: the number C' of latent channels.
-        arch: the architecture, `dcae` or `vit`.
-        saturation: the bound of the latent.
-        latent_noise: the standard deviation of the latent noise in training.
-        options: those of the encoder, which the decoder mirrors: of `DCEncoder`, or of `ViT`,
+        pix_channels: The number C of fields.
+        lat_channels: The number C' of latent channels.
+        arch: The architecture, `dcae` or `vit`.
+        saturation: The bound of the latent.
+        latent_noise: The standard deviation of the latent noise in training.
+        options: Those of the encoder, which the decoder mirrors: of `DCEncoder`, or of `ViT`,
             where latents have `unpatch_size` (1 by default) points along each axis for
             `patch_size` of the field.
 
     Raises:
-        ValueError: if the architecture or an option is unknown.
+        ValueError: The architecture or an option is unknown.
     """
     if arch == "dcae":
         options = check_options("ae", options, DCEncoder, {"in_channels", "out_channels"})

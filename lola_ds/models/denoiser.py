@@ -39,15 +39,17 @@ from lola_ds.models.schedules import make_schedule
 from lola_ds.models.surrogate import make_network
 from lola_ds.nn.embedding import ScalarEmbedding, VectorEmbedding
 
+__all__ = ["ConditionedNetwork", "Denoiser", "Posterior", "make_denoiser"]
+
 
 @dataclass(frozen=True)
 class Posterior:
     """A Gaussian approximation of p(x | x_t).
 
     Arguments:
-        mean: the mean, with shape (B, C, L, *S).
-        var: the variance, broadcastable to the mean.
-        output: the network's output F, with the shape of the mean. It equals
+        mean: The mean, with shape (B, C, L, *S).
+        var: The variance, broadcastable to the mean.
+        output: The network's output F, with the shape of the mean. It equals
             (mean - c_skip x_t) / c_out, without the cancellation of that difference.
     """
 
@@ -60,11 +62,11 @@ class ConditionedNetwork(nn.Module):
     """A network modulated by a time and a label, conditioned by a mask.
 
     Arguments:
-        backbone: maps a window, modulated by a vector and conditioned by a mask, to a window.
-        emb_features: the number of modulation features.
-        label_features: the number D of label features; with 0, labels are ignored.
-        masked: whether the mask is given to the network.
-        label_dropout: the probability, in training, that a sample's label is dropped. Above 0,
+        backbone: Maps a window, modulated by a vector and conditioned by a mask, to a window.
+        emb_features: The number of modulation features.
+        label_features: The number D of label features; with 0, labels are ignored.
+        masked: Whether the mask is given to the network.
+        label_dropout: The probability, in training, that a sample's label is dropped. Above 0,
             the network also answers without a label.
     """
 
@@ -117,8 +119,8 @@ class Denoiser(nn.Module):
     """A preconditioned denoiser; works with azula's samplers.
 
     Arguments:
-        backbone: the network F, called with a scaled window, a time, a mask and a label.
-        schedule: the noise schedule.
+        backbone: The network F, called with a scaled window, a time, a mask and a label.
+        schedule: The noise schedule.
     """
 
     backbone: Any  # a ConditionedNetwork, or what is called like one
@@ -147,11 +149,11 @@ class Denoiser(nn.Module):
         sampler does not lose the network's digits at low noise.
 
         Arguments:
-            x_t: noisy windows, with shape (B, C, L, *S), equal to sqrt(alpha² + sigma²) x where
+            x_t: Noisy windows, with shape (B, C, L, *S), equal to sqrt(alpha² + sigma²) x where
                 the mask is True.
-            t: times, with shape () or (B,).
+            t: Times, with shape () or (B,).
             mask: True where a value is known, broadcastable to `x_t`; None for nowhere.
-            label: labels, with shape (B, D); None for an answer without.
+            label: Labels, with shape (B, D); None for an answer without.
             keep_label: True where the network sees the label, with shape (B,); everywhere by
                 default.
 
@@ -159,7 +161,7 @@ class Denoiser(nn.Module):
             The posterior p(x | x_t).
 
         Raises:
-            ValueError: if there is no label and the network has not learned to do without.
+            ValueError: There is no label and the network has not learned to do without.
         """
         scales = (s.to(x_t.dtype).expand(len(x_t)) for s in self.schedule(t))
         alpha_t, sigma_t = (s.view(-1, *[1] * (x_t.ndim - 1)) for s in scales)
@@ -187,17 +189,17 @@ def make_denoiser(
     """Makes a denoiser from its configuration.
 
     Arguments:
-        channels: the number C of channels of a frame.
-        schedule: the noise schedule's name and options.
-        label_features: the number D of label features.
-        emb_features: the number of features of the embeddings.
-        masked: whether the network sees which frames are known.
-        label_dropout: the probability, in training, that a sample's label is dropped.
-        arch: the architecture, `vit` or `unet`.
-        options: those of the network; `spatial` counts time as an axis.
+        channels: The number C of channels of a frame.
+        schedule: The noise schedule's name and options.
+        label_features: The number D of label features.
+        emb_features: The number of features of the embeddings.
+        masked: Whether the network sees which frames are known.
+        label_dropout: The probability, in training, that a sample's label is dropped.
+        arch: The architecture, `vit` or `unet`.
+        options: Those of the network; `spatial` counts time as an axis.
 
     Raises:
-        ValueError: if the architecture, the schedule or an option is unknown.
+        ValueError: The architecture, the schedule or an option is unknown.
     """
     cond_channels = channels if masked else 0
     backbone = make_network("denoiser", arch, channels, cond_channels, emb_features, options)

@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["ORIGINAL", "STATE", "export_config", "import_config", "read_state", "write_state"]
+
 STATE = "state.pth"
 ORIGINAL = "lola"
 """The key under which an imported configuration keeps the run's own, for the way back."""
@@ -44,8 +46,8 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     """The tensors of a run's `state.pth`, by name, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds anything but named tensors; nothing in it has been executed.
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds anything but named tensors; nothing in it has been executed.
     """
     path = folder / STATE
     if not path.is_file():
@@ -76,16 +78,17 @@ def import_config(
     """Translates the configuration of a run of lola.
 
     Arguments:
-        config: the run's configuration.
-        state: its tensors, which tell what the configurations of older runs leave out.
-        scalars: the names of the dataset's scalars in the order of the label; None if unknown.
-        latent_channels: of the run's autoencoder, for an emulator of latents.
+        config: The run's configuration.
+        state: Its tensors, which tell what the configurations of older runs leave out.
+        scalars: The names of the dataset's scalars in the order of the label; None if unknown.
+        latent_channels: The number of latent channels of the run's autoencoder, for an emulator of
+            latents.
 
     Returns:
         A configuration whose `ae_run` is None, for the caller to fill in.
 
     Raises:
-        ValueError: if the configuration is not of lola or says what cannot be told here.
+        ValueError: The configuration is not of lola or says what has no counterpart here.
     """
     groups = [group for group in ("denoiser", "surrogate", "ae") if group in config]
     if not groups or "dataset" not in config:
@@ -173,7 +176,7 @@ def export_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Translates a configuration to lola's: that of the run, if it was imported.
 
     Raises:
-        ValueError: if lola has no option for what the model does.
+        ValueError: lola has no option for what the model does.
     """
     if ORIGINAL in config:
         return dict(config[ORIGINAL])

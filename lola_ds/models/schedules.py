@@ -18,6 +18,14 @@ import torch
 from azula.noise import Schedule
 from torch import Tensor
 
+__all__ = [
+    "LogLinearSchedule",
+    "LogLogitSchedule",
+    "RectifiedSchedule",
+    "TimePrior",
+    "make_schedule",
+]
+
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max:
@@ -120,7 +128,7 @@ def make_schedule(config: Mapping[str, Any]) -> Schedule:
     """Makes a schedule from its `name` and options.
 
     Raises:
-        ValueError: if the name or an option is unknown.
+        ValueError: The name or an option is unknown.
     """
     options = dict(config)
     name = str(options.pop("name", None))
@@ -140,11 +148,11 @@ class TimePrior:
     Arguments:
         distribution: ``uniform`` on [a, b], ``beta`` (a, b), ``kumaraswamy`` (a, b), whose
             cumulative function is :math:`1 - (1 - t^a)^b`, or ``triangle``, symmetric on [0, 1].
-        a: the first parameter.
-        b: the second parameter.
+        a: The first parameter.
+        b: The second parameter.
 
     Raises:
-        ValueError: if the distribution is unknown or a parameter out of range.
+        ValueError: The distribution is unknown or a parameter out of range.
     """
 
     distribution: str = "uniform"
@@ -168,7 +176,7 @@ class TimePrior:
         """Draws one time for each sample, with shape (B,), float64.
 
         Arguments:
-            u: the samples' uniform numbers in [0, 1), with shape (B, 2), float64.
+            u: The samples' uniform numbers in [0, 1), with shape (B, 2), float64.
         """
         u, v = u.unbind(dim=1)
         if self.distribution == "beta":

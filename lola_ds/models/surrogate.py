@@ -15,6 +15,8 @@ from lola_ds.nn.embedding import VectorEmbedding
 from lola_ds.nn.unet import UNet
 from lola_ds.nn.vit import ViT
 
+__all__ = ["Surrogate", "make_network", "make_surrogate"]
+
 NETWORKS = {"vit": ViT, "unet": UNet}
 """The architectures of emulators by name."""
 
@@ -23,9 +25,9 @@ class Surrogate(nn.Module):
     """Predicts all frames of a window at once.
 
     Arguments:
-        backbone: maps a window, modulated by a vector and conditioned by the mask, to a window.
-        label_features: the number D of label features; with 0, labels are ignored.
-        emb_features: the number of modulation features.
+        backbone: Maps a window, modulated by a vector and conditioned by the mask, to a window.
+        label_features: The number D of label features; with 0, labels are ignored.
+        emb_features: The number of modulation features.
     """
 
     def __init__(self, backbone: nn.Module, label_features: int = 0, emb_features: int = 0) -> None:
@@ -39,9 +41,9 @@ class Surrogate(nn.Module):
         """Completes windows.
 
         Arguments:
-            x: windows, with shape (B, C, L, *S), read where the mask is True.
+            x: Windows, with shape (B, C, L, *S), read where the mask is True.
             mask: True where a value is known, broadcastable to `x`.
-            label: labels, with shape (B, D).
+            label: Labels, with shape (B, D).
 
         Returns:
             Windows, with shape (B, C, L, *S).
@@ -62,16 +64,16 @@ def make_network(
     """Makes the network of an emulator.
 
     Arguments:
-        what: the name of the configuration, for messages.
-        arch: the architecture, one of `NETWORKS`.
-        channels: the number C of channels of the window.
-        cond_channels: the number of channels of the condition.
-        mod_features: the number of modulation features.
-        options: those of the network, whose axes (`spatial`, `periodic`, `stride`, …) begin with
+        what: The name of the configuration, for messages.
+        arch: The architecture, one of `NETWORKS`.
+        channels: The number C of channels of the window.
+        cond_channels: The number of channels of the condition.
+        mod_features: The number of modulation features.
+        options: Those of the network, whose axes (`spatial`, `periodic`, `stride`, …) begin with
             time.
 
     Raises:
-        ValueError: if the architecture or an option is unknown.
+        ValueError: The architecture or an option is unknown.
     """
     if arch not in NETWORKS:
         raise ValueError(f"{what}.arch='{arch}' is unknown; known: {', '.join(NETWORKS)}")
@@ -91,14 +93,14 @@ def make_surrogate(
     """Makes a surrogate from its configuration.
 
     Arguments:
-        channels: the number C of channels of a frame.
-        label_features: the number D of label features.
-        emb_features: the number of features of the label's embedding.
-        arch: the architecture, `vit` or `unet`.
-        options: those of the network; `spatial` counts time as an axis.
+        channels: The number C of channels of a frame.
+        label_features: The number D of label features.
+        emb_features: The number of features of the label's embedding.
+        arch: The architecture, `vit` or `unet`.
+        options: Those of the network; `spatial` counts time as an axis.
 
     Raises:
-        ValueError: if the architecture or an option is unknown.
+        ValueError: The architecture or an option is unknown.
     """
     mod_features = emb_features if label_features else 0
     backbone = make_network("surrogate", arch, channels, channels, mod_features, options)

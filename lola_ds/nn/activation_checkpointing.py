@@ -25,6 +25,8 @@ import torch
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+__all__ = ["CheckpointingPolicy", "block_policy", "checkpoint_block"]
+
 T = TypeVar("T")
 CheckpointingPolicy = bool | int | str
 """`none`, `selective`, `full`, `offload`, every n-th block; false and true mean none and full."""
@@ -47,7 +49,7 @@ def block_policy(policy: CheckpointingPolicy, index: int) -> str:
     """The policy of block `index`, counted from 0: `none`, `selective`, `full` or `offload`.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: There is no such policy.
     """
     if isinstance(policy, bool):
         return "full" if policy else "none"

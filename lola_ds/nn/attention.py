@@ -41,6 +41,17 @@ from lola_ds.nn.sequence_parallel import SequenceGroup
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+__all__ = [
+    "SHORT_SEQUENCE",
+    "GridAttention",
+    "MultiheadSelfAttention",
+    "attend",
+    "grid_coordinates",
+    "init_theta",
+    "local_window",
+    "window_block_mask",
+]
+
 
 def grid_coordinates(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Integer coordinates of a grid's points in row-major order, float32, with shape (T, N)."""
@@ -61,10 +72,10 @@ def local_window(
     periodic, is at most `window // 2`.
 
     Arguments:
-        shape: the shape of the grid of tokens, T points in all.
-        window: the window's size along each axis.
-        periodic: whether each axis wraps.
-        device: the device of the mask.
+        shape: The shape of the grid of tokens, T points in all.
+        window: The window's size along each axis.
+        periodic: Whether each axis wraps.
+        device: The device of the mask.
 
     Returns:
         The mask, boolean with shape (T, T), or its blocks.
@@ -144,9 +155,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = No
     Autocast is off within: it would narrow again what is widened here.
 
     Arguments:
-        q: queries.
-        k: keys, of the same dtype.
-        v: values, of the same dtype, which is the result's.
+        q: Queries.
+        k: Keys, of the same dtype.
+        v: Values, of the same dtype, which is the result's.
         mask: True where token j is visible to token i, with shape (T, T); or its blocks.
     """
     if not (mask is None or isinstance(mask, Tensor)):
@@ -173,14 +184,14 @@ class MultiheadSelfAttention(nn.Module):
     """Self-attention over tokens; see the module's formula.
 
     Arguments:
-        channels: the number H of features.
-        heads: the number of heads.
-        qk_norm: whether queries and keys are RMS-normalised in each head (eps 1e-5).
-        value_residual: whether values are mixed with those of the first block; the learned share
+        channels: The number H of features.
+        heads: The number of heads.
+        qk_norm: Whether queries and keys are RMS-normalised in each head (eps 1e-5).
+        value_residual: Whether values are mixed with those of the first block; the learned share
             of the latter starts at one half.
 
     Raises:
-        ValueError: if the features do not split in heads of an even size.
+        ValueError: The features do not split in heads of an even size.
     """
 
     def __init__(
@@ -213,12 +224,12 @@ class MultiheadSelfAttention(nn.Module):
         """Attends; `T` tokens are those of this rank where they are divided, but for the mask.
 
         Arguments:
-            x: tokens, with shape (B, T, H).
-            coordinates: the tokens' coordinates, with shape (T, N).
-            theta: rotary frequencies, with shape (N, H/2), or None for no rotation.
+            x: Tokens, with shape (B, T, H).
+            coordinates: The tokens' coordinates, with shape (T, N).
+            theta: Rotary frequencies, with shape (N, H/2), or None for no rotation.
             mask: True where token j is visible to token i, with shape (T, T), or its blocks, or
                 None for all.
-            first_values: the values of the first block, with shape (B, T, heads, H/heads), to mix
+            first_values: The values of the first block, with shape (B, T, heads, H/heads), to mix
                 with this one's where values are residual.
 
         Returns:
@@ -242,11 +253,11 @@ class GridAttention(nn.Module):
     """Self-attention over all positions of a grid, with the parameters of torch's own attention.
 
     Arguments:
-        channels: the number C of channels.
-        heads: the number of heads.
+        channels: The number C of channels.
+        heads: The number of heads.
 
     Raises:
-        ValueError: if heads do not split the channels.
+        ValueError: Heads do not split the channels.
     """
 
     def __init__(self, channels: int, heads: int) -> None:

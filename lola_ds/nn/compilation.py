@@ -20,6 +20,8 @@ from torch import nn
 from lola_ds.nn import dcae, unet
 from lola_ds.nn.vit import ViTBlock
 
+__all__ = ["BLOCK_METHODS", "compile_blocks", "compile_network"]
+
 BLOCK_METHODS: dict[type[nn.Module], str] = {
     ViTBlock: "forward",
     dcae.ResidualBlock: "_forward",
@@ -42,7 +44,7 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
         The kinds of blocks it has, which ZeRO-3 must gather as a whole.
 
     Raises:
-        ValueError: the network has none, or the compiler is switched off.
+        ValueError: The network has none, or the compiler is switched off.
     """
     _check_compiler()
     kinds = [kind for kind in BLOCK_METHODS if any(type(m) is kind for m in network.modules())]
@@ -69,7 +71,7 @@ def compile_network(network: nn.Module) -> None:
     tenth quicker there.
 
     Raises:
-        ValueError: the compiler is switched off, or a GPU's network has no blocks.
+        ValueError: The compiler is switched off, or a GPU's network has no blocks.
     """
     _check_compiler()
     if next(network.parameters()).is_cuda:

@@ -43,6 +43,8 @@ from lola_ds.nn.layers import (
     unpatchify,
 )
 
+__all__ = ["DCDecoder", "DCEncoder", "Residual", "ResidualBlock"]
+
 
 class Residual(nn.Sequential):
     """Adds its input to the output of its layers."""
@@ -56,16 +58,16 @@ class ResidualBlock(nn.Module):
     """A residual block; see the module's formula.
 
     Arguments:
-        channels: the number C of channels.
-        spatial: the number N of axes.
+        channels: The number C of channels.
+        spatial: The number N of axes.
         norm: `layer` or `group`.
-        attention_heads: the number of heads, or None for no attention; with attention the block's
+        attention_heads: The number of heads, or None for no attention; with attention the block's
             convolutions are 1×1.
-        ffn_factor: the expansion of the feed-forward layer.
-        dropout: the dropout rate inside the feed-forward layer, or None.
-        kernel_size: the size of kernels.
-        periodic: whether axes are periodic, for all or each.
-        policy: whether the block is recomputed in the backward pass; see `checkpoint_block`.
+        ffn_factor: The expansion of the feed-forward layer.
+        dropout: The dropout rate inside the feed-forward layer, or None.
+        kernel_size: The size of kernels.
+        periodic: Whether axes are periodic, for all or each.
+        policy: Whether the block is recomputed in the backward pass; see `checkpoint_block`.
     """
 
     def __init__(
@@ -106,26 +108,26 @@ class _DCNet(nn.Module):
     """What the encoder and the decoder share: options and the residual blocks of levels.
 
     Arguments:
-        in_channels: the number C_in of input channels.
-        out_channels: the number C_out of output channels.
-        hid_channels: the number of channels at each level, finest first.
-        hid_blocks: the number of residual blocks at each level.
-        spatial: the number N of axes.
-        kernel_size: the size of kernels.
-        stride: the division of the grid from a level to the next, for all axes or each.
-        pixel_shuffle: space-to-depth and convolution (depth-to-space in the decoder) between
+        in_channels: The number C_in of input channels.
+        out_channels: The number C_out of output channels.
+        hid_channels: The number of channels at each level, finest first.
+        hid_blocks: The number of residual blocks at each level.
+        spatial: The number N of axes.
+        kernel_size: The size of kernels.
+        stride: The division of the grid from a level to the next, for all axes or each.
+        pixel_shuffle: Space-to-depth and convolution (depth-to-space in the decoder) between
             levels, rather than strided convolution (nearest upsampling).
         norm: `layer` or `group`.
-        attention_heads: the number of heads at the levels with attention.
-        ffn_factor: the expansion of feed-forward layers.
-        dropout: the dropout rate, or None.
-        patch_size: patches of the fields that enter the finest level, for all axes or each.
-        periodic: whether axes are periodic, for all or each.
-        identity_init: whether convolutions between levels start near the identity.
-        checkpointing: which blocks are recomputed in the backward pass; see `checkpoint_block`.
+        attention_heads: The number of heads at the levels with attention.
+        ffn_factor: The expansion of feed-forward layers.
+        dropout: The dropout rate, or None.
+        patch_size: Patches of the fields that enter the finest level, for all axes or each.
+        periodic: Whether axes are periodic, for all or each.
+        identity_init: Whether convolutions between levels start near the identity.
+        checkpointing: Which blocks are recomputed in the backward pass; see `checkpoint_block`.
 
     Raises:
-        ValueError: if levels or axes do not agree.
+        ValueError: Levels or axes do not agree.
     """
 
     def __init__(

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from lola_ds.nn.layers import disable_autocast
 
+__all__ = ["PositionalEmbedding", "ScalarEmbedding", "SineEncoding", "VectorEmbedding"]
+
 
 class SineEncoding(nn.Module):
     """Encodes scalars with sines and cosines of geometric frequencies, always in float32.
 
     Arguments:
-        features: the number F of features, even and at least 4.
-        omega: the ratio between the highest frequency (1) and the lowest.
+        features: The number F of features, even and at least 4.
+        omega: The ratio between the highest frequency (1) and the lowest.
 
     Raises:
-        ValueError: if the number of features is odd or under 4.
+        ValueError: The number of features is odd or under 4.
     """
 
     freqs: Tensor
@@ -44,7 +46,7 @@ class ScalarEmbedding(nn.Sequential):
     """Embeds a scalar: sine encoding, then two linear layers with SiLU between; float32.
 
     Arguments:
-        features: the number F of features of the encoding and of the embedding.
+        features: The number F of features of the encoding and of the embedding.
     """
 
     def __init__(self, features: int) -> None:
@@ -65,8 +67,8 @@ class VectorEmbedding(nn.Sequential):
     """Embeds a vector, such as the label, with two linear layers with SiLU between; float32.
 
     Arguments:
-        in_features: the number D of components of the vector.
-        features: the number F of features of the embedding.
+        in_features: The number D of components of the vector.
+        features: The number F of features of the embedding.
     """
 
     def __init__(self, in_features: int, features: int) -> None:
@@ -82,8 +84,8 @@ class PositionalEmbedding(nn.Sequential):
     """Embeds integer coordinates: sine encoding of each axis, concatenated, then linear; float32.
 
     Arguments:
-        axes: the number N of coordinates.
-        features: the number H of features of each axis's encoding and of the embedding.
+        axes: The number N of coordinates.
+        features: The number H of features of each axis's encoding and of the embedding.
     """
 
     def __init__(self, axes: int, features: int) -> None:

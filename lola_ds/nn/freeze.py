@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+__all__ = ["freeze_parameters"]
+
 
 def freeze_parameters(module: nn.Module) -> nn.Module:
     """Turns a module's parameters into buffers of the same names.

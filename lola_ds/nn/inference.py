@@ -16,6 +16,8 @@ from lola_ds.nn.layers import disable_autocast
 from lola_ds.nn.modulation import AdaZero
 from lola_ds.nn.vit import ViT
 
+__all__ = ["FusedModulation", "cast_weights", "fuse_modulations", "prepare_for_inference"]
+
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -36,7 +38,7 @@ class FusedModulation(nn.Module):
     """The modulation layers of N blocks as one; float32.
 
     Arguments:
-        sources: theirs, of equal sizes: D features to O values.
+        sources: Theirs, of equal sizes: D features to O values.
     """
 
     def __init__(self, sources: list[AdaZero]) -> None:
@@ -76,12 +78,12 @@ def prepare_for_inference(network: nn.Module, precision: str, compiled: bool = F
     """Makes a network on its device ready for inference, in place.
 
     Arguments:
-        network: the network; its weights are loaded, and learn no more.
+        network: The network; its weights are loaded, and learn no more.
         precision: `bf16` where it will run under autocast to bfloat16.
-        compiled: whether to compile it, its modulations joined.
+        compiled: Whether to compile it, its modulations joined.
 
     Raises:
-        ValueError: there is nothing to compile, or the compiler is switched off.
+        ValueError: There is nothing to compile, or the compiler is switched off.
     """
     if precision == "bf16":
         cast_weights(network, torch.bfloat16)

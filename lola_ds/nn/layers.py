@@ -15,6 +15,32 @@ from torch import Tensor, nn
 
 from lola_ds.kernels import channel_norm, silu_dropout
 
+__all__ = [
+    "ChannelNorm",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "Conv4d",
+    "FeedForward",
+    "Float32Linear",
+    "Patchify",
+    "Unpatchify",
+    "Upsample",
+    "check_levels",
+    "convolution",
+    "disable_autocast",
+    "is_channels_last",
+    "make_norm",
+    "matmul_dtype",
+    "pad_circular",
+    "patchify",
+    "per_axis",
+    "periodic_axes",
+    "prefers_channels_last",
+    "to_channels_last",
+    "unpatchify",
+]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -53,9 +79,9 @@ class FeedForward(nn.Sequential):
     """Two layers with SiLU and dropout between.
 
     Arguments:
-        first: the first layer.
-        last: the second.
-        dropout: the dropout rate, or None.
+        first: The first layer.
+        last: The second.
+        dropout: The dropout rate, or None.
     """
 
     def __init__(self, first: nn.Module, last: nn.Module, dropout: float | None = None) -> None:
@@ -72,7 +98,7 @@ def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...
     """Expands one number, or checks one for each axis.
 
     Raises:
-        ValueError: naming the option, if the number of values is not the number of axes.
+        ValueError: The number of values is not the number of axes.
     """
     values = (value,) * axes if isinstance(value, int) else tuple(int(v) for v in value)
     if len(values) != axes:
@@ -110,12 +136,12 @@ def patchify(x: Tensor, patch: Sequence[int], last: bool | None = None) -> Tenso
     """Moves patches to channels: (B, C, *S) to (B, C·prod(patch), *S/patch), channel outermost.
 
     Arguments:
-        x: fields.
-        patch: the patch's size along each axis.
-        last: whether the result is stored channels-last; by default as fields prefer it.
+        x: Fields.
+        patch: The patch's size along each axis.
+        last: Whether the result is stored channels-last; by default as fields prefer it.
 
     Raises:
-        ValueError: if an axis is not a multiple of the patch.
+        ValueError: An axis is not a multiple of the patch.
     """
     if all(p == 1 for p in patch):
         return x
@@ -170,7 +196,7 @@ class Upsample(nn.Module):
     """Repeats each point along each axis: nearest upsampling, for any number of axes.
 
     Arguments:
-        factor: the number of copies along each axis.
+        factor: The number of copies along each axis.
     """
 
     def __init__(self, factor: Sequence[int]) -> None:
@@ -250,7 +276,7 @@ def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
     """Pads each spatial axis on both sides by `pad` wrapped points; keeps the memory format.
 
     Raises:
-        ValueError: if an axis is shorter than its halo.
+        ValueError: An axis is shorter than its halo.
     """
     if any(s < p for s, p in zip(x.shape[2:], pad)):
         raise ValueError(f"a grid of {tuple(x.shape[2:])} points is too small to wrap {tuple(pad)}")
@@ -310,8 +336,8 @@ class Conv4d(nn.Module):
     or the stride along time is not 1.
 
     Arguments:
-        space: the convolution over the last three axes.
-        time: the convolution over the first axis, or None.
+        space: The convolution over the last three axes.
+        time: The convolution over the first axis, or None.
     """
 
     def __init__(self, space: nn.Module, time: nn.Module | None) -> None:
@@ -346,18 +372,18 @@ def convolution(
     """Makes a "same" convolution, padded circularly on periodic axes and with zeros on others.
 
     Arguments:
-        in_channels: the number C_in of input channels.
-        out_channels: the number C_out of output channels.
-        spatial: the number N of axes, 1 to 4.
-        kernel_size: the kernel's odd size, for all axes or each.
-        stride: the stride, for all axes or each.
-        periodic: whether axes are periodic, for all or each.
-        identity_init: whether to start near the identity: 1e-2 times the default weight, plus one
+        in_channels: The number C_in of input channels.
+        out_channels: The number C_out of output channels.
+        spatial: The number N of axes, 1 to 4.
+        kernel_size: The kernel's odd size, for all axes or each.
+        stride: The stride, for all axes or each.
+        periodic: Whether axes are periodic, for all or each.
+        identity_init: Whether to start near the identity: 1e-2 times the default weight, plus one
             at the kernel's centre from input channel o mod C_in to output channel o.
-        gain: a factor of the initial weight.
+        gain: A factor of the initial weight.
 
     Raises:
-        ValueError: if there is no such convolution or a kernel size is even.
+        ValueError: There is no such convolution or a kernel size is even.
     """
     if spatial not in (1, 2, 3, 4):
         raise ValueError(f"spatial={spatial}: convolutions have 1 to 4 axes")
@@ -404,7 +430,7 @@ class ChannelNorm(nn.Module):
     dictionaries hold the small number as a buffer too.
 
     Arguments:
-        eps: the number :math:`\epsilon`.
+        eps: The number :math:`\epsilon`.
     """
 
     eps: Tensor
@@ -429,7 +455,7 @@ def make_norm(name: str, channels: int) -> nn.Module:
     """Makes a normalisation without affine parameters: `layer` (over channels) or `group`.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: The name is unknown.
     """
     if name == "layer":
         return ChannelNorm()
@@ -444,15 +470,15 @@ def check_levels(
     """Checks the levels of a convolutional network.
 
     Arguments:
-        hid_channels: the number of channels at each level.
-        hid_blocks: the number of residual blocks at each level.
-        attention_heads: the number of heads at the levels with attention.
+        hid_channels: The number of channels at each level.
+        hid_blocks: The number of residual blocks at each level.
+        attention_heads: The number of heads at the levels with attention.
 
     Returns:
         The number of heads by level, as integers.
 
     Raises:
-        ValueError: if the lists differ in length or a level does not exist.
+        ValueError: The lists differ in length or a level does not exist.
     """
     if len(hid_channels) != len(hid_blocks):
         raise ValueError(

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from lola_ds.nn.layers import disable_autocast
 
+__all__ = ["AdaZero", "make_modulation", "modulation"]
+
 
 class AdaZero(nn.Sequential):
     """Maps a modulation vector to scales and shifts that start small; float32.
 
     Arguments:
-        features: the number D of features of the vector.
-        outputs: the number of values.
+        features: The number D of features of the vector.
+        outputs: The number of values.
     """
 
     def __init__(self, features: int, outputs: int) -> None:
@@ -44,8 +46,8 @@ def make_modulation(features: int, shape: Sequence[int]) -> nn.Module | nn.Param
     """Makes what scales and shifts come from.
 
     Arguments:
-        features: the number D of features of the vector; with 0, the modulation is a parameter.
-        shape: the number n of scales and shifts and the number C of channels, then ones.
+        features: The number D of features of the vector; with 0, the modulation is a parameter.
+        shape: The number n of scales and shifts and the number C of channels, then ones.
     """
     if features:
         return AdaZero(features, shape[0] * shape[1])
@@ -56,9 +58,9 @@ def modulation(source: nn.Module | nn.Parameter, mod: Tensor | None, n: int) -> 
     """The n scales and shifts, each with shape (B, C), or (1, C) where they are parameters.
 
     Arguments:
-        source: what `make_modulation` made.
-        mod: modulation vector, with shape (B, D), or None when D = 0.
-        n: the number of scales and shifts.
+        source: What `make_modulation` made.
+        mod: Modulation vector, with shape (B, D), or None when D = 0.
+        n: The number of scales and shifts.
     """
     if isinstance(source, nn.Parameter):
         return source.reshape(n, 1, -1).unbind(0)

@@ -31,15 +31,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+__all__ = ["SequenceGroup", "new_sequence_group", "parallelize_sequence"]
+
 
 @dataclass(frozen=True)
 class SequenceGroup:
     """The ranks among which the tokens of a sample are divided; by default one, which has all.
 
     Arguments:
-        size: the number n of ranks.
-        rank: this one's place among them.
-        name: torch's name of their process group. Collectives on tensors without storage need no
+        size: The number n of ranks.
+        rank: This one's place among them.
+        name: Torch's name of their process group. Collectives on tensors without storage need no
             process group, only this.
     """
 
@@ -51,7 +53,7 @@ class SequenceGroup:
         """This rank's tokens: (B, T, ...) to (B, T/n, ...).
 
         Raises:
-            ValueError: n does not divide T.
+            ValueError: The number n does not divide T.
         """
         if self.size == 1:
             return x
@@ -62,7 +64,7 @@ class SequenceGroup:
         """Refuses a number of tokens that n does not divide.
 
         Raises:
-            ValueError: names both.
+            ValueError: The number n does not divide T.
         """
         if tokens % self.size:
             raise ValueError(
@@ -94,7 +96,7 @@ def parallelize_sequence(network: nn.Module, group: SequenceGroup) -> None:
     """Makes the transformers within a network work on their rank's tokens.
 
     Raises:
-        ValueError: it has no transformer, or n does not divide the heads of one.
+        ValueError: It has no transformer, or n does not divide the heads of one.
     """
     found = [module for module in network.modules() if hasattr(module, "sequence")]
     if not found and group.size > 1:
@@ -174,7 +176,7 @@ def new_sequence_group(size: int) -> SequenceGroup:
     """This rank's group of `size` neighbours, which a node holds. Collective.
 
     Arguments:
-        size: the number n of ranks of a group, which divides that of all ranks.
+        size: The number n of ranks of a group, which divides that of all ranks.
     """
     if size == 1:
         return SequenceGroup()

@@ -47,6 +47,8 @@ from lola_ds.nn.layers import (
 )
 from lola_ds.nn.modulation import make_modulation, modulation
 
+__all__ = ["ModulatedBlock", "UNet", "unit_coordinates"]
+
 
 def unit_coordinates(x: Tensor) -> Tensor:
     """Coordinates in [-1, 1] of the points of fields (B, C, *S), with shape (B, N, *S)."""
@@ -60,17 +62,17 @@ class ModulatedBlock(nn.Module):
     """A residual block; see the module's formula.
 
     Arguments:
-        channels: the number C of channels.
-        mod_features: the number D of modulation features; with 0, the modulation is a parameter.
-        spatial: the number N of axes.
+        channels: The number C of channels.
+        mod_features: The number D of modulation features; with 0, the modulation is a parameter.
+        spatial: The number N of axes.
         norm: `layer` or `group`.
-        attention_heads: the number of heads, or None for no attention; with attention the block's
+        attention_heads: The number of heads, or None for no attention; with attention the block's
             convolutions are 1×1.
-        ffn_factor: the expansion of the feed-forward layer.
-        dropout: the dropout rate inside the feed-forward layer, or None.
-        kernel_size: the size of kernels.
-        periodic: whether axes are periodic, for all or each.
-        policy: whether the block is recomputed in the backward pass; see `checkpoint_block`.
+        ffn_factor: The expansion of the feed-forward layer.
+        dropout: The dropout rate inside the feed-forward layer, or None.
+        kernel_size: The size of kernels.
+        periodic: Whether axes are periodic, for all or each.
+        policy: Whether the block is recomputed in the backward pass; see `checkpoint_block`.
     """
 
     def __init__(
@@ -119,25 +121,25 @@ class UNet(nn.Module):
     """UNet on a grid with N axes.
 
     Arguments:
-        in_channels: the number C_in of input channels.
-        out_channels: the number C_out of output channels.
-        cond_channels: the number of channels of the condition concatenated to the input.
-        mod_features: the number D of modulation features.
-        hid_channels: the number of channels at each level, finest first.
-        hid_blocks: the number of residual blocks at each level, on either side.
-        spatial: the number N of axes.
-        kernel_size: the size of kernels.
-        stride: the division of the grid from a level to the next, for all axes or each.
+        in_channels: The number C_in of input channels.
+        out_channels: The number C_out of output channels.
+        cond_channels: The number of channels of the condition concatenated to the input.
+        mod_features: The number D of modulation features.
+        hid_channels: The number of channels at each level, finest first.
+        hid_blocks: The number of residual blocks at each level, on either side.
+        spatial: The number N of axes.
+        kernel_size: The size of kernels.
+        stride: The division of the grid from a level to the next, for all axes or each.
         norm: `layer` or `group`.
-        attention_heads: the number of heads at the levels with attention.
-        ffn_factor: the expansion of feed-forward layers.
-        dropout: the dropout rate in feed-forward layers, or None.
-        periodic: whether axes are periodic, for all or each.
-        identity_init: whether convolutions between levels start near the identity.
-        checkpointing: which blocks are recomputed in the backward pass; see `checkpoint_block`.
+        attention_heads: The number of heads at the levels with attention.
+        ffn_factor: The expansion of feed-forward layers.
+        dropout: The dropout rate in feed-forward layers, or None.
+        periodic: Whether axes are periodic, for all or each.
+        identity_init: Whether convolutions between levels start near the identity.
+        checkpointing: Which blocks are recomputed in the backward pass; see `checkpoint_block`.
 
     Raises:
-        ValueError: if levels or axes do not agree, or heads do not split the channels.
+        ValueError: Levels or axes do not agree, or heads do not split the channels.
     """
 
     def __init__(
@@ -207,9 +209,9 @@ class UNet(nn.Module):
         """Transforms fields.
 
         Arguments:
-            x: fields, with shape (B, C_in, *S).
-            mod: modulation vector, with shape (B, D).
-            cond: the condition, with shape (B, C_cond, *S).
+            x: Fields, with shape (B, C_in, *S).
+            mod: Modulation vector, with shape (B, D).
+            cond: The condition, with shape (B, C_cond, *S).
 
         Returns:
             Fields, float32, with shape (B, C_out, *S).

@@ -49,21 +49,23 @@ from lola_ds.nn.sequence_parallel import SequenceGroup
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+__all__ = ["ViT", "ViTBlock"]
+
 
 class ViTBlock(nn.Module):
     """A transformer block; see the module's formula.
 
     Arguments:
-        channels: the number H of hidden channels.
-        mod_features: the number D of modulation features; with 0, the modulation is a parameter.
-        ffn_factor: the expansion of the feed-forward layer.
-        axes: the number N of axes of the grid.
-        rope: whether queries and keys are rotated.
-        dropout: the dropout rate inside the feed-forward layer, or None.
-        attention_heads: the number of heads.
-        qk_norm: whether queries and keys are normalised.
-        value_residual: whether the attention's values are mixed with those of the first block.
-        return_values: whether it hands on its values.
+        channels: The number H of hidden channels.
+        mod_features: The number D of modulation features; with 0, the modulation is a parameter.
+        ffn_factor: The expansion of the feed-forward layer.
+        axes: The number N of axes of the grid.
+        rope: Whether queries and keys are rotated.
+        dropout: The dropout rate inside the feed-forward layer, or None.
+        attention_heads: The number of heads.
+        qk_norm: Whether queries and keys are normalised.
+        value_residual: Whether the attention's values are mixed with those of the first block.
+        return_values: Whether it hands on its values.
     """
 
     def __init__(
@@ -102,12 +104,12 @@ class ViTBlock(nn.Module):
         """Transforms tokens.
 
         Arguments:
-            x: tokens, with shape (B, T, H), float32.
-            mod: modulation vector, with shape (B, D), or None when D = 0.
-            coordinates: the tokens' coordinates, with shape (T, N).
-            skip: the skip input, with shape (B, T, H).
-            mask: the attention mask, with shape (T, T), or its blocks.
-            first_values: the attention's values in the first block, where values are residual.
+            x: Tokens, with shape (B, T, H), float32.
+            mod: Modulation vector, with shape (B, D), or None when D = 0.
+            coordinates: The tokens' coordinates, with shape (T, N).
+            skip: The skip input, with shape (B, T, H).
+            mask: The attention mask, with shape (T, T), or its blocks.
+            first_values: The attention's values in the first block, where values are residual.
 
         Returns:
             Tokens, with shape (B, T, H), float32, and the attention's values in this block where
@@ -125,28 +127,28 @@ class ViT(nn.Module):
     """Vision transformer on a grid with N axes.
 
     Arguments:
-        in_channels: the number C_in of input channels.
-        out_channels: the number C_out of output channels.
-        cond_channels: the number of channels of the condition concatenated to the input.
-        mod_features: the number D of modulation features.
-        hid_channels: the number H of hidden channels.
-        hid_blocks: the number of blocks.
-        attention_heads: the number of attention heads.
-        ffn_factor: the expansion of the feed-forward layers.
-        qk_norm: whether queries and keys are normalised.
-        rope: whether queries and keys are rotated.
-        dropout: the dropout rate in feed-forward layers, or None.
-        spatial: the number N of axes.
-        patch_size: the size of input patches, for all axes or each.
-        unpatch_size: the size of output patches; that of input patches by default.
-        window_size: the size of local attention windows, in tokens; None for global attention.
-        periodic: whether windows wrap, for all axes or each.
-        value_residual: whether the attention's values in deeper blocks are mixed with those in the
+        in_channels: The number C_in of input channels.
+        out_channels: The number C_out of output channels.
+        cond_channels: The number of channels of the condition concatenated to the input.
+        mod_features: The number D of modulation features.
+        hid_channels: The number H of hidden channels.
+        hid_blocks: The number of blocks.
+        attention_heads: The number of attention heads.
+        ffn_factor: The expansion of the feed-forward layers.
+        qk_norm: Whether queries and keys are normalised.
+        rope: Whether queries and keys are rotated.
+        dropout: The dropout rate in feed-forward layers, or None.
+        spatial: The number N of axes.
+        patch_size: The size of input patches, for all axes or each.
+        unpatch_size: The size of output patches; that of input patches by default.
+        window_size: The size of local attention windows, in tokens; None for global attention.
+        periodic: Whether windows wrap, for all axes or each.
+        value_residual: Whether the attention's values in deeper blocks are mixed with those in the
             first.
-        checkpointing: which blocks are recomputed in the backward pass; see `checkpoint_block`.
+        checkpointing: Which blocks are recomputed in the backward pass; see `checkpoint_block`.
 
     Raises:
-        ValueError: if an option has the wrong number of axes or heads do not split the channels.
+        ValueError: An option has the wrong number of axes or heads do not split the channels.
     """
 
     def __init__(
@@ -208,9 +210,9 @@ class ViT(nn.Module):
         """Transforms fields.
 
         Arguments:
-            x: fields, with shape (B, C_in, *S).
-            mod: modulation vector, with shape (B, D).
-            cond: the condition, with shape (B, C_cond, *S).
+            x: Fields, with shape (B, C_in, *S).
+            mod: Modulation vector, with shape (B, D).
+            cond: The condition, with shape (B, C_cond, *S).
 
         Returns:
             Fields, float32, with shape (B, C_out, *S·unpatch/patch).
