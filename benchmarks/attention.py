@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.record import alternate, describe_machine, write_rows
-from lola_ds.cli.common import parse_pairs
+from lola_ds.config import parse_overrides
 from lola_ds.nn.attention import attend, local_window
 
 WINDOW = 9
@@ -137,19 +137,28 @@ def measure(name: str, case: Case, rounds: int, device: torch.device) -> list[di
     return rows
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/attention.csv"
+    cases: list[str] | None = None
+    rounds: int = 20
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    cases = ",".join(name for name in CASES if name != "tiny") if gpu else "tiny"
-    values = parse_pairs(words, {"out": "benchmarks/attention.csv", "cases": cases, "rounds": 20})
+    options = parse_overrides(Options, words)
+    default = [name for name in CASES if name != "tiny"] if gpu else ["tiny"]
     rows = []
-    for name in values["cases"].split(","):
+    for name in options.cases or default:
         if name not in CASES:
             raise ValueError(f"cases: '{name}' is unknown; known: {', '.join(CASES)}")
-        found = measure(name, CASES[name], values["rounds"], device)
+        found = measure(name, CASES[name], options.rounds, device)
         rows += [{**row, **describe_machine(("torch", "triton"))} for row in found]
-        write_rows(values["out"], rows)
+        write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

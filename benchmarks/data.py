@@ -63,7 +63,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.record import describe_machine, write_rows
 from data_prep.well_to_shards import shard_split
-from lola_ds.cli.common import parse_pairs
+from lola_ds.config import parse_overrides
 from lola_ds.data import ElasticSampler, ShardDataset, ShardWriter, build_loader, stream_windows
 from lola_ds.data.shuffle import FullShuffle
 
@@ -433,12 +433,21 @@ def measure_long(folder: Path) -> Iterator[tuple[str, float]]:
     yield f"first batch after a resume at window 10^7 of {len(windows)}", done - opened
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/data.csv"
+    folder: str = "/tmp/lola_data_benchmark"
+    workers: int = 2
+    rounds: int = 5
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
-    defaults = {"out": "benchmarks/data.csv", "folder": "/tmp/lola_data_benchmark"}
-    values = parse_pairs(words, {**defaults, "workers": 2, "rounds": 5})
+    options = parse_overrides(Options, words)
     warnings.simplefilter("ignore")
-    root, rows, machine = Path(values["folder"]), [], describe_machine(PACKAGES)
+    root, rows, machine = Path(options.folder), [], describe_machine(PACKAGES)
     shutil.rmtree(root, ignore_errors=True)
     empty = dict.fromkeys(("case", "reader", "gb_per_s", "of_pread", "seconds", "remark"), "")
 
@@ -448,8 +457,8 @@ def main(words: Sequence[str]) -> None:
 
     for name, (shape, batch) in CASES.items():
         write_case(root / name, shape)
-        case = Case(root / name, shape, batch, values["workers"])
-        results = list(measure(case, values["rounds"]))
+        case = Case(root / name, shape, batch, options.workers)
+        results = list(measure(case, options.rounds))
         bare = results[0][1]
         for reader, rate, remark in results:
             if rate is None or bare is None:
@@ -458,13 +467,13 @@ def main(words: Sequence[str]) -> None:
                 ratio = f"{rate / bare:.3f}"
                 record(case=name, reader=reader, gb_per_s=f"{rate:.3f}", of_pread=ratio)
         if name == "fields_256":
-            for reader, rate in measure_sharding(root / name, values["rounds"]):
+            for reader, rate in measure_sharding(root / name, options.rounds):
                 record(case="sharding", reader=reader, gb_per_s=f"{rate:.3f}")
         shutil.rmtree(root / name)
     for reader, seconds in measure_long(root / "long" / "toy" / "train"):
         record(case="long", reader=reader, seconds=f"{seconds:.3f}")
     shutil.rmtree(root)
-    write_rows(values["out"], rows)
+    write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

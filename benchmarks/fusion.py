@@ -1,6 +1,6 @@
 """The gain of each kernel in a compiled training step over the compiler's own fusion.
 
-    python -m benchmarks.fusion [out=benchmarks/fusion.csv] [case=euler] [batch=0] [blocks=4]
+    python -m benchmarks.fusion [out=benchmarks/fusion.csv] [case=euler] [batch_size=…] [blocks=4]
                                 [rounds=10]
 
 `benchmarks/kernels.py` times operations alone. Here a transformer of `benchmarks/step.py`, cut to a
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.record import alternate, describe_machine, write_rows
 from benchmarks.step import CASES, Side, make_batch, make_model
-from lola_ds.cli.common import parse_pairs
+from lola_ds.config import parse_overrides
 from lola_ds.kernels import reference
 from lola_ds.nn import attention, layers, vit
 
@@ -58,20 +58,31 @@ def make_step(side: Side, batch: Any, plain: Sequence[str]) -> Callable[[], Tens
     return step
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/fusion.csv"
+    case: str | None = None
+    batch_size: int | None = None
+    blocks: int = 4
+    rounds: int = 10
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    defaults = {"out": "benchmarks/fusion.csv", "case": "euler" if gpu else "demo"}
-    values = parse_pairs(words, {**defaults, "batch": 0, "blocks": 4, "rounds": 10})
+    options = parse_overrides(Options, words)
     known = [name for name, case in CASES.items() if case.task != "autoencoder"]
-    if values["case"] not in known:
-        raise ValueError(f"case={values['case']} is no transformer's; known: {', '.join(known)}")
+    name = options.case or ("euler" if gpu else "demo")
+    if name not in known:
+        raise ValueError(f"case={name} is no transformer's; known: {', '.join(known)}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    case = CASES[values["case"]]
+    case = CASES[name]
     group = "denoiser" if case.task == "diffusion" else "surrogate"
-    case = replace(case, words=(*case.words, f"{group}.hid_blocks={values['blocks']}"))
-    case = replace(case, batch=values["batch"] or case.batch)
+    case = replace(case, words=(*case.words, f"{group}.hid_blocks={options.blocks}"))
+    case = replace(case, batch=options.batch_size or case.batch)
     batch = make_batch(case, device)
     steps = [
         make_step(Side(case, make_model(case, "").to(device), ours=True), batch, plain)
@@ -79,14 +90,14 @@ def main(words: Sequence[str]) -> None:
     ]
     losses = [float(step()) for step in steps]
     on_clock, on_gpu = (
-        alternate(steps, values["rounds"], device, launched=launched) for launched in (True, False)
+        alternate(steps, options.rounds, device, launched=launched) for launched in (True, False)
     )
     rows = []
     for plain, loss, clock, own in zip(VARIANTS, losses, on_clock, on_gpu):
         row = {
-            "case": values["case"],
+            "case": name,
             "batch": case.batch,
-            "blocks": values["blocks"],
+            "blocks": options.blocks,
             "by_compiler": " ".join(plain) if len(plain) < len(KERNELS) else "all",
             "gpu_ms": f"{1e3 * own.best:.2f}",
             "median_gpu_ms": f"{1e3 * own.median:.2f}",
@@ -97,7 +108,7 @@ def main(words: Sequence[str]) -> None:
         }
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         rows.append({**row, **describe_machine(("torch", "triton"))})
-    write_rows(values["out"], rows)
+    write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

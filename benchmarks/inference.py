@@ -1,7 +1,7 @@
 """Forecasts: milliseconds per state and member, from an encoded context to decoded states.
 
-    python -m benchmarks.inference [out=benchmarks/inference.csv] [cases=demo] [members=0] [steps=8]
-                                   [batch=16] [sampling_steps=16] [rounds=3] [threads=0]
+    python -m benchmarks.inference [out=benchmarks/inference.csv] [cases=demo] [members=…] [steps=8]
+                                   [batch_size=16] [sampling_steps=16] [rounds=3] [threads=…]
                                    [precision=fp32] [compiled=false]
 
 One physical state is encoded, `members` members are rolled out for `steps` states, window by
@@ -28,8 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import describe_machine, write_rows
-from lola_ds.cli.common import parse_pairs
-from lola_ds.config import compose
+from lola_ds.config import compose, parse_overrides
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.emulate.options import SamplingOptions
 from lola_ds.evaluate.timing import Clock
@@ -118,39 +117,47 @@ def measure(emulator: Emulator, side: int, rounds: int, **options: Any) -> dict[
     }
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/inference.csv"
+    cases: list[str] | None = None
+    members: int | None = None
+    steps: int = 8
+    batch_size: int = 16
+    sampling_steps: int = 16
+    rounds: int = 3
+    threads: int | None = None
+    precision: str | None = None
+    compiled: bool | None = None
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     gpu = torch.cuda.is_available()
-    defaults = {
-        "out": "benchmarks/inference.csv",
-        "cases": "euler,euler_surrogate,pixel" if gpu else "demo,demo_surrogate",
-        "members": 0,
-        "steps": 8,
-        "batch": 16,
-        "sampling_steps": 16,
-        "rounds": 3,
-        "threads": 0,
-        "precision": "bf16" if gpu else "fp32",
-        "compiled": gpu,
-    }
-    values = parse_pairs(words, defaults)
-    if values["threads"]:
-        torch.set_num_threads(values["threads"])
+    options = parse_overrides(Options, words)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = torch.device("cuda" if gpu else "cpu")
+    default = ["euler", "euler_surrogate", "pixel"] if gpu else ["demo", "demo_surrogate"]
+    precision = options.precision or ("bf16" if gpu else "fp32")
+    compiled = gpu if options.compiled is None else options.compiled
     rows = []
-    for name in values["cases"].split(","):
+    for name in options.cases or default:
         if name not in CASES:
             raise ValueError(f"cases: '{name}' is unknown; known: {', '.join(CASES)}")
-        how = {key: values[key] for key in ("precision", "compiled")}
+        how = {"precision": precision, "compiled": compiled}
         case, emulator = CASES[name], make_emulator(CASES[name], device, **how)
-        options = {key: values[key] for key in ("steps", "batch", "sampling_steps")}
-        options["members"] = values["members"] or case.members if emulator.generative else 1
-        shown = {"case": name, "side": case.side, **options, **how}
-        shown |= measure(emulator, case.side, values["rounds"], **options)
+        shape = {"steps": options.steps, "batch": options.batch_size}
+        shape["sampling_steps"] = options.sampling_steps
+        shape["members"] = options.members or case.members if emulator.generative else 1
+        shown = {"case": name, "side": case.side, **shape, **how}
+        shown |= measure(emulator, case.side, options.rounds, **shape)
         rows.append({**shown, **describe_machine(("torch", "azula"))})
         print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
-        write_rows(values["out"], rows)
+        write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Each kernel, plain torch, compiled torch and the lower bound given by memory traffic.
 
     python -m benchmarks.kernels [out=benchmarks/kernels.csv] [rounds=20] [size=large]
-                                 [kernels=all] [compiled=true]
+                                 [kernels=…] [compiled=true]
 
 Shapes (`size=large`) are those of a block of vit_large on Euler latents, 32 samples, and of the
 finest level of dcae_f32c64_large; every tensor is larger than a GPU's cache. Forward and backward
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.record import alternate, describe_machine, write_rows
-from lola_ds.cli.common import parse_pairs
+from lola_ds.config import parse_overrides
 from lola_ds.kernels import reference
 
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -265,25 +265,37 @@ def verdict(totals: Mapping[str, float]) -> str:
     return "yes" if totals["triton"] < best else "no"
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/kernels.csv"
+    rounds: int = 20
+    size: str | None = None
+    kernels: list[str] | None = None
+    compiled: bool | None = None
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    defaults = {"out": "benchmarks/kernels.csv", "rounds": 20, "size": "large" if gpu else "tiny"}
-    values = parse_pairs(words, {**defaults, "kernels": "all", "compiled": gpu})
-    if values["size"] not in SIZES:
-        raise ValueError(f"size={values['size']} is unknown; known: {', '.join(SIZES)}")
-    size = SIZES[values["size"]]
-    speed, rows = copy_speed(size, values["rounds"], device), []
+    options = parse_overrides(Options, words)
+    name = options.size or ("large" if gpu else "tiny")
+    compiled = gpu if options.compiled is None else options.compiled
+    if name not in SIZES:
+        raise ValueError(f"size={name} is unknown; known: {', '.join(SIZES)}")
+    size = SIZES[name]
+    speed, rows = copy_speed(size, options.rounds, device), []
     for name, entry in entries(size, device):
-        if values["kernels"] == "all" or name in values["kernels"].split(","):
-            found = measure(name, entry, speed, values["rounds"], device, values["compiled"])
+        if options.kernels is None or name in options.kernels:
+            found = measure(name, entry, speed, options.rounds, device, compiled)
             for row in found:
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                 rows.append({**row, **describe_machine(("torch", "triton"))})
-            write_rows(values["out"], rows)
+            write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

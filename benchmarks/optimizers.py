@@ -1,7 +1,7 @@
 """SOAP and PSGD against AdamW on the demo's autoencoder: the loss at equal steps.
 
     python -m benchmarks.optimizers [data=demo/shards] [folder=/tmp/lola_optimizers]
-                                    [out=benchmarks/optimizers.csv] [cases=all]
+                                    [out=benchmarks/optimizers.csv] [cases=…]
 
 Every case is a run of `lola-ds train experiment=demo_autoencoder` with its own optimizer and
 learning rate: 2,000 steps of 8 samples from the same initial weights in the same order, 50 steps of
@@ -20,12 +20,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.record import describe_machine, write_rows
-from lola_ds.cli.common import parse_pairs
+from lola_ds.config import parse_overrides
 from lola_ds.evaluate.plots.style import FIELD_COLOURS, save_figure
 
 STEPS, EVERY, BATCH = 2000, 200, 8
@@ -120,17 +121,25 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes[1].legend(title="learning rate")
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    data: str = "demo/shards"
+    folder: str = "/tmp/lola_optimizers"
+    out: str = "benchmarks/optimizers.csv"
+    cases: list[str] | None = None
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
-    defaults = {"data": "demo/shards", "folder": "/tmp/lola_optimizers"}
-    values = parse_pairs(words, {**defaults, "out": "benchmarks/optimizers.csv", "cases": "all"})
-    chosen = list(CASES) if values["cases"] == "all" else values["cases"].split(",")
-    runs = {case: Path(values["folder"]) / case for case in chosen}
+    options = parse_overrides(Options, words)
+    runs = {case: Path(options.folder) / case for case in options.cases or CASES}
     for case, run in runs.items():
-        train(values["data"], run, *CASES[case])
+        train(options.data, run, *CASES[case])
     rows = tabulate(runs)
-    write_rows(values["out"], rows)
-    draw(rows, Path(values["out"]).with_suffix(".png"))
+    write_rows(options.out, rows)
+    draw(rows, Path(options.out).with_suffix(".png"))
     for row in rows:
         if row["step"] == STEPS:
             print(*list(row.values())[:6], sep="  ")

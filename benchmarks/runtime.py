@@ -1,7 +1,7 @@
 """The overhead of the training loop over forward passes, backward passes and optimizer steps.
 
     python -m benchmarks.runtime [out=benchmarks/runtime.csv] [folder=/tmp/lola_runtime]
-                                 [steps=60] [saves=5] [resolution=64] [threads=0]
+                                 [steps=60] [saves=5] [resolution=64] [threads=…]
 
 A diffusion transformer is trained on real shards (simulated and written into `folder` if missing)
 by the real loop, with reader threads, DeepSpeed's engine, the checks of every step, the moving
@@ -39,6 +39,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,8 +50,8 @@ from benchmarks.record import describe_machine, write_rows
 from data_prep.cli.shard import main as shard
 from data_prep.cli.synthesize import main as synthesize
 from lola_ds.build.training import build_training
-from lola_ds.cli.common import exit_at_once, parse_pairs
-from lola_ds.config import compose
+from lola_ds.cli.common import exit_at_once
+from lola_ds.config import compose, parse_overrides
 from lola_ds.distributed import Ranks, leave_process_group
 from lola_ds.train.checkpoint.store import SaveState
 from lola_ds.train.loop import Trainer
@@ -265,27 +266,37 @@ def measure_saves(ranks: Ranks, data: Path, folder: Path, saves: int) -> Iterato
         yield {"part": "saves", "what": name, "ms": f"{1e3 * value:.3f}", "share": share}
 
 
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/runtime.csv"
+    folder: str = "/tmp/lola_runtime"
+    steps: int = 60
+    saves: int = 5
+    resolution: int = 64
+    threads: int | None = None
+
+
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
-    defaults = {"out": "benchmarks/runtime.csv", "folder": "/tmp/lola_runtime"}
-    numbers = {"steps": 60, "saves": 5, "resolution": 64, "threads": 0}
-    values = parse_pairs(words, {**defaults, **numbers})
-    if values["threads"]:
-        torch.set_num_threads(values["threads"])
-    folder = Path(values["folder"])
-    data = make_shards(folder, values["resolution"])
+    options = parse_overrides(Options, words)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = Path(options.folder)
+    data = make_shards(folder, options.resolution)
     ranks = join_process_group("auto")
     rows = []
     measured = chain(
-        measure_overhead(ranks, data, folder, values["steps"]),
-        measure_saves(ranks, data, folder, values["saves"]),
+        measure_overhead(ranks, data, folder, options.steps),
+        measure_saves(ranks, data, folder, options.saves),
     )
     for row in measured:
         rows.append({**row, "ranks": ranks.world_size, **describe_machine(PACKAGES)})
         if ranks.rank == 0:
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if ranks.rank == 0:
-        write_rows(values["out"], rows)
+        write_rows(options.out, rows)
     leave_process_group()
 
 

@@ -1,7 +1,7 @@
 r"""Training steps and sampling: this project and the published recipe, in one run.
 
-    python -m benchmarks.step [out=benchmarks/step.csv] [cases=demo] [batch=0] [rounds=10]
-                              [threads=0] [weights=FOLDER] [compiled=true]
+    python -m benchmarks.step [out=benchmarks/step.csv] [cases=demo] [batch_size=…] [rounds=10]
+                              [threads=…] [weights=FOLDER] [compiled=true]
 
 Both sides have the same weights, shapes, batches and optimizer, and take turns for `rounds` rounds.
 The fastest round of each counts, as other processes can only slow it down; the median is given,
@@ -51,8 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import Timing, alternate, describe_machine, write_rows
 from lola_ds import kernels, load_model
-from lola_ds.cli.common import parse_pairs
-from lola_ds.config import compose
+from lola_ds.config import compose, parse_overrides
 from lola_ds.data import Batch
 from lola_ds.emulate.cuda_graph import CudaGraphedSampling
 from lola_ds.emulate.sampling import ConditionedDenoiser
@@ -300,7 +299,7 @@ class Side:
 # The comparison
 
 
-def make_model(case: Case, weights: str) -> Any:
+def make_model(case: Case, weights: str | None) -> Any:
     """The model of a case, with random weights or those in the folder `weights`."""
     if weights:
         return load_model(weights).train().requires_grad_()
@@ -429,15 +428,28 @@ def compare_sampling(case: Case, sides: Sequence[Side], rounds: int, flops: int)
         }
 
 
-def compare(name: str, case: Case, values: dict[str, Any], device: torch.device) -> list[dict]:
+@dataclass
+class Options:
+    """The keys of the benchmark."""
+
+    out: str = "benchmarks/step.csv"
+    cases: list[str] | None = None
+    batch_size: int | None = None
+    rounds: int = 10
+    threads: int | None = None
+    weights: str | None = None
+    compiled: bool = True
+
+
+def compare(name: str, case: Case, options: Options, device: torch.device) -> list[dict]:
     """Measures a case; prints and returns its rows."""
     flops = count_flops(case)
-    model = make_model(case, values["weights"]).to(device)
+    model = make_model(case, options.weights).to(device)
     models = (model, copy.deepcopy(model))
-    sides = [Side(case, m, ours, values["compiled"]) for m, ours in zip(models, (False, True))]
-    results = compare_steps(case, sides, values["rounds"], flops)
+    sides = [Side(case, m, ours, options.compiled) for m, ours in zip(models, (False, True))]
+    results = compare_steps(case, sides, options.rounds, flops)
     if case.members:
-        results = chain(results, compare_sampling(case, sides, values["rounds"], flops))
+        results = chain(results, compare_sampling(case, sides, options.rounds, flops))
     rows = []
     for side, row in zip(("published", "ours") * 2, results):
         shown = {"case": name, "side": side, **row}
@@ -446,9 +458,7 @@ def compare(name: str, case: Case, values: dict[str, Any], device: torch.device)
     return rows
 
 
-def compare_what_fits(
-    name: str, case: Case, values: dict[str, Any], device: torch.device
-) -> list[dict]:
+def compare_what_fits(name: str, case: Case, options: Options, device: torch.device) -> list[dict]:
     """As `compare`, with the batch halved until both sides fit in memory.
 
     Raises:
@@ -456,7 +466,7 @@ def compare_what_fits(
     """
     while True:
         try:
-            return compare(name, case, values, device)
+            return compare(name, case, options, device)
         except torch.OutOfMemoryError:
             if case.batch == 1:
                 raise
@@ -470,21 +480,22 @@ def compare_what_fits(
 def main(words: Sequence[str]) -> None:
     """Runs the benchmark; see the module's docstring."""
     gpu = torch.cuda.is_available()
-    defaults = {"cases": "euler,rayleigh_benard,pixel,autoencoder" if gpu else "demo"}
-    defaults |= {"out": "benchmarks/step.csv", "batch": 0, "rounds": 10, "threads": 0}
-    values = parse_pairs(words, {**defaults, "weights": "", "compiled": True})
-    if values["threads"]:
-        torch.set_num_threads(values["threads"])
+    options = parse_overrides(Options, words)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    default = ["euler", "rayleigh_benard", "pixel", "autoencoder"] if gpu else ["demo"]
     rows = []
-    for name in values["cases"].split(","):
+    for name in options.cases or default:
         if name not in CASES:
             raise ValueError(f"cases: '{name}' is unknown; known: {', '.join(CASES)}")
         case = CASES[name]
-        if values["batch"]:
-            case = replace(case, batch=values["batch"], members=min(case.members, values["batch"]))
-        rows += compare_what_fits(name, case, values, torch.device("cuda" if gpu else "cpu"))
-        write_rows(values["out"], rows)
+        if options.batch_size:
+            case = replace(
+                case, batch=options.batch_size, members=min(case.members, options.batch_size)
+            )
+        rows += compare_what_fits(name, case, options, torch.device("cuda" if gpu else "cpu"))
+        write_rows(options.out, rows)
 
 
 if __name__ == "__main__":

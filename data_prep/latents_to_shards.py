@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.well import SPLITS, SUFFIXES, open_hdf5
+from data_prep.well import SUFFIXES, open_hdf5
 from data_prep.well_to_shards import SHARD_BYTES, shard_files
+from lola_ds.config import SPLITS
 from lola_ds.data.index import Index
 
 AXES = "xyz"

@@ -22,7 +22,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-SPLITS = ("train", "valid", "test")
+from lola_ds.config import SPLITS
+
 BOUNDARY_CODES = {"WALL": 0, "OPEN": 1, "PERIODIC": 2}
 SUFFIXES = (".hdf5", ".h5")
 

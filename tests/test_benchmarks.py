@@ -147,7 +147,7 @@ def test_kernels(tmp_path: Path, words: list[str], kernels: int, count: int) -> 
     "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
 )
 def test_step(tmp_path: Path, compiled: bool) -> None:
-    words = ["cases=demo", "batch=2", "rounds=1", f"compiled={str(compiled).lower()}"]
+    words = ["cases=demo", "batch_size=2", "rounds=1", f"compiled={str(compiled).lower()}"]
     rows = run("step", f"out={tmp_path / 's.csv'}", *words)
     sides = [(row["what"], row["side"]) for row in rows]
     assert sides == [(w, s) for w in ("train step", "sampling") for s in ("published", "ours")]
@@ -171,7 +171,7 @@ def test_attention(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fusion(tmp_path: Path) -> None:
-    rows = run("fusion", f"out={tmp_path / 'f.csv'}", "rounds=1", "batch=2", "blocks=1")
+    rows = run("fusion", f"out={tmp_path / 'f.csv'}", "rounds=1", "batch_size=2", "blocks=1")
     assert [row["by_compiler"] for row in rows][:2] == ["", "qk_norm_rope"]
     assert rows[-1]["by_compiler"] == "all"
     assert len({row["loss"] for row in rows}) == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments
+from lola_ds.config import DEVICES, SPLITS, parse_overrides, setting
 
 HELP = """Encodes shards of fields into shards of latents with a trained autoencoder.
 
@@ -33,27 +35,26 @@ examples:
   lola-ds encode run=weights/ae data=SHARDS out=LATENTS precision=bf16 compile=true"""
 
 
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    run: str = setting()
+    data: str = setting()
+    out: str = setting()
+    split: str = setting("all", choices=("all", *SPLITS))
+    repeat: int = setting(1, least=1)
+    batch_size: int = setting(32, least=1)
+    device: str = setting("auto", choices=DEVICES)
+    precision: str = "fp32"
+    compile: bool = False
+    seed: int = 0
+
+
 def main(argv: Sequence[str]) -> None:
     """Encodes the splits that exist."""
     _, words = parse_arguments(make_parser("encode", HELP), argv)
-    values = parse_pairs(
-        words,
-        {
-            "run": None,
-            "data": None,
-            "out": None,
-            "split": "all",
-            "repeat": 1,
-            "batch_size": 32,
-            "device": "auto",
-            "precision": "fp32",
-            "compile": False,
-            "seed": 0,
-        },
-        required=("run", "data", "out"),
-    )
-    if values["split"] not in ("all", "train", "valid", "test"):
-        raise ValueError(f"split={values['split']}: choose train, valid, test or all")
+    options = parse_overrides(Options, words)
 
     from data_prep.encode import encode_split
     from lola_ds.build import load_model, make_standardize
@@ -62,29 +63,29 @@ def main(argv: Sequence[str]) -> None:
     from lola_ds.nn.inference import prepare_for_inference
     from lola_ds.train.numerics import set_inference_precision
 
-    run = Path(values["run"])
+    run = Path(options.run)
     config = load_config(run / "config.yaml")
     if config["task"] != "autoencoder":
         raise ValueError(f"run={run} is of task={config['task']}; encoding needs an autoencoder")
-    device = _device(values["device"])
-    precision = set_inference_precision(values["precision"], device)
+    device = _device(options.device)
+    precision = set_inference_precision(options.precision, device)
     model = load_model(run, device)
     provenance = {"autoencoder": fingerprint(model)}
     provenance |= {} if precision == "fp32" else {"precision": precision}
     prepare_for_inference(model, precision)
-    codec = Codec(model, make_standardize(config["dataset"]), device, values["compile"])
-    folders = _splits(Path(values["data"]), config["dataset"]["physics"], values["split"])
+    codec = Codec(model, make_standardize(config["dataset"]), device, options.compile)
+    folders = _splits(Path(options.data), config["dataset"]["physics"], options.split)
     for source in folders:
         train = source.name == "train"
         encode_split(
-            _encoder(codec, precision, values["batch_size"]),
+            _encoder(codec, precision, options.batch_size),
             source,
-            Path(values["out"]) / source.parent.name / source.name,
+            Path(options.out) / source.parent.name / source.name,
             provenance=provenance,
             augment=config["dataset"]["augment"] if train else (),
-            repeat=values["repeat"] if train else 1,
-            seed=values["seed"],
-            batch_size=values["batch_size"],
+            repeat=options.repeat if train else 1,
+            seed=options.seed,
+            batch_size=options.batch_size,
         )
 
 
@@ -94,7 +95,7 @@ def _splits(data: Path, physics: Sequence[str], split: str) -> list[Path]:
     Raises:
         FileNotFoundError: none of them exists.
     """
-    names = ("train", "valid", "test") if split == "all" else (split,)
+    names = SPLITS if split == "all" else (split,)
     folders = [data / p / name for p in physics for name in names]
     found = [folder for folder in folders if folder.is_dir()]
     if not found or (split != "all" and len(found) < len(folders)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments
+from lola_ds.config import SPLITS, parse_overrides, setting
 
 HELP = """
 Turn The Well's HDF5 files, or lola's latent caches, into shards with an index.
@@ -37,105 +38,95 @@ Examples:
 """
 
 
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    source: str = setting()
+    out: str = setting()
+    dataset: str | None = None
+    split: str | None = setting(None, choices=SPLITS)
+    workers: int = setting(0, least=0)
+    dtype: str = "float32"
+    shard_mb: int = setting(2000, least=1)
+    task: str | None = None
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the words after its name."""
     parser = make_parser("shard", HELP)
     parser.add_argument("--allow-nan", action="store_true")
     parser.add_argument("--latents", action="store_true")
     args, words = parse_arguments(parser, argv)
-    defaults = {"dataset": "", "source": "", "out": "", "split": "", "workers": 0}
-    values = parse_pairs(
-        words,
-        {**defaults, "dtype": "float32", "shard_mb": 2000, "task": ""},
-        required=("source", "out") if args.latents else ("dataset", "source", "out"),
-    )
-    from data_prep.well import SPLITS
+    options = parse_overrides(Options, words)
+    if options.dataset is None and not args.latents:
+        raise ValueError("missing dataset=…")
     from lola_ds.data.format import STORED
 
-    if values["dtype"] not in STORED:
-        raise ValueError(f"dtype={values['dtype']}: expected one of {', '.join(STORED)}")
-    if values["split"] not in ("", *SPLITS):
-        raise ValueError(f"split={values['split']}: expected one of {', '.join(SPLITS)}")
-    for name, least in (("workers", 0), ("shard_mb", 1)):
-        if values[name] < least:
-            raise ValueError(f"{name}={values[name]}: must be at least {least}")
-
-    options = {
-        "workers": values["workers"] or None,
-        "dtype": values["dtype"],
+    if options.dtype not in STORED:
+        raise ValueError(f"dtype={options.dtype} is unknown; choose one of {', '.join(STORED)}")
+    settings = {
+        "workers": options.workers or None,
+        "dtype": options.dtype,
         "allow_nan": args.allow_nan,
-        "shard_bytes": values["shard_mb"] * 1_000_000,
-        "task": parse_task(values["task"]) if values["task"] else array_task(os.environ),
+        "shard_bytes": options.shard_mb * 1_000_000,
+        "task": parse_task(options.task) if options.task else array_task(os.environ),
     }
-    for name, index in (_shard_latents if args.latents else _shard_fields)(values, options):
+    for name, index in (_shard_latents if args.latents else _shard_fields)(options, settings):
         if index is None:
-            number, count = options["task"]
+            number, count = settings["task"]
             print(f"{name}: task {number}/{count} is done, others are not")
         else:
             _print_summary(index)
 
 
-def _shard_fields(values: dict[str, Any], options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _shard_fields(options: Options, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Writes splits from The Well's files; yields their names and indexes."""
+    from data_prep.datasets import dataset_config
     from data_prep.well import list_files, list_splits
     from data_prep.well_to_shards import check_files, shard_split
 
-    config = dataset_config(values["dataset"])
-    wanted = [values["split"]] if values["split"] else []
+    config = dataset_config(str(options.dataset))
+    wanted = [options.split] if options.split else []
     splits = [
         (physics, split)
         for physics in config["physics"]
-        for split in wanted or list_splits(values["source"], physics)
+        for split in wanted or list_splits(options.source, physics)
     ]
     filters, fields = config.get("include_filters") or (), config.get("fields")
     for physics, split in splits:  # all of them before the first byte is written
-        check_files(list_files(values["source"], physics, split, filters), fields)
+        check_files(list_files(options.source, physics, split, filters), fields)
     for physics, split in splits:
         index = shard_split(
-            values["source"],
-            values["out"],
+            options.source,
+            options.out,
             physics,
             split,
             include_filters=filters,
             fields=fields,
             transform=config.get("transform"),
             gravity=config.get("gravity") or (),
-            **options,
+            **settings,
         )
-        yield f"{values['out']}/{physics}/{split}", index
+        yield f"{options.out}/{physics}/{split}", index
 
 
-def _shard_latents(values: dict[str, Any], options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _shard_latents(options: Options, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Writes splits from a latent cache; yields their names and indexes."""
+    from data_prep.datasets import dataset_config
     from data_prep.latents_to_shards import list_caches, shard_latents
 
-    config = dataset_config(values["dataset"]) if values["dataset"] else {"physics": []}
-    splits = list_caches(values["source"], config["physics"])
-    splits = [part for part in splits if values["split"] in ("", part[1])]
+    config = dataset_config(options.dataset) if options.dataset else {"physics": []}
+    splits = list_caches(options.source, config["physics"])
+    splits = [part for part in splits if options.split in (None, part[1])]
     if not splits:
-        raise FileNotFoundError(f"{values['source']}: no split '{values['split']}'")
+        raise FileNotFoundError(f"{options.source}: no split '{options.split}'")
     for dataset, split in splits:
         scalars = config.get("scalars") or ()
         index = shard_latents(
-            values["source"], values["out"], dataset, split, scalars=scalars, **options
+            options.source, options.out, dataset, split, scalars=scalars, **settings
         )
-        yield f"{values['out']}/{dataset}/{split}", index
-
-
-def dataset_config(name: str) -> dict[str, Any]:
-    """The configuration `dataset/<name>.yaml`, or one for the source's folder `name`.
-
-    Only what the source's reader needs is taken from it: `physics`, `include_filters`, `fields`,
-    `transform`, `gravity`.
-    """
-    import yaml
-
-    from lola_ds.config import config_folder
-
-    path = Path(config_folder()) / "dataset" / f"{name}.yaml"
-    if not path.is_file():
-        return {"physics": [name]}
-    return yaml.safe_load(path.read_text())
+        yield f"{options.out}/{dataset}/{split}", index
 
 
 def parse_task(text: str) -> tuple[int, int]:

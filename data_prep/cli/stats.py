@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments
+from lola_ds.config import SPLITS, parse_overrides, setting
 
 HELP = """
 Field statistics of a dataset's training split, after the transform of its configuration.
@@ -37,36 +38,43 @@ LEVELS = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 """The quantiles that are reported."""
 
 
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    dataset: str = setting()
+    source: str = setting()
+    out: str | None = None
+    split: str = setting("train", choices=SPLITS)
+    workers: int = setting(0, least=0)
+    transform: str | None = None
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the words after its name."""
     parser = make_parser("stats", HELP)
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--allow-nan", action="store_true")
     args, words = parse_arguments(parser, argv)
-    defaults = {"dataset": "", "source": "", "out": "", "split": "train", "workers": 0}
-    values = parse_pairs(words, {**defaults, "transform": ""}, required=("dataset", "source"))
-    if values["workers"] < 0:
-        raise ValueError(f"workers={values['workers']}: must be at least 0")
+    options = parse_overrides(Options, words)
 
-    from data_prep.cli.shard import dataset_config
+    from data_prep.datasets import complete_config, dataset_config, write_config
     from data_prep.statistics import gather_statistics
-    from data_prep.well import SPLITS, list_files
+    from data_prep.well import list_files
     from data_prep.well_to_shards import check_files
 
-    if values["split"] not in SPLITS:
-        raise ValueError(f"split={values['split']}: expected one of {', '.join(SPLITS)}")
-    config = dataset_config(values["dataset"])
-    if values["transform"]:
-        config["transform"] = _parse_transform(values["transform"])
+    config = dataset_config(options.dataset)
+    if options.transform is not None:
+        config["transform"] = _parse_transform(options.transform)
     filters = config.get("include_filters") or ()
     paths = [
         path
         for physics in config["physics"]
-        for path in list_files(values["source"], physics, values["split"], filters)
+        for path in list_files(options.source, physics, options.split, filters)
     ]
     check_files(paths, config.get("fields"))
-    config = complete_config(values["dataset"], config, paths[0])
-    out = Path(values["out"] or f"{config['name']}.yaml")
+    config = complete_config(options.dataset, config, paths[0])
+    out = Path(options.out or f"{config['name']}.yaml")
     if out.exists() and not args.overwrite:
         raise FileExistsError(f"{out} exists; --overwrite replaces it, or give another out=")
     if not out.parent.is_dir():
@@ -76,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         paths,
         config["fields"],
         config["transform"],
-        workers=values["workers"] or None,
+        workers=options.workers or None,
         allow_nan=args.allow_nan,
     )
     table = statistics.summary(LEVELS)
@@ -88,39 +96,11 @@ def main(argv: Sequence[str]) -> None:
         for key in ("mean", "std")
     }
     text = format_table(config["fields"], config["transform"], table)
-    source = f"{len(paths)} files of {', '.join(config['physics'])}, {values['split']}"
+    source = f"{len(paths)} files of {', '.join(config['physics'])}, {options.split}"
     if statistics.nonfinite:
         source += f"; {statistics.nonfinite} values that are not finite were left out"
     write_config(out, config, f"{source}, after the transform\n{text}")
     print(f"{source}\n{text}\nwrote {out}")
-
-
-def complete_config(name: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A dataset configuration with every key; those that are missing are taken from a file."""
-    from data_prep.well import BOUNDARY_CODES, WellFile
-    from lola_ds.data.format import channel_names
-
-    with WellFile(path) as file:
-        described = [{"name": field, "rank": rank} for field, rank in file.fields]
-        wraps = BOUNDARY_CODES["PERIODIC"]
-        periodic = [all(code == wraps for code in sides) for sides in file.boundary(0).values()]
-        augment = ["random_axis_flip"]
-        augment += ["random_axis_permute"] if len(set(file.shape)) == 1 else []
-        augment += ["random_axis_roll"] if any(periodic) else []
-        found = {
-            "name": name,
-            "physics": [name],
-            "include_filters": [],
-            "dimensions": list(file.axes),
-            "periodic": periodic[0] if len(set(periodic)) == 1 else periodic,
-            "fields": list(channel_names(described, file.axes)),
-            "transform": {},
-            "stats": {},
-            "scalars": list(file.scalars(0)),
-            "log_scalars": [],
-            "augment": augment,
-        }
-    return {**found, **config}
 
 
 def format_table(
@@ -142,23 +122,6 @@ def format_table(
         )
         rows.append("  ".join([first, *rest]))
     return "\n".join(rows)
-
-
-def write_config(path: Path, config: Mapping[str, Any], comment: str) -> None:
-    """Writes a dataset configuration in the style of configs/dataset/, whole or not at all."""
-    import yaml
-
-    from lola_ds.atomic_io import write_atomic
-
-    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-    for key, value in config.items():
-        if key == "stats":
-            lines.append("stats:")
-            lines += [f"  {name}: [{', '.join(map(repr, x))}]" for name, x in value.items()]
-        else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
-            lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
-    write_atomic(path, "\n".join(lines) + "\n")
 
 
 def _rounded(x: float, scale: float) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments
+from lola_ds.config import parse_overrides, setting
 
 HELP = """\
 Solve small flows from random initial states and write The Well's HDF5.
@@ -53,49 +55,47 @@ PARAMETERS = {
 }
 
 
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    dataset: str = setting()
+    out: str = setting()
+    resolution: int = 0
+    trajectories: int = 32
+    valid: int = 0
+    test: int = 0
+    steps: int = 33
+    seed: int = 0
+    gammas: list[float] | None = None
+    rayleigh: list[float] | None = None
+    prandtl: list[float] | None = None
+    rho0: list[float] | None = None
+    metallicity: list[float] | None = None
+    temperature: list[float] | None = None
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the words `argv`."""
     _, words = parse_arguments(make_parser("synthesize", HELP), argv)
-    keys = parse_pairs(
-        words,
-        defaults={
-            "dataset": None,
-            "out": None,
-            "resolution": 0,
-            "trajectories": 32,
-            "valid": 0,
-            "test": 0,
-            "steps": 33,
-            "seed": 0,
-            **dict.fromkeys(PARAMETERS, ""),
-        },
-        required=("dataset", "out"),
-    )
+    options = parse_overrides(Options, words)
+    parameters = {name: getattr(options, key) for key, name in PARAMETERS.items()}
 
     from data_prep.synthesize.generate import Request, generate
 
-    quarter = max(4, keys["trajectories"] // 4)
+    quarter = max(4, options.trajectories // 4)
     request = Request(
-        dataset=keys["dataset"],
-        resolution=keys["resolution"],
+        dataset=options.dataset,
+        resolution=options.resolution,
         trajectories={
-            "train": keys["trajectories"],
-            "valid": keys["valid"] or quarter,
-            "test": keys["test"] or quarter,
+            "train": options.trajectories,
+            "valid": options.valid or quarter,
+            "test": options.test or quarter,
         },
-        steps=keys["steps"],
-        seed=keys["seed"],
-        parameters={
-            name: _parse_numbers(key, keys[key]) for key, name in PARAMETERS.items() if keys[key]
-        },
+        steps=options.steps,
+        seed=options.seed,
+        parameters={name: tuple(values) for name, values in parameters.items() if values},
     )
-    paths = generate(request, Path(keys["out"]))
+    paths = generate(request, Path(options.out))
     total = sum(path.stat().st_size for path in paths)
-    print(f"{len(paths)} files, {total / 1e6:.0f} MB in {Path(keys['out']) / request.physics}")
-
-
-def _parse_numbers(key: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise ValueError(f"{key}={text}: expected numbers separated by commas") from None
+    print(f"{len(paths)} files, {total / 1e6:.0f} MB in {Path(options.out) / request.physics}")

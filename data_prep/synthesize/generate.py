@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 from data_prep.synthesize.families import FAMILIES, Family
 from data_prep.synthesize.well_writer import WellSpec, WellWriter, read_provenance
+from lola_ds.config import SPLITS
 
-__all__ = ["SPLITS", "Request", "generate"]
-
-SPLITS = ("train", "valid", "test")
+__all__ = ["Request", "generate"]
 
 #: The number of cells per batch. More would not be faster and take more memory.
 BATCH_CELLS = 2**18

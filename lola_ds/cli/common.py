@@ -1,8 +1,9 @@
-"""What every command shares: `key=value` arguments, help, and errors in one line.
+"""What every command shares: flags, help, and errors in one line.
 
 A command is a module with `HELP` (first line: summary; the rest: description and examples) and
 `main(argv) -> None`. Users' mistakes are `ValueError` or `OSError`; they end in one line on
 standard error and exit status 2. Anything else is a fault of ours and keeps its traceback.
+Commands without Hydra read their `key=value` words by `lola_ds.config.parse_overrides`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lola_ds.log import log_to_stderr
@@ -82,45 +84,7 @@ def parse_arguments(
     return args, words
 
 
-def parse_pairs(
-    words: Sequence[str], defaults: dict[str, object], required: Sequence[str] = ()
-) -> dict:
-    """Reads `key=value` words of commands that need no model configuration.
-
-    Arguments:
-        words: the words, such as `["out=WELL", "resolution=64"]`.
-        defaults: every allowed key with its default; a value is converted to the default's type
-            (None and str: text; bool: true/false; int; float).
-        required: the keys that must be given.
-
-    Raises:
-        ValueError: names the unknown or missing key, or the value that does not convert.
-    """
-    values = dict(defaults)
-    seen = set()
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ValueError(f"'{word}' is not of the form key=value")
-        if key not in defaults:
-            raise ValueError(f"unknown key '{key}'; known keys: {', '.join(defaults)}")
-        values[key] = _convert(key, text, defaults[key])
-        seen.add(key)
-    missing = [key for key in required if key not in seen]
-    if missing:
-        raise ValueError(f"missing {', '.join(f'{key}=…' for key in missing)}")
-    return values
-
-
-def _convert(key: str, text: str, default: object) -> object:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"{key}={text}: expected true or false")
-        return text.lower() == "true"
-    if isinstance(default, (int, float)):
-        kind = type(default)
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"{key}={text}: expected {kind.__name__}") from None
-    return text
+def split_paths(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits words into paths and `key=value` overrides; what exists is a path."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides

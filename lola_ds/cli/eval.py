@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs, run_command
+from lola_ds.cli.common import make_parser, parse_arguments, run_command
+from lola_ds.config import DEVICES, parse_overrides, setting
 
 HELP = """\
 Evaluates a trained model on a split: tables, figures, an animation, a short table here.
@@ -32,7 +34,7 @@ keys:
                      of each trajectory
   start=0            first known frame; of an emulator also several: 0,8,16
   device=auto        auto, cpu or cuda
-  batch=16           members (of several trajectories) through the model, and states through the
+  batch_size=16      members (of several trajectories) through the model, and states through the
                      autoencoder, at most at a time
   memory=4           GB for all but the program and the weights; fewer of everything at a time,
                      where it takes that to keep to it
@@ -72,29 +74,33 @@ examples:
   accelerate launch --num_processes 8 --module lola_ds.cli.eval run=weights/dm data=SHARDS out=…
 """
 
-_DEFAULTS: dict[str, object] = {
-    "run": None,
-    "data": None,
-    "out": None,
-    "split": "test",
-    "trajectories": "all",
-    "steps": "8",
-    "start": "0",
-    "device": "auto",
-    "batch": 16,
-    "memory": 4.0,
-    "figures": True,
-    "precision": "fp32",
-    "compile": False,
-    "members": "8",
-    "context": "1",
-    "overlap": "1",
-    "sampler": "ab",
-    "sampling_steps": "16",
-    "seed": "0",
-    "guidance": "none",
-    "guidance_scale": "1",
-}
+
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    run: str = setting()
+    data: str = setting()
+    out: str = setting()
+    split: str = "test"
+    trajectories: str = "all"
+    steps: list[int] = field(default_factory=lambda: [8])
+    start: list[int] = field(default_factory=lambda: [0])
+    device: str = setting("auto", choices=DEVICES)
+    batch_size: int = setting(16, least=1)
+    memory: float = 4.0
+    figures: bool = True
+    precision: str = "fp32"
+    compile: bool = False
+    members: list[int] = field(default_factory=lambda: [8])
+    context: list[int] = field(default_factory=lambda: [1])
+    overlap: list[int] = field(default_factory=lambda: [1])
+    sampler: list[str] = field(default_factory=lambda: ["ab"])
+    sampling_steps: list[int] = field(default_factory=lambda: [16])
+    seed: list[int] = field(default_factory=lambda: [0])
+    guidance: list[str] = field(default_factory=lambda: ["none"])
+    guidance_scale: list[float] = field(default_factory=lambda: [1.0])
+
 
 SETTINGS = (
     *("sampler", "sampling_steps", "members", "steps", "context", "overlap", "seed", "guidance"),
@@ -106,56 +112,39 @@ SETTINGS = (
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the words `argv`."""
     _, words = parse_arguments(make_parser("eval", HELP), argv)
-    keys = parse_pairs(words, _DEFAULTS, required=("run", "data", "out"))
-    trajectories = _parse_trajectories(keys["trajectories"])
-    starts = _parse_numbers("start", keys["start"])
-    settings = _parse_settings(keys)
-    for name in ("batch", "memory"):
-        if keys[name] <= 0:
-            raise ValueError(f"{name}={keys[name]} must be positive")
+    options = parse_overrides(Options, words)
+    trajectories = _parse_trajectories(options.trajectories)
+    settings = _parse_settings(options)
+    if options.memory <= 0:
+        raise ValueError(f"memory={options.memory} must be positive")
 
     from lola_ds.evaluate import Forecast, Resources
     from lola_ds.evaluate.from_weights import evaluate_weights
 
-    out = Path(keys["out"])
+    out = Path(options.out)
     results = evaluate_weights(
-        Path(keys["run"]),
-        Path(keys["data"]),
+        Path(options.run),
+        Path(options.data),
         out,
-        [Forecast(start=starts, **setting) for setting in settings],
-        keys["split"],
+        [Forecast(start=options.start, **setting) for setting in settings],
+        options.split,
         trajectories,
-        device=keys["device"],
-        precision=keys["precision"],
-        compiled=keys["compile"],
-        resources=Resources(keys["batch"], keys["memory"]),
-        draw=keys["figures"],
+        device=options.device,
+        precision=options.precision,
+        compiled=options.compile,
+        resources=Resources(options.batch_size, options.memory),
+        draw=options.figures,
     )
     for evaluation, files in results:
         print(f"{evaluation.summary['setting']}: {evaluation.text}")
         print(f"{len(files)} files in {out}", flush=True)
 
 
-def _parse_settings(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _parse_settings(options: Options) -> list[dict[str, Any]]:
     """Every combination of the values of `SETTINGS`, as arguments of a `Forecast`."""
-    values = []
-    for name in SETTINGS:
-        if name == "sampler":
-            values.append(keys[name].split(","))
-        elif name == "guidance":
-            values.append([_parse_guidance(text) for text in keys[name].split(",")])
-        elif name == "guidance_scale":
-            values.append([_parse_scale(text) for text in keys[name].split(",")])
-        else:
-            values.append(_parse_numbers(name, keys[name]))
-    return [dict(zip(SETTINGS, chosen)) for chosen in itertools.product(*values)]
-
-
-def _parse_scale(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"guidance_scale={text}: expected numbers between commas") from None
+    values = {name: getattr(options, name) for name in SETTINGS}
+    values["guidance"] = [_parse_guidance(text) for text in options.guidance]
+    return [dict(zip(SETTINGS, chosen)) for chosen in itertools.product(*values.values())]
 
 
 def _parse_guidance(text: str) -> Any:
@@ -180,14 +169,6 @@ def _number(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
-
-
-def _parse_numbers(key: str, text: str) -> list[int]:
-    """`0` or `0,8,16`."""
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{key}={text}: expected a number, or numbers between commas") from None
 
 
 def _parse_trajectories(text: str) -> int | list[int] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments, split_paths
+from lola_ds.config import parse_overrides, setting
 
 if TYPE_CHECKING:
     from lola_ds.data import ShardDataset
@@ -35,37 +37,39 @@ MOST_FIELDS = 8
 """How many fields are drawn unless some are named; latents have many."""
 
 
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    trajectory: int = 0
+    out: str | None = None
+    times: int = setting(5, least=1)
+    fields: list[str] | None = None
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the words after its name."""
     _, words = parse_arguments(make_parser("inspect", HELP), argv)
-    folders = [word for word in words if "=" not in word]
-    values = parse_pairs(
-        [word for word in words if "=" in word],
-        {"trajectory": 0, "out": "", "times": 5, "fields": ""},
-    )
+    folders, overrides = split_paths(words)
+    options = parse_overrides(Options, overrides)
     if len(folders) != 1:
-        raise ValueError(
-            f"{len(folders)} folders given, one is needed: SHARDS/<dataset>/<split>; "
-            "a folder whose name has a = in it needs another name"
-        )
-    if values["times"] < 1:
-        raise ValueError(f"times={values['times']}: must be at least 1")
+        raise ValueError(f"{len(folders)} folders given, one is needed: SHARDS/<dataset>/<split>")
 
     from lola_ds.data import ShardDataset
 
     dataset = ShardDataset(folders[0])
-    if not 0 <= values["trajectory"] < dataset.trajectories:
+    if not 0 <= options.trajectory < dataset.trajectories:
         raise ValueError(
-            f"trajectory={values['trajectory']}: {folders[0]} has the trajectories 0 to "
+            f"trajectory={options.trajectory}: {folders[0]} has the trajectories 0 to "
             f"{dataset.trajectories - 1}"
         )
     index = dataset.indexes[0]
     print("\n".join(f"{name:<13} {text}" for name, text in describe(index)))
     print(_statistics(index))
-    if values["out"]:
-        chosen = _choose_fields(dataset.fields, values["fields"])
-        draw(dataset, values["trajectory"], values["times"], chosen, Path(values["out"]))
-        print(f"wrote {values['out']}")
+    if options.out:
+        chosen = _choose_fields(dataset.fields, options.fields)
+        draw(dataset, options.trajectory, options.times, chosen, Path(options.out))
+        print(f"wrote {options.out}")
 
 
 def describe(index: Index) -> Iterator[tuple[str, str]]:
@@ -142,11 +146,10 @@ def _statistics(index: Index) -> str:
     return rows.to_string(float_format="{:.4g}".format)
 
 
-def _choose_fields(fields: Sequence[str], text: str) -> list[int]:
-    """The channels that `fields=a,b` names; the first ones where it names none."""
-    if not text:
+def _choose_fields(fields: Sequence[str], names: Sequence[str] | None) -> list[int]:
+    """The channels of the fields with these names; the first ones by default."""
+    if names is None:
         return list(range(len(fields)))[:MOST_FIELDS]
-    names = text.split(",")
     for name in names:
         if name not in fields:
             raise ValueError(f"fields={name}: not among {', '.join(fields)}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lola_ds.cli.common import make_parser, parse_arguments, parse_pairs
+from lola_ds.cli.common import make_parser, parse_arguments, split_paths
+from lola_ds.config import parse_overrides
 
 HELP = """\
 Writes one static page that compares any number of evaluations.
@@ -26,22 +28,27 @@ examples:
   lola-ds report results title="Surrogate and diffusion on Euler flows"
 """
 
-_DEFAULTS: dict[str, object] = {"out": "report.html", "title": "Evaluation report"}
+
+@dataclass
+class Options:
+    """The keys of the command."""
+
+    out: str = "report.html"
+    title: str = "Evaluation report"
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the words `argv`."""
     _, words = parse_arguments(make_parser("report", HELP), argv)
-    pairs = [word for word in words if "=" in word and not Path(word).exists()]
-    folders = [Path(word) for word in words if word not in pairs]
-    keys = parse_pairs(pairs, _DEFAULTS)
+    folders, overrides = split_paths(words)
+    options = parse_overrides(Options, overrides)
     if not folders:
         raise ValueError("no results given; name the out= folders of `lola-ds eval`")
-    out = Path(keys["out"])
+    out = Path(options.out)
     if out.is_dir():
         raise ValueError(f"out={out} is a folder; name a page, such as out={out / 'report.html'}")
 
     from lola_ds.evaluate.report import write_report
 
-    names = write_report(folders, out, keys["title"])
+    names = write_report([Path(folder) for folder in folders], out, options.title)
     print(f"{out}: {', '.join(names)} ({out.stat().st_size / 1e6:.1f} MB)")

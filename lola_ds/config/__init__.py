@@ -11,12 +11,16 @@ from lola_ds.config.compose import (
     save_config,
 )
 from lola_ds.config.ds_config import fill_deepspeed, read_deepspeed, split_batch, uses_cpu_adam
-from lola_ds.config.schema import OPTIMIZERS, PRECISIONS, SCHEDULERS, TASKS
+from lola_ds.config.overrides import parse_overrides
+from lola_ds.config.schema import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULERS, SPLITS, TASKS
+from lola_ds.config.setting import setting
 
 __all__ = [
+    "DEVICES",
     "OPTIMIZERS",
     "PRECISIONS",
     "SCHEDULERS",
+    "SPLITS",
     "TASKS",
     "compose",
     "compose_group",
@@ -26,8 +30,10 @@ __all__ = [
     "fill_deepspeed",
     "find_dataset",
     "load_config",
+    "parse_overrides",
     "read_deepspeed",
     "save_config",
+    "setting",
     "split_batch",
     "uses_cpu_adam",
 ]

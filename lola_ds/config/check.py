@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from lola_ds.config.schema import OPTIMIZERS, PRECISIONS, SCHEDULERS, TASKS
+from lola_ds.config.schema import TASKS, Config, Submission
+from lola_ds.config.setting import check_settings
 
 _TIME = r"(\d+-\d+|\d+:\d\d)(:\d\d){0,2}"
 """Slurm's limits of time but plain minutes, in which a file's unquoted 12:00:00 would be taken."""
@@ -18,25 +18,7 @@ def check(plain: dict[str, Any]) -> None:
     Raises:
         ValueError: names the key, its value and the fix.
     """
-    _choice(plain, "task", TASKS)
-    _choice(plain, "device", ("auto", "cpu", "cuda"))
-    _choice(plain, "precision", PRECISIONS)
-    _choice(plain, "kernels", ("auto", "torch", "triton"))
-    _choice(plain, "optim.optimizer", OPTIMIZERS)
-    _choice(plain, "optim.scheduler", SCHEDULERS)
-    _choice(plain, "trajectory.context.law", ("poisson_truncated", "poisson_mod"))
-    _choice(plain, "wandb.mode", ("offline", "online", "disabled"))
-    for key in (
-        "train.epochs train.epoch_size train.batch_size train.accumulation train.log_every "
-        "valid.samples valid.batch_size checkpoint.every checkpoint.keep "
-        "trajectory.length trajectory.stride sequence_parallel"
-    ).split():
-        if _get(plain, key) < 1:
-            raise ValueError(f"{key}={_get(plain, key)} must be at least 1")
-    for key in ("max_trajectories", "shuffle_bytes"):
-        value = plain["train"][key]
-        if value is not None and value < 1:
-            raise ValueError(f"train.{key}={value} must be at least 1, or null")
+    check_settings(Config, plain)
     _check_numbers(plain)
     train = plain["train"]
     if train["epoch_size"] % train["batch_size"]:
@@ -80,29 +62,21 @@ def check_submission(plain: dict[str, Any]) -> None:
     Raises:
         ValueError: names the key, its value and the fix.
     """
-    _choice(plain, "cluster.gpu_request", ("gpus-per-node", "gres", "none"))
-    _choice(plain, "cluster.signal", ("USR1", "USR2", "TERM"))
-    counts = ("cpus_per_gpu", "warning", "at_once")
-    for key in ("compute.nodes", "compute.gpus", *(f"cluster.{name}" for name in counts)):
-        if (count := _get(plain, key)) is not None and count < 1:
-            raise ValueError(f"{key}={count} must be at least 1")
+    check_settings(Submission, plain)
     time = _get(plain, "cluster.time")
     if not re.fullmatch(_TIME, time):
         raise ValueError(
             f"cluster.time={time}: write hours:minutes:seconds or days-hours, in quotes in a file "
             "(YAML takes 12:00:00 for a number)"
         )
-    if plain["cluster"]["container"] is not None:
-        _choice(plain, "cluster.container", ("apptainer", "pyxis"))
-        if plain["cluster"]["image"] is None:
-            raise ValueError("cluster.container needs cluster.image=…")
+    if plain["cluster"]["container"] is not None and plain["cluster"]["image"] is None:
+        raise ValueError("cluster.container needs cluster.image=…")
 
 
 def _check_fork(config: dict[str, Any]) -> None:
     """Freezing needs an autoencoder with weights worth keeping."""
     if config["fork"]["freeze"] is None:
         return
-    _choice(config, "fork.freeze", ("encoder", "decoder"))
     for key, holds in {
         "task": config["task"] == "autoencoder",
         "fork.run": config["fork"]["run"] is not None,
@@ -212,9 +186,3 @@ def _get(config: dict[str, Any], key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
-
-
-def _choice(config: dict[str, Any], key: str, known: Sequence[str] | dict[str, str]) -> None:
-    value = _get(config, key)
-    if value not in known:
-        raise ValueError(f"{key}={value} is unknown; choose one of {', '.join(known)}")

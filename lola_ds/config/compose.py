@@ -9,7 +9,6 @@ combinations that cannot work. Every refusal names the key, the value and the fi
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Sequence
@@ -20,16 +19,24 @@ import yaml
 
 from lola_ds.atomic_io import write_atomic
 from lola_ds.config.check import check, check_submission
+from lola_ds.config.overrides import explain_unknown
+from lola_ds.config.renamed import refuse_renamed, translate_renamed
 from lola_ds.config.schema import Config, Submission
+from lola_ds.config.setting import list_keys
 
 
 def config_folder(name: str = "configs") -> Path:
-    """The folder of the YAML files (`configs`) or DeepSpeed JSON files (`ds_configs`)."""
+    """The folder of the YAML files (`configs`) or DeepSpeed JSON files (`ds_configs`).
+
+    Raises:
+        FileNotFoundError: The installation is incomplete.
+    """
     package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / name, package / f"_{name}"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"the folder {name}/ is missing beside the package {package}")
+    installed = package / f"_{name}"
+    folder = installed if installed.is_dir() else package.parent / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing: the installation of lola_ds is incomplete")
+    return folder
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -87,6 +94,10 @@ def _compose(root: str, schema: type, overrides: Sequence[str]) -> dict[str, Any
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+    known = [*_known_keys(), "variant"]
+    for override in overrides:
+        key, _, text = override.lstrip("+~").partition("=")
+        refuse_renamed(key, text, known)
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = hydra_compose(root, overrides=list(overrides))
@@ -124,11 +135,11 @@ def find_dataset(physics: Sequence[str]) -> dict[str, Any] | None:
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Reads the `config.yaml` of a run or converted folder.
+    """Reads the `config.yaml` of a run or converted folder, old keys by their new names.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: the file is not YAML.
+        FileNotFoundError: The file is not there.
+        ValueError: The file is not YAML.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: not a run folder or a converted model")
@@ -137,13 +148,16 @@ def load_config(path: Path) -> dict[str, Any]:
         if "${" in text:  # runs of the published code refer from key to key
             from omegaconf import OmegaConf
 
-            return _plain(OmegaConf.create(text))
-        config = yaml.safe_load(text)
+            config = _plain(OmegaConf.create(text))
+        else:
+            config = yaml.safe_load(text)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no configuration")
-    return {str(key): value for key, value in config.items()}
+    plain = {str(key): value for key, value in config.items()}
+    translate_renamed(plain)
+    return plain
 
 
 def save_config(config: dict[str, Any], path: Path) -> None:
@@ -182,23 +196,10 @@ def _explain(error: Exception) -> str:
         lines.insert(0, f"{key}:")
     mistyped = re.search(r"Could not override '([^']+)'", lines[0])
     if mistyped:
-        lines = [f"unknown key '{mistyped[1]}'", _nearest(mistyped[1])]
+        lines = [explain_unknown(mistyped[1], _known_keys())]
     return " ".join(dict.fromkeys(lines))
 
 
-def _nearest(key: str) -> str:
-    from omegaconf import OmegaConf
-
-    known = [
-        key
-        for schema in (Config, Submission)
-        for key in _flatten(OmegaConf.to_container(OmegaConf.structured(schema)))
-    ]
-    close = difflib.get_close_matches(key, known, n=2)
-    return f"(did you mean {' or '.join(close)}?)" if close else "(--help lists the keys)"
-
-
-def _flatten(tree: object, prefix: str = "") -> list[str]:
-    if not isinstance(tree, dict):
-        return [prefix]
-    return [k for n, t in tree.items() for k in _flatten(t, f"{prefix}.{n}" if prefix else str(n))]
+def _known_keys() -> list[str]:
+    """Every key of a training and of a submission, with dots."""
+    return [*list_keys(Config), *list_keys(Submission)]

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-MISSING: Any = "???"
-"""What OmegaConf takes for a value that must be given."""
+from lola_ds.config.setting import MISSING, setting
 
 TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 """Each task and the configuration group of its network."""
@@ -18,6 +17,8 @@ TASKS = {"autoencoder": "ae", "surrogate": "surrogate", "diffusion": "denoiser"}
 OPTIMIZERS = ("adamw", "soap", "psgd", "muon", "schedule_free")
 SCHEDULERS = ("cosine", "linear", "exponential", "constant")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+DEVICES = ("auto", "cpu", "cuda")
+SPLITS = ("train", "valid", "test")
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Dataset:
 
 @dataclass
 class Optim:
-    optimizer: str = "adamw"
+    optimizer: str = setting("adamw", choices=OPTIMIZERS)
     learning_rate: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.95
@@ -54,13 +55,13 @@ class Optim:
     precondition_dim: int = 4096
     weight_decay: float = 0.0
     warmup: int = 0
-    scheduler: str = "cosine"
+    scheduler: str = setting("cosine", choices=SCHEDULERS)
     grad_clip: float = 1.0
 
 
 @dataclass
 class Context:
-    law: str = "poisson_truncated"
+    law: str = setting("poisson_truncated", choices=("poisson_truncated", "poisson_mod"))
     rate: float = 2.0
     atleast: int = 1
     rho: float = 1.0
@@ -68,8 +69,8 @@ class Context:
 
 @dataclass
 class Trajectory:
-    length: int = 5
-    stride: int = 4
+    length: int = setting(5, least=1)
+    stride: int = setting(4, least=1)
     context: Context = field(default_factory=Context)
 
 
@@ -81,22 +82,22 @@ class DeepSpeed:
 
 @dataclass
 class Train:
-    epochs: int = 100
-    epoch_size: int = 4096
-    batch_size: int = 64
-    accumulation: int = 1
+    epochs: int = setting(100, least=1)
+    epoch_size: int = setting(4096, least=1)
+    batch_size: int = setting(64, least=1)
+    accumulation: int = setting(1, least=1)
     workers: int = 2
-    log_every: int = 10
-    max_trajectories: int | None = None
-    shuffle_bytes: int | None = None
+    log_every: int = setting(10, least=1)
+    max_trajectories: int | None = setting(None, least=1)
+    shuffle_bytes: int | None = setting(None, least=1)
     quarantine: bool = False
     verify_reads: bool = False
 
 
 @dataclass
 class Valid:
-    samples: int = 256
-    batch_size: int = 64
+    samples: int = setting(256, least=1)
+    batch_size: int = setting(64, least=1)
 
 
 @dataclass
@@ -120,8 +121,8 @@ class Profile:
 
 @dataclass
 class Checkpoint:
-    every: int = 1
-    keep: int = 2
+    every: int = setting(1, least=1)
+    keep: int = setting(2, least=1)
     best: str | None = "valid/loss"
     asynchronous: bool = True
 
@@ -130,12 +131,12 @@ class Checkpoint:
 class Fork:
     run: str | None = None
     strict: bool = True
-    freeze: str | None = None
+    freeze: str | None = setting(None, choices=("encoder", "decoder"))
 
 
 @dataclass
 class Wandb:
-    mode: str = "offline"
+    mode: str = setting("offline", choices=("offline", "online", "disabled"))
     project: str = "lola_ds"
     entity: str | None = None
 
@@ -144,18 +145,18 @@ class Wandb:
 class Config:
     """The whole training configuration. The networks' own keys are checked by their factories."""
 
-    task: str = MISSING
+    task: str = setting(choices=TASKS)
     run: str = MISSING
     data: str = MISSING
     ae_run: str | None = None
     seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
+    device: str = setting("auto", choices=DEVICES)
+    precision: str = setting("auto", choices=PRECISIONS)
     tf32: bool = True
     deterministic: bool = False
-    kernels: str = "auto"
+    kernels: str = setting("auto", choices=("auto", "torch", "triton"))
     compile: bool = False
-    sequence_parallel: int = 1
+    sequence_parallel: int = setting(1, least=1)
     dataset: Dataset = field(default_factory=Dataset)
     ae: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
@@ -183,37 +184,37 @@ class Cluster:
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    gpu_request: str = "gpus-per-node"
+    gpu_request: str = setting("gpus-per-node", choices=("gpus-per-node", "gres", "none"))
     gpu_type: str | None = None
-    cpus_per_gpu: int = 8
+    cpus_per_gpu: int = setting(8, least=1)
     memory: str | None = None
     time: str = "24:00:00"
-    signal: str = "USR2"
-    warning: int = 120
+    signal: str = setting("USR2", choices=("USR1", "USR2", "TERM"))
+    warning: int = setting(120, least=1)
     retries: int = 3
     modules: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     interface: str | None = None
-    container: str | None = None
+    container: str | None = setting(None, choices=("apptainer", "pyxis"))
     image: str | None = None
     mounts: list[str] = field(default_factory=list)
     python: str | None = None
     runs: str | None = None
     data: str | None = None
     cache: str = "/tmp"
-    at_once: int | None = None
+    at_once: int | None = setting(None, least=1)
     options: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Compute:
-    nodes: int = 1
-    gpus: int = 1
+    nodes: int = setting(1, least=1)
+    gpus: int = setting(1, least=1)
 
 
 @dataclass
 class Submission:
-    """The configuration of `lola-ds submit`, beside the job's own words."""
+    """The configuration of `lola-ds submit`, beside the job's own overrides."""
 
     cluster: Cluster = field(default_factory=Cluster)
     compute: Compute = field(default_factory=Compute)

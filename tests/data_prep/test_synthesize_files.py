@@ -280,7 +280,7 @@ def test_writer_refuses_missing_states(tmp_path):
         (["dataset=euler_open", "out=WELL", "resolution=2"], "at least 4 cells"),
         (["dataset=euler_open", "out=WELL", "gammas=1.4,2.5"], "2.5 is not one of The Well's"),
         (["dataset=euler_open", "out=WELL", "gammas=1.4,1.4"], "give each value once"),
-        (["dataset=euler_open", "out=WELL", "gammas=air"], "expected numbers"),
+        (["dataset=euler_open", "out=WELL", "gammas=air"], "expected a number"),
         (["dataset=euler_open", "out=WELL", "size=3"], "unknown key 'size'"),
         (["dataset=euler_open", "out=WELL", "rayleigh=1e5"], "euler_open has the parameters gamma"),
         (["dataset=rayleigh_benard", "out=WELL", "resolution=50"], "a multiple of 4"),

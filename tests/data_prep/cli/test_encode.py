@@ -123,7 +123,7 @@ def test_a_split_has_one_precision(
     [
         ({"precision": "fp16"}, ValueError, "precision=fp16 is unknown; choose fp32, bf16 or auto"),
         ({"split": "all", "data": "nowhere"}, FileNotFoundError, "lola-ds shard out=nowhere"),
-        ({"split": "some"}, ValueError, "split=some: choose train, valid, test or all"),
+        ({"split": "some"}, ValueError, "split=some is unknown; choose one of all, train"),
         ({"repeat": 0, "split": "train"}, ValueError, "repeat=0 must be at least 1"),
     ],
 )

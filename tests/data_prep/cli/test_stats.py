@@ -69,7 +69,10 @@ def test_a_folder_gets_a_whole_configuration(well, tmp_path, monkeypatch):
     [
         (["dataset=euler_periodic"], "missing source="),
         (["dataset=euler_open", "source=WELL"], "no dataset 'euler_multi_quadrants_openBC'"),
-        (["dataset=euler_periodic", "source=WELL", "split=val"], "expected one of train"),
+        (
+            ["dataset=euler_periodic", "source=WELL", "split=val"],
+            "choose one of train",
+        ),
         (["dataset=euler_periodic", "source=WELL", "workers=-1"], "must be at least 0"),
         (["dataset=euler_periodic", "source=WELL", "transform=log1p"], "expected channel:name"),
         (["dataset=euler_periodic", "source=WELL", "transform=0:ln"], "one of log"),
