@@ -31,7 +31,7 @@ from benchmarks.record import describe_machine, write_rows
 from lola_ds.config import compose, parse_overrides
 from lola_ds.emulate.emulator import Emulator
 from lola_ds.emulate.options import SamplingOptions
-from lola_ds.evaluate.timing import Clock
+from lola_ds.evaluate.timing import Stopwatch
 from lola_ds.fields import Standardize
 from lola_ds.models import make_autoencoder, make_denoiser, make_surrogate
 
@@ -87,7 +87,7 @@ def forecast(
     emulator: Emulator, x0: torch.Tensor, label: torch.Tensor, batch: int, **options: Any
 ) -> tuple[float, float]:
     """Seconds that one forecast takes: generation and decoding."""
-    clock, generation, decoding = Clock(emulator.device), 0.0, 0.0
+    clock, generation, decoding = Stopwatch(emulator.device), 0.0, 0.0
     windows: Iterator[torch.Tensor] = emulator.stream(
         x0[None], label[None], SamplingOptions(**options), batch=batch
     )

@@ -1,4 +1,4 @@
-"""Evaluations of emulators and autoencoders over a split: tables, figures, animation, report."""
+"""Evaluations of emulators and autoencoders on a split: tables, figures, animations, reports."""
 
 from lola_ds.evaluate.output import Evaluation
 from lola_ds.evaluate.processes import Processes, join_processes

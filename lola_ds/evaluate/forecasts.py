@@ -1,8 +1,9 @@
-"""Forecasts of an emulator, as units of work.
+"""The evaluation of forecasts.
 
-Lead k of a forecast is frame start + (context - 1 + k) · stride of its trajectory: k states after
-the last known one. Several forecasts are made side by side, window by window; each window is
-decoded and scored a few lead times at a time, and let go: memory does not grow with their length.
+Lead k of a forecast is frame start + (context - 1 + k) · stride of its trajectory, that is k states
+after the last known one. Several forecasts are made side by side, window by window. Each window is
+decoded and scored a few lead times at a time and released, so that memory does not grow with the
+length of forecasts.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ from lola_ds.evaluate.selection import (
 )
 from lola_ds.evaluate.settings import Forecast
 from lola_ds.evaluate.tables import Unit
-from lola_ds.evaluate.timing import Clock
+from lola_ds.evaluate.timing import Stopwatch
 from lola_ds.log import logger
 
 __all__ = ["Forecasts"]
 
 
 class Forecasts:
-    """Forecasts with one setting; see `run.Work` and `run.evaluate`."""
+    """The evaluation of forecasts with one setting; see `run.EvaluationTask` and `run.evaluate`."""
 
     description, animated = "roll out", True
 
@@ -124,24 +125,25 @@ class Forecasts:
     def score(
         self, units: Sequence[Unit], draw: Path | None, progress: Callable[[int], object]
     ) -> Iterator[tuple[Unit, pd.DataFrame, dict[str, float]]]:
-        """Rows of forecasts made side by side, and the seconds each took."""
-        cases = [_Case(self, unit, draw is not None and unit == self.units[0]) for unit in units]
-        clock, generation, lead = Clock(self.emulator.device), 0.0, 0
+        """Yields the rows and the timing of forecasts that are made side by side."""
+        first = None if draw is None else self.units[0]
+        scorers = [_ForecastScorer(self, unit, draw=unit == first) for unit in units]
+        clock, generation, lead = Stopwatch(self.emulator.device), 0.0, 0
         windows = self._stream(units, self.forecast, batch=self.sizes.members, progress=progress)
         while lead < self.forecast.steps:
             clock.lap()
             z = next(windows)
             generation += clock.lap()
             release_memory()
-            for case, states in zip(cases, z):
-                case.add(lead, states)
+            for scorer, states in zip(scorers, z):
+                scorer.add(lead, states)
             lead += z.shape[3]
-        for case in cases:
-            if case.pictures is not None and draw is not None:
-                case.pictures.draw(draw, "emulator")
-            timing = {"generation": generation / len(cases), "decoding": case.decoding}
+        for scorer in scorers:
+            if scorer.pictures is not None and draw is not None:
+                scorer.pictures.draw(draw, "emulator")
+            timing = {"generation": generation / len(scorers), "decoding": scorer.decoding}
             states = self.members * self.forecast.steps
-            yield case.unit, case.rows(), {**timing, "states": states}
+            yield scorer.unit, scorer.rows(), {**timing, "states": states}
 
     def finish(
         self,
@@ -150,7 +152,7 @@ class Forecasts:
         folder: Path,
         draw: bool,
     ) -> Evaluation:
-        """Summary, tables and figures of all forecasts with this setting."""
+        """Writes summary, tables and figures of all forecasts with this setting."""
         summary = {
             "task": self.identity["task"],
             "setting": self.setting,
@@ -175,22 +177,28 @@ class Forecasts:
         return Evaluation(table, spectra, summary, text, list_files(folder, files))
 
     def frames(self, unit: Unit) -> range:
-        """The frames of a forecast, known ones included."""
+        """Returns the frames of a forecast, known ones included."""
         states, stride = self.forecast.context + self.forecast.steps, self.emulator.stride
         return range(unit.start, unit.start + (states - 1) * stride + 1, stride)
 
     def known(self, unit: Unit) -> Tensor:
-        """The known states (C, context, *S)."""
+        """Returns the known states, with shape (C, context, *S)."""
         return self._read(unit, self.frames(unit)[: self.forecast.context])
 
     def truth(self, unit: Unit, first: int, last: int) -> Tensor:
-        """States after the known ones, leads first + 1 to last, on the emulator's device."""
+        """Returns the true states at leads first + 1 to last, with shape (C, t, *S)."""
         context = self.forecast.context
         chosen = self.frames(unit)[context + first : context + last]
         return self._read(unit, chosen).to(self.emulator.device)
 
     def scores(self, known: Tensor, u: Tensor, v: Tensor) -> dict[str, Scores]:
-        """Scores of every method: known (C, 1, *S), truth u (C, t, *S), forecast v (M, …)."""
+        """Returns the scores of every method.
+
+        Arguments:
+            known: The last known state, with shape (C, 1, *S).
+            u: The truth, with shape (C, t, *S).
+            v: The forecast, with shape (M, C, t, *S).
+        """
         grid, latent = self.grid, self.emulator.codec.autoencoder is not None
         r = self.emulator.reconstruct(u, self.sizes.states) if latent else None
         scores = {
@@ -211,7 +219,7 @@ class Forecasts:
         return self.dataset.read_trajectory(unit.trajectory, cut)
 
     def _observations(self, unit: Unit) -> Observations | None:
-        """What guides a forecast: the truth at all lead times, as the instrument sees it."""
+        """The observations of the truth that guide a forecast, at all lead times."""
         forecast = self.forecast
         if forecast.guidance is None:
             return None
@@ -224,7 +232,7 @@ class Forecasts:
     def _stream(
         self, units: Sequence[Unit], options: SamplingOptions, **execution: Any
     ) -> Iterator[Tensor]:
-        """The forecasts of some units, (U, M, C', t, *S') at a time."""
+        """The forecasts of some units, one window (U, M, C', t, *S') after the other."""
         seeds = [forecast_seed(options.seed, unit) for unit in units]
         seen = [y for unit in units if (y := self._observations(unit)) is not None] or None
         known = torch.stack([self.known(unit) for unit in units])
@@ -232,15 +240,15 @@ class Forecasts:
         return self.emulator.stream(known, labels, options, seen, seeds=seeds, **execution)
 
 
-class _Case:
-    """One forecast while its windows stream by."""
+class _ForecastScorer:
+    """Scores one forecast while its windows are computed."""
 
-    def __init__(self, work: Forecasts, unit: Unit, draw: bool) -> None:
-        self.work, self.unit = work, unit
-        self.known = work.known(unit)[:, -1:].to(work.emulator.device)
-        frames, context = work.frames(unit), work.forecast.context
+    def __init__(self, task: Forecasts, unit: Unit, draw: bool) -> None:
+        self.task, self.unit = task, unit
+        self.known = task.known(unit)[:, -1:].to(task.emulator.device)
+        frames, context = task.frames(unit), task.forecast.context
         times = frame_times(
-            work.dataset, unit.trajectory, slice(frames.start, frames.stop, frames.step)
+            task.dataset, unit.trajectory, slice(frames.start, frames.stop, frames.step)
         )
         self.times = (times - times[context - 1])[context:]
         self.pieces: list[dict[str, Scores]] = []
@@ -250,28 +258,28 @@ class _Case:
             captions = [f"lead {k}, time {t:.3g}" for k, t in enumerate(self.times, 1)]
             titles = [f"lead time {t:.3g}" for t in self.times]
             self.pictures = PictureRecorder(
-                work.fields, work.axes, titles, ["lead 0, time 0", *captions]
+                task.fields, task.axes, titles, ["lead 0, time 0", *captions]
             )
             self.pictures.add_known(self.known[:, 0])
 
     def add(self, first: int, z: Tensor) -> None:
-        """Decodes and scores the states from lead first + 1 on: z (M, C', t, *S')."""
-        work, clock = self.work, Clock(self.work.emulator.device)
-        for a in range(0, z.shape[2], work.sizes.leads):
-            piece = z[:, :, a : a + work.sizes.leads]
+        """Decodes and scores the states z (M, C', t, *S') from lead first + 1 on."""
+        task, clock = self.task, Stopwatch(self.task.emulator.device)
+        for a in range(0, z.shape[2], task.sizes.leads):
+            piece = z[:, :, a : a + task.sizes.leads]
             start = first + a
-            u = work.truth(self.unit, start, start + piece.shape[2])
+            u = task.truth(self.unit, start, start + piece.shape[2])
             clock.lap()
-            v = work.emulator.decode(piece, work.sizes.states, work.emulator.device)
+            v = task.emulator.decode(piece, task.sizes.states, task.emulator.device)
             self.decoding += clock.lap()
             release_memory()
-            self.pieces.append(work.scores(self.known, u, v))
+            self.pieces.append(task.scores(self.known, u, v))
             if self.pictures is not None:
                 self.pictures.add(start, u, v)
             del u, v
             release_memory()
 
     def rows(self) -> pd.DataFrame:
-        """The tidy rows of all lead times."""
+        """The rows of all lead times."""
         leads = range(1, len(self.times) + 1)
-        return tables.unit_rows(self.pieces, self.unit, self.work.fields, leads, self.times)
+        return tables.unit_rows(self.pieces, self.unit, self.task.fields, leads, self.times)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: tables, a summary, curves."""
+"""The files of one evaluation: tables, a summary, figures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Evaluation", "draw_tables", "list_files", "summarize_timing", "write
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of one evaluation.
 
     Attributes:
-        table: the rows of `metrics.parquet` with this evaluation's setting.
-        spectra: the rows of `spectra.csv`.
-        summary: the content of `summary.json`.
-        text: a short table for the terminal.
-        files: what was written.
+        table: The rows of `metrics.parquet` with this setting.
+        spectra: The rows of `spectra.csv`.
+        summary: The content of `summary.json`.
+        text: A short table for the terminal.
+        files: The files written.
     """
 
     table: pd.DataFrame
@@ -37,7 +37,12 @@ class Evaluation:
 
 
 def summarize_timing(timings: dict[Unit, dict[str, float]], device: torch.device) -> dict[str, Any]:
-    """Seconds a state, over all units; the device was warm and waited for."""
+    """Returns the seconds per state, over all units, and the device.
+
+    Arguments:
+        timings: For each unit, the seconds of each kind of work, and the number of states.
+        device: The device.
+    """
     states = sum(timing["states"] for timing in timings.values())
     kinds = [kind for kind in next(iter(timings.values())) if kind != "states"]
     sums = {kind: sum(timing[kind] for timing in timings.values()) for kind in kinds}
@@ -47,7 +52,7 @@ def summarize_timing(timings: dict[Unit, dict[str, float]], device: torch.device
 
 
 def write_tables(table: pd.DataFrame, summary: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes `spectra.csv` and `summary.json`."""
+    """Writes `spectra.csv` and `summary.json`, and returns their paths."""
     files = [folder / "spectra.csv", folder / "summary.json"]
     tables.write_csv(tables.mean_spectra(table), files[0])
     tables.write_json(summary, files[1])
@@ -57,7 +62,14 @@ def write_tables(table: pd.DataFrame, summary: dict[str, Any], folder: Path) -> 
 def draw_tables(
     table: pd.DataFrame, shape: Sequence[int], axis: curves.TimeAxis, folder: Path
 ) -> list[Path]:
-    """Draws errors and spectra."""
+    """Draws errors and spectra, and returns the paths of the figures.
+
+    Arguments:
+        table: The rows of `metrics.parquet` with one setting.
+        shape: The shape *S of the grid.
+        axis: The labels of the time axes.
+        folder: The folder of the setting.
+    """
     files = [folder / "vrmse.png", folder / "vrmse_by_field.png", folder / "spectra.png"]
     curves.plot_error(table, files[0], axis=axis)
     curves.plot_error_by_field(table, files[1], axis=axis)
@@ -66,7 +78,7 @@ def draw_tables(
 
 
 def list_files(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """`files` of one setting, the pictures beside them, and what all settings share."""
+    """Lists `files` of one setting, the pictures beside them, and what all settings share."""
     shared = [folder.parent / name for name in ("metrics.parquet", "metrics.csv")]
     shared += folder.parent.glob("climatology.npz")
     kinds = ("snapshots_*", "slices_*", "animation.*")

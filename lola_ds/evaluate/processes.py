@@ -1,7 +1,7 @@
-"""The processes that share an evaluation, over GPUs and nodes, or one process on a CPU.
+"""The processes that share an evaluation, over GPUs and nodes.
 
 Any launcher that sets torch's variables (`accelerate launch`, `torchrun`, `deepspeed`, our Slurm
-jobs) starts them; accelerate reads the variables and joins the process group.
+jobs) starts them. Accelerate reads the variables and joins the process group.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["ALONE", "Processes", "join_processes"]
+__all__ = ["SINGLE_PROCESS", "Processes", "join_processes"]
 
 T = TypeVar("T")
 
 # Processes wait for the slowest one at the end: longer than any of its units takes.
-_PATIENCE = timedelta(hours=24)
+_TIMEOUT = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its peers.
+    """This process among those that share the work.
 
     Arguments:
-        index: its number, from 0.
-        count: how many there are.
-        state: accelerate's, when there are several.
+        index: The index of this process.
+        count: The number of processes.
+        state: Accelerate's state, if there are several.
     """
 
     index: int = 0
@@ -42,11 +42,11 @@ class Processes:
         return self.index == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """The items of this process: every `count`-th, so that neighbours go to different ones."""
+        """Returns every `count`-th item, so that neighbours go to different processes."""
         return list(items[self.index :: self.count])
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have called this."""
         if self.state is not None:
             self.state.wait_for_everyone()
 
@@ -56,18 +56,21 @@ class Processes:
             self.state.destroy_process_group()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 """One process, without peers."""
 
 
 def join_processes(device: str = "auto") -> tuple[Processes, torch.device]:
-    """This process among those that the launcher started, and its device.
+    """Joins the processes that the launcher started.
 
     Arguments:
-        device: `cpu`, `cuda`, or `auto` (a GPU when there is one).
+        device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
+
+    Returns:
+        This process and its device.
 
     Raises:
-        ValueError: the device is unknown, or there is no GPU where one was asked for.
+        ValueError: The device is unknown, or `cuda` without a GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={device} is unknown; choose auto, cpu or cuda")
@@ -79,6 +82,6 @@ def join_processes(device: str = "auto") -> tuple[Processes, torch.device]:
         return Processes(), torch.device(device)
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+    state = PartialState(cpu=device == "cpu", timeout=_TIMEOUT)
     where = state.device or torch.device(device)
     return Processes(state.process_index, state.num_processes, state), where

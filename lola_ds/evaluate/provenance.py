@@ -1,6 +1,6 @@
-"""Where results come from: the model's configuration and how its training went, kept beside them.
+"""The configuration and the training log of the evaluated model, kept beside its results.
 
-A report of results then needs neither the weights nor the run they were trained in.
+A report then needs neither the weights nor the training run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ MODEL, TRAINING = "model.json", "training.jsonl"
 
 
 def write_provenance(out: Path, run: Path, config: dict[str, Any], parameters: int) -> list[Path]:
-    """Keeps the configuration and, where it is found, the log of the training.
+    """Writes the configuration of the model and, if it is found, a copy of its training log.
 
     Arguments:
-        out: the folder of results.
-        run: the folder that the model was loaded from: weights, or the run itself.
-        config: the model's configuration.
-        parameters: how many parameters the model has.
+        out: The folder of results.
+        run: The folder that the model was loaded from, of weights or of a training run.
+        config: The configuration of the model.
+        parameters: The number of its parameters.
 
     Returns:
         The files written.
@@ -40,13 +40,13 @@ def write_provenance(out: Path, run: Path, config: dict[str, Any], parameters: i
 
 
 def read_model(folder: Path) -> dict[str, Any]:
-    """What `write_provenance` kept of the model: path, parameters, config; empty if nothing."""
+    """Reads path, parameters and configuration of the model; empty if there are none."""
     path = folder / MODEL
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def read_training(folder: Path) -> list[dict[str, float]]:
-    """The lines of the training log that `write_provenance` kept; none if there is no log."""
+    """Reads the lines of the training log; none if there is no log."""
     path = folder / TRAINING
     lines = path.read_text().splitlines() if path.is_file() else []
     found = []

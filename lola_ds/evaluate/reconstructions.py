@@ -1,4 +1,4 @@
-"""Reconstructions of an autoencoder, as units of work."""
+"""The evaluation of an autoencoder's reconstructions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lola_ds.evaluate.resources import MemoryTerms, Resources, usable_share
 from lola_ds.evaluate.scores import score_states, score_truth
 from lola_ds.evaluate.selection import choose_trajectories, frame_times, state_bytes, state_grid
 from lola_ds.evaluate.tables import Unit
-from lola_ds.evaluate.timing import Clock
+from lola_ds.evaluate.timing import Stopwatch
 
 __all__ = ["Reconstructions"]
 
@@ -36,7 +36,7 @@ AXIS = curves.TimeAxis("time (time unit of the data)", "frame")
 
 
 class Reconstructions:
-    """Reconstructions of some frames of each trajectory; see `run.Work`."""
+    """The evaluation of some frames of each trajectory; see `run.EvaluationTask`."""
 
     description, animated, amount = "reconstruct", False, 1
 
@@ -58,7 +58,7 @@ class Reconstructions:
                 f"frames; choose steps between 1 and {shortest} and start between 0 and "
                 f"{max(0, shortest - max(1, steps))}"
             )
-        self.frames = [start + k for k in tables.evenly(shortest - start, steps)]
+        self.frames = [start + k for k in tables.even_indices(shortest - start, steps)]
         self.fields, self.axes, self.grid = dataset.fields, dataset.axes, state_grid(dataset)
         self.setting = f"frames{steps}"
         self.settings = {"steps": steps}
@@ -70,7 +70,7 @@ class Reconstructions:
         }
 
     def prepare(self) -> int:
-        """Finds how many frames fit in memory."""
+        """Chooses the batch sizes."""
         z = self.codec.encode(self._read(self.units[0], 0, 1))[None]
         terms = MemoryTerms.estimate(1, state_bytes(self.dataset), self.codec.decoding_bytes(z))
         self.sizes = self.resources.batch_sizes(1, terms, usable_share(self.codec.device))
@@ -79,9 +79,9 @@ class Reconstructions:
     def score(
         self, units: Sequence[Unit], draw: Path | None, progress: Callable[[int], object]
     ) -> Iterator[tuple[Unit, pd.DataFrame, dict[str, float]]]:
-        """Rows of trajectories, and the seconds that encoding and decoding took."""
+        """Yields the rows and the timing of trajectories."""
         for unit in units:
-            clock, seconds, pieces, count = Clock(self.codec.device), 0.0, [], len(self.frames)
+            clock, seconds, pieces, count = Stopwatch(self.codec.device), 0.0, [], len(self.frames)
             times = frame_times(self.dataset, unit.trajectory, slice(None))
             times = (times - times[0])[self.frames]
             pictures = None
@@ -111,7 +111,7 @@ class Reconstructions:
         folder: Path,
         draw: bool,
     ) -> Evaluation:
-        """Summary, tables and figures of all reconstructions with this setting."""
+        """Writes summary, tables and figures of all reconstructions with this setting."""
         summary = {
             "task": "autoencoder",
             "setting": self.setting,
@@ -128,7 +128,7 @@ class Reconstructions:
         return Evaluation(table, spectra, summary, text, list_files(folder, files))
 
     def _read(self, unit: Unit, first: int, last: int) -> Tensor:
-        """The chosen frames first..last - 1, (C, t, *S), on the codec's device."""
+        """The chosen frames first to last - 1, (C, t, *S), on the device."""
         pieces = [
             self.dataset.read_trajectory(unit.trajectory, slice(k, k + 1))
             for k in self.frames[first:last]

@@ -1,28 +1,26 @@
-"""Every score of one forecast against one trajectory, field by field and lead time by lead time.
+"""The scores of one forecast of one trajectory, by field and lead time.
 
-Symbols: `u` the truth (C, T, *S) over T lead times; `v` the forecast (M, C, T, *S), M members.
-Lead times and members are scored one after the other, so that the float64 copies and spectra of
-one state, not of the trajectory, set the memory needed. A forecast that is not finite has infinite
-errors and no correlation with anything: NaN would drop out of averages and flatter the model that
-blew up.
+Lead times and members are scored one after the other, so that the memory needed is that of the
+float64 copies and spectra of one state. A forecast that is not finite has infinite errors and no
+correlation: NaN would be left out of averages.
 
-Scores of single states, averaged over members where there are several:
+Scores of single states, averaged over members if there are several:
 
     mae, rmse, nrmse, vrmse   see `lola_ds.metrics.errors`
-    linf                      largest error of any cell, field's unit
+    linf                      largest error of any cell, in the field's unit
     pearson                   correlation over space
     total                     error of the domain's total, relative to the truth's magnitude
-    wasserstein               distance of the distributions of values, field's unit
-    sliced_wasserstein        the same of all fields together, no unit (field `all`)
+    wasserstein               distance of the distributions of values, in the field's unit
+    sliced_wasserstein        the same of all fields together, without unit (field `all`)
     spectrum_{low,mid,high}   relative error of the power spectrum in a band
-    correlation_{…}           correlation with the truth in a band, phase kept
+    correlation_{…}           correlation with the truth in a band, with phases
 
-Scores of an ensemble: the above of its mean, and
+Scores of an ensemble: those of its mean, and
 
     spread, skill, spread_skill (corrected), crps (fair), energy (score, fair), coverage (of the
     range of all members), rank (histogram)
 
-Scores against the autoencoded truth, of which a latent emulator can be the best, end in
+Scores against the autoencoded truth, in which a latent emulator can reach 0, end in
 `_autoencoded`: rmse, nrmse, vrmse and the errors of the spectrum.
 """
 
@@ -42,13 +40,13 @@ __all__ = ["Scores", "join_leads", "score_ensemble", "score_states", "score_trut
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one forecast.
+    """The scores of one forecast.
 
     Attributes:
-        values: metric -> (C, T) float64.
-        joint: metric of all fields together -> (T,) float64.
-        binned: metric -> (C, T, bins) float64: `power`, the spectrum averaged over members, by
-            wave number, and an ensemble's `rank` histogram.
+        values: The scores of each metric, with shape (C, T).
+        joint: The scores of each metric of all fields together, with shape (T).
+        binned: The scores of each metric with bins, with shape (C, T, bins): `power`, the spectrum
+            averaged over members, by wave number, and the `rank` histogram of an ensemble.
     """
 
     values: dict[str, Tensor]
@@ -59,13 +57,13 @@ class Scores:
 def score_states(
     u: Tensor, v: Tensor, grid: Grid | None = None, autoencoded: Tensor | None = None
 ) -> Scores:
-    """Scores of single states, averaged over the members: what to expect of ONE member.
+    """Scores single states and averages over members: the expected scores of one member.
 
     Arguments:
-        u: the truth, (C, T, *S).
-        v: the forecast, (M, C, T, *S).
-        grid: the spatial axes, evenly spaced by default.
-        autoencoded: the truth, encoded and decoded, for the scores against it.
+        u: The truth, with shape (C, T, *S).
+        v: The forecast, with shape (M, C, T, *S).
+        grid: The spatial axes, evenly spaced by default.
+        autoencoded: The autoencoded truth, with shape (C, T, *S), for the scores against it.
     """
     grid = grid or Grid(u.shape[2:])
     return join_leads(
@@ -79,20 +77,27 @@ def score_states(
 
 
 def score_ensemble(u: Tensor, v: Tensor, grid: Grid | None = None) -> Scores:
-    """Scores of the members together: their mean as one state, and the ensemble's own.
+    """Scores the members together: their mean as one state, and the ensemble.
 
     Arguments:
-        u, v, grid: as for `score_states`.
+        u: The truth, with shape (C, T, *S).
+        v: The forecast, with shape (M, C, T, *S).
+        grid: The spatial axes, evenly spaced by default.
 
     Raises:
-        ValueError: with fewer than 2 members.
+        ValueError: There are fewer than 2 members.
     """
     grid = grid or Grid(u.shape[2:])
     return join_leads([_score_ensemble(u[:, t], v[:, :, t], grid) for t in range(u.shape[1])])
 
 
 def score_truth(u: Tensor, grid: Grid | None = None) -> Scores:
-    """The truth's spatial standard deviation (metric std), the unit of relative errors."""
+    """Returns the spatial standard deviation `std` and the power spectrum of the truth.
+
+    Arguments:
+        u: The truth, with shape (C, T, *S).
+        grid: The spatial axes, evenly spaced by default.
+    """
     spatial, grid = u.ndim - 2, grid or Grid(u.shape[2:])
     pieces = []
     for x in u.unbind(dim=1):
@@ -105,7 +110,7 @@ def score_truth(u: Tensor, grid: Grid | None = None) -> Scores:
 
 
 def join_leads(pieces: Sequence[Scores]) -> Scores:
-    """The scores of consecutive lead times as one."""
+    """Concatenates the scores of consecutive lead times."""
 
     def join(dicts: list[dict[str, Tensor]], axis: int) -> dict[str, Tensor]:
         return {name: torch.cat([d[name] for d in dicts], dim=axis) for name in dicts[0]}
@@ -122,7 +127,7 @@ def _one_lead(
     joint: dict[str, Tensor] | None = None,
     binned: dict[str, Tensor] | None = None,
 ) -> Scores:
-    """Scores of one lead time: values (C,), joint (), binned (C, bins); on the CPU."""
+    """Scores of one lead time, on the CPU: values (C,), joint (), binned (C, bins)."""
     return Scores(
         {name: x.cpu()[:, None] for name, x in values.items()},
         {name: x.cpu()[None] for name, x in (joint or {}).items()},
@@ -131,7 +136,7 @@ def _one_lead(
 
 
 def _score_state(u: Tensor, v: Tensor, grid: Grid, autoencoded: Tensor | None = None) -> Scores:
-    """u (C, *S), v (M, C, *S), autoencoded (C, *S); one member at a time."""
+    """Scores of u (C, *S) and v (M, C, *S), one member at a time."""
     total: dict[str, Tensor] = {}
     spatial = u.ndim - 1
     p_u = metrics.power_spectrum(grid.to_uniform(u), spatial)
@@ -141,12 +146,13 @@ def _score_state(u: Tensor, v: Tensor, grid: Grid, autoencoded: Tensor | None = 
     for x in v:
         scores = _errors(u, x, grid)
         p_x = metrics.power_spectrum(grid.to_uniform(x), spatial)
-        scores |= _banded("spectrum", _bad(metrics.spectrum_error(p_u, p_x, grid.shape)))
+        scores |= _banded("spectrum", _nan_to_inf(metrics.spectrum_error(p_u, p_x, grid.shape)))
         rho = metrics.spectral_correlation(grid.to_uniform(u), grid.to_uniform(x), spatial)
         scores |= _banded("correlation", metrics.band_mean(rho.nan_to_num(nan=0.0), grid.shape))
         if autoencoded is not None and p_r is not None:
             scores |= _autoencoded_errors(autoencoded, x, p_r, p_x, grid)
-        scores["sliced_wasserstein"] = _bad(metrics.sliced_wasserstein(u, x, spatial, grid.volumes))
+        distance = metrics.sliced_wasserstein(u, x, spatial, grid.volumes)
+        scores["sliced_wasserstein"] = _nan_to_inf(distance)
         scores["power"] = p_x
         total = {name: total[name] + s for name, s in scores.items()} if total else scores
     mean = {name: s / len(v) for name, s in total.items()}
@@ -155,17 +161,17 @@ def _score_state(u: Tensor, v: Tensor, grid: Grid, autoencoded: Tensor | None = 
 
 
 def _errors(u: Tensor, x: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """Scores of one state that need no transform, (C,) each."""
+    """Scores of one state without Fourier transforms, (C,) each."""
     where = (u.ndim - 1, grid.volumes)
     return {
-        "mae": _bad(metrics.mae(u, x, *where)),
-        "rmse": _bad(metrics.rmse(u, x, *where)),
-        "nrmse": _bad(metrics.nrmse(u, x, *where)),
-        "vrmse": _bad(metrics.vrmse(u, x, *where)),
-        "linf": _bad(metrics.worst_error(u, x, u.ndim - 1)),
+        "mae": _nan_to_inf(metrics.mae(u, x, *where)),
+        "rmse": _nan_to_inf(metrics.rmse(u, x, *where)),
+        "nrmse": _nan_to_inf(metrics.nrmse(u, x, *where)),
+        "vrmse": _nan_to_inf(metrics.vrmse(u, x, *where)),
+        "linf": _nan_to_inf(metrics.worst_error(u, x, u.ndim - 1)),
         "pearson": metrics.correlation(u, x, *where).nan_to_num(nan=0.0),
-        "total": _bad(metrics.total_error(u, x, *where)),
-        "wasserstein": _bad(metrics.wasserstein(u, x, *where)),
+        "total": _nan_to_inf(metrics.total_error(u, x, *where)),
+        "wasserstein": _nan_to_inf(metrics.wasserstein(u, x, *where)),
     }
 
 
@@ -174,8 +180,8 @@ def _autoencoded_errors(
 ) -> dict[str, Tensor]:
     """Scores of one state against the autoencoded truth `r`, (C,) each."""
     errors = {"rmse": metrics.rmse, "nrmse": metrics.nrmse, "vrmse": metrics.vrmse}
-    values = {name: _bad(f(r, x, x.ndim - 1, grid.volumes)) for name, f in errors.items()}
-    values |= _banded("spectrum", _bad(metrics.spectrum_error(p_r, p_x, grid.shape)))
+    values = {name: _nan_to_inf(f(r, x, x.ndim - 1, grid.volumes)) for name, f in errors.items()}
+    values |= _banded("spectrum", _nan_to_inf(metrics.spectrum_error(p_r, p_x, grid.shape)))
     return {f"{name}_autoencoded": value for name, value in values.items()}
 
 
@@ -185,11 +191,11 @@ def _score_ensemble(u: Tensor, v: Tensor, grid: Grid) -> Scores:
     ranks = metrics.rank_histogram(u, v, spatial)
     own = _one_lead(
         {
-            "spread": _bad(metrics.spread(v, spatial, volumes)),
-            "skill": _bad(metrics.skill(u, v, spatial, volumes)),
+            "spread": _nan_to_inf(metrics.spread(v, spatial, volumes)),
+            "skill": _nan_to_inf(metrics.skill(u, v, spatial, volumes)),
             "spread_skill": metrics.spread_skill_ratio(u, v, spatial, volumes),
-            "crps": _bad(metrics.fair_crps(u, v, spatial, volumes)),
-            "energy": _bad(metrics.energy_score(u, v, spatial, volumes)),
+            "crps": _nan_to_inf(metrics.fair_crps(u, v, spatial, volumes)),
+            "energy": _nan_to_inf(metrics.energy_score(u, v, spatial, volumes)),
             "coverage": metrics.coverage(ranks)[:, 0],
         },
         binned={"rank": ranks},
@@ -202,6 +208,6 @@ def _banded(name: str, x: Tensor) -> dict[str, Tensor]:
     return {f"{name}_{band}": x[:, i] for i, band in enumerate(metrics.BANDS)}
 
 
-def _bad(error: Tensor) -> Tensor:
-    """Errors with infinity in the place of NaN."""
+def _nan_to_inf(error: Tensor) -> Tensor:
+    """Replaces NaN by infinity."""
     return torch.where(error.isnan(), torch.inf, error)

@@ -1,4 +1,4 @@
-"""Which forecasts of which data: choices checked before anything is computed."""
+"""The trajectories and frames of an evaluation, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -26,26 +26,31 @@ __all__ = [
 
 
 def spread_trajectories(dataset: ShardDataset, count: int) -> list[int]:
-    """`count` trajectories spread evenly over a dataset, so that each of its parts has a share.
+    """Returns the indices of `count` trajectories that are spread evenly over a dataset.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: There are fewer trajectories.
     """
     if not 1 <= count <= dataset.trajectories:
         raise ValueError(
             f"trajectories={count}: the split holds {dataset.trajectories}; choose 1 to "
             f"{dataset.trajectories}, or all"
         )
-    return tables.evenly(dataset.trajectories, count)
+    return tables.even_indices(dataset.trajectories, count)
 
 
 def choose_trajectories(
     dataset: ShardDataset, trajectories: Sequence[int] | None, channels: int
 ) -> list[int]:
-    """The trajectories to evaluate (None: all), of a dataset that holds what the model reads.
+    """Returns the trajectories to evaluate and checks that the dataset holds the model's fields.
+
+    Arguments:
+        dataset: The dataset.
+        trajectories: The indices of the trajectories, or None for all.
+        channels: The number of fields C of the model.
 
     Raises:
-        ValueError: the dataset holds something else, or not these trajectories.
+        ValueError: The dataset does not hold these fields or trajectories.
     """
     if dataset.kind != "fields" or dataset.shape[0] != channels:
         raise ValueError(
@@ -66,10 +71,10 @@ def choose_trajectories(
 def check_forecast(
     dataset: ShardDataset, chosen: Sequence[int], forecast: Forecast, emulator: Emulator
 ) -> None:
-    """Refuses a forecast that the model cannot make or a trajectory cannot check.
+    """Checks that the model can make a forecast and that the trajectories are long enough for it.
 
     Raises:
-        ValueError: says what is possible.
+        ValueError: They are not. The message says what is possible.
     """
     start, stride, known = max(forecast.starts), emulator.stride, forecast.context
     for name, value, least in (
@@ -107,12 +112,12 @@ def check_forecast(
 
 
 def forecast_seed(seed: int, unit: Unit, *more: int) -> int:
-    """The seed of a forecast's noise, whichever others are evaluated, in whatever order.
+    """Returns the seed of a forecast's noise, which does not depend on the other forecasts.
 
     Arguments:
-        seed: the evaluation's.
-        unit: the forecast.
-        more: numbers of what else has noise of its own.
+        seed: The seed of the evaluation.
+        unit: The forecast.
+        more: Further indices of the noise, such as the lead.
     """
     entropy = [seed, unit.trajectory, unit.start, *more]
     high, low = np.random.SeedSequence(entropy).generate_state(2).tolist()
@@ -120,7 +125,7 @@ def forecast_seed(seed: int, unit: Unit, *more: int) -> int:
 
 
 def frame_times(dataset: ShardDataset, trajectory: int, frames: slice) -> np.ndarray:
-    """Times of frames in the data's time unit, from the trajectory's metadata."""
+    """Returns the times of frames, from the metadata of the trajectory, with shape (T)."""
     time, count = dataset.meta(trajectory)["time"], int(dataset.frames[trajectory])
     if "values" in time:
         times = np.asarray(time["values"], np.float64)
@@ -130,11 +135,11 @@ def frame_times(dataset: ShardDataset, trajectory: int, frames: slice) -> np.nda
 
 
 def state_grid(dataset: ShardDataset) -> Grid:
-    """The spatial axes of a dataset, all of whose trajectories share them."""
+    """Returns the spatial axes of a dataset, which all trajectories share."""
     space = dataset.meta(0)["space"]
     return Grid(dataset.shape[1:], [space.get(axis, {}).get("values") for axis in dataset.axes])
 
 
 def state_bytes(dataset: ShardDataset) -> int:
-    """Bytes of one state of all fields in float32."""
+    """Returns the bytes of one state of all fields in float32."""
     return 4 * int(np.prod(dataset.shape))

@@ -20,7 +20,7 @@ class Forecast(SamplingOptions):
     observations of the truth at all lead times, whose noise is drawn from the seed too.
 
     Arguments:
-        start: The first known frame, or several: a forecast from each.
+        start: The first known frame, or several, with a forecast from each.
     """
 
     members: int = 8
@@ -32,7 +32,7 @@ class Forecast(SamplingOptions):
         return [self.start] if isinstance(self.start, int) else list(self.start)
 
     def settings(self, generative: bool) -> dict[str, Any]:
-        """What the numbers of one forecast depend on; a surrogate has neither noise nor members."""
+        """Returns what the numbers of one forecast depend on."""
         names = ["steps", "context", "overlap"]
         if generative:
             names = ["sampler", "sampling_steps", "members", *names, "seed"]
@@ -42,7 +42,7 @@ class Forecast(SamplingOptions):
         return given if self.guidance is None else {**given, "guidance": self.guidance.describe()}
 
     def name(self, generative: bool) -> str:
-        """The name of these settings: `ab16-members8-steps8`, and what else is not the default."""
+        """Returns their name: `ab16-members8-steps8` and values that are not default."""
         parts = [f"steps{self.steps}"]
         if generative:
             parts = [f"{self.sampler}{self.sampling_steps}", f"members{self.members}", *parts]
@@ -58,7 +58,7 @@ class Forecast(SamplingOptions):
 
 
 def _guidance_name(guidance: Guidance) -> str:
-    """mmps_subsample_every8, and what else is not the default."""
+    """mmps_subsample_every8, and values that are not default."""
     return "_".join(
         value if isinstance(value, str) else f"{key}{value}"
         for key, value in guidance.describe().items()

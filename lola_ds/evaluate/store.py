@@ -1,15 +1,16 @@
-"""Results on disk: one tidy Parquet that grows unit by unit, whatever interrupts it.
+"""The results on disk: one Parquet file that grows unit by unit.
 
-A unit is one forecast: (setting, trajectory, start). Each process writes every unit it has finished
-to a file of its own in `parts/`, whole or not at all; at the end one process merges them, in the
-order of the units, into `metrics.parquet` (and `metrics.csv`), again whole or not at all. Whoever
-comes back after a kill finds in the two what is done, and computes the rest. Commands that write
-other settings to the same folder at the same time share the lock of the file `.lock` while they
-write a unit or look, and one at a time holds it alone to merge: what it finds half written then
-is of processes that were killed.
+A unit is one forecast: (setting, trajectory, start). Each process writes every unit that it has
+finished to a file in `parts/`. At the end, one process merges these, in the order of the units,
+into `metrics.parquet` and `metrics.csv`. All files are written atomically. After an interruption,
+the units in both places are done and the others are computed.
 
-Every file carries the identity of the evaluation (model and data) and page checksums: results of
-another model or other data, and files that were damaged, are refused and never mixed in.
+Commands may write other settings to the same folder at the same time. They share the lock of the
+file `.lock` while they write or read units, and hold it exclusively to merge: temporary files that
+exist then are left-overs of processes that were killed.
+
+Every file has the identity of the evaluation (model and data) and page checksums. Results of
+another model or other data, and damaged files, are refused.
 """
 
 # pandas declares what a selection returns as a union of everything it may be, which pyright cannot
@@ -45,39 +46,40 @@ class ResultStore:
     """The results of one evaluation in a folder.
 
     Arguments:
-        folder: the folder of results; made when the first unit is added.
-        identity: what the numbers depend on, JSON values by name; a folder holds results of one.
+        folder: The folder, which is made with the first unit.
+        identity: What the numbers depend on, as JSON values by name; the same for all results in
+        it.
 
     Raises:
-        ValueError: the folder holds results of another evaluation, or a damaged file; names the
-            file and what differs.
+        ValueError: The folder holds results of another evaluation, or a damaged file. The message
+            names the file and what differs.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, json.loads(json.dumps(identity))
         # Another command may be merging, and its parts vanish while they are read.
-        with _shared(folder) if folder.is_dir() else contextlib.nullcontext():
+        with _shared_lock(folder) if folder.is_dir() else contextlib.nullcontext():
             self.done = {unit for path in self._files() for unit in self._units(path)}
 
     def add(self, unit: Unit, table: pd.DataFrame, timing: Mapping[str, float]) -> None:
-        """Writes the rows of one unit, whole or not at all."""
+        """Writes the rows and the timing of one unit."""
         name = f"{unit.setting}_trajectory{unit.trajectory:06d}_start{unit.start:06d}"
         path = self.folder / PARTS / f"{name}.parquet"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _shared(self.folder):
+        with _shared_lock(self.folder):
             path.parent.mkdir(exist_ok=True)
             self._write(path, table, {_name(unit): dict(timing)})
         self.done.add(unit)
 
     def merge(self) -> tuple[pd.DataFrame, dict[Unit, dict[str, float]]]:
-        """Merges all parts into the Parquet and the CSV; for one process, when all are done.
+        """Merges all parts; called by one process, when all are done.
 
         Returns:
-            All rows, sorted by unit, and what each unit took.
+            All rows, sorted by unit, and the timing of each unit.
         """
         tables: dict[Unit, pd.DataFrame] = {}
         timings: dict[Unit, dict[str, float]] = {}
-        with _alone(self.folder):
+        with _exclusive_lock(self.folder):
             files = self._files()
             for path in files:
                 table, content = _read(path)
@@ -96,7 +98,7 @@ class ResultStore:
         return merged, {unit: timings[unit] for unit in units}
 
     def _clear(self, merged: Sequence[Path]) -> None:
-        """Removes merged parts, and what killed processes left half written; nobody else writes."""
+        """Removes merged parts and left-overs of killed processes; nothing else is writing."""
         parts = self.folder / PARTS
         for path in merged:
             if path.parent == parts:
@@ -109,7 +111,7 @@ class ResultStore:
         return [path for path in (self.folder / RESULTS, *parts) if path.exists()]
 
     def _units(self, path: Path) -> list[Unit]:
-        """The units of one file, which must be of this evaluation and whole."""
+        """The units of one file, after checking that it is intact and of this evaluation."""
         _, content = _read(path)
         theirs = content["identity"]
         keys = [
@@ -134,11 +136,11 @@ class ResultStore:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """The tidy rows of a folder of results.
+    """Reads the rows in a folder of results.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: the file is damaged or not one of ours.
+        FileNotFoundError: There are none.
+        ValueError: The file is damaged or of another program.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -147,7 +149,7 @@ def read_results(folder: Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows and metadata of a file of ours, its checksums verified."""
+    """Rows and metadata of a file, its checksums verified."""
     advice = "remove it, and what is missing is computed again"
     try:
         data = pq.read_table(path, page_checksum_verification=True)
@@ -164,19 +166,19 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table, content
 
 
-def _shared(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Units are written and looked for, by any number of processes at a time."""
-    return _locked(folder, fcntl.LOCK_SH)
+def _shared_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Any number of processes write and read units at a time."""
+    return _lock(folder, fcntl.LOCK_SH)
 
 
-def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """One process merges what a folder holds, while nobody writes or looks."""
-    return _locked(folder, fcntl.LOCK_EX)
+def _exclusive_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """One process merges, while no other writes or reads."""
+    return _lock(folder, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """The lock of a folder, on a file: NFS locks no folders, and for writing only open files."""
+def _lock(folder: Path, kind: int) -> Iterator[None]:
+    """Locks a file in the folder: NFS locks neither folders nor files that are open for reading."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, kind)

@@ -1,17 +1,17 @@
-"""Tables of an evaluation: tidy rows, their averages, a summary, a few lines for the terminal.
+"""The tables of an evaluation: rows of scores, their averages, a summary and its text.
 
-`metrics.parquet` and `metrics.csv` have one number a row: setting (how the emulator was run, see
+`metrics.parquet` and `metrics.csv` have one number per row: setting (how the emulator was run, see
 `settings.Forecast.name`), method, trajectory, start (first known frame), field, lead (in states),
 time (lead time in the data's time unit), metric (see `lola_ds.evaluate.scores`), bin (wave number
-of a `power`, rank of a `rank`; -1 elsewhere), value. Averages are over the rows of one setting.
+of a `power`, rank of a `rank`, else -1), value. Averages are over the rows of one setting.
 Methods:
 
     emulator      one member of the forecast (average over the members)
-    ensemble      the members' mean, and the scores of the members together
+    ensemble      the mean of the members, and the scores of the members together
     persistence   the last known state, repeated
     climatology   the mean of the training split
-    autoencoder   the truth, encoded and decoded: what a latent emulator cannot surpass
-    truth         the truth's own standard deviation
+    autoencoder   the truth, encoded and decoded, a lower bound of a latent emulator's errors
+    truth         the standard deviation of the truth
 """
 
 # pandas declares what a selection returns as a union of everything it may be, NumPy and scalars
@@ -89,15 +89,16 @@ def unit_rows(
     leads: Sequence[int],
     times: np.ndarray,
 ) -> pd.DataFrame:
-    """The tidy rows of all methods on one unit.
+    """Returns the rows of all methods on one unit.
 
     Arguments:
-        pieces: method -> scores, of consecutive lead times.
-        unit: what was scored.
-        fields: names of the C fields.
-        leads, times: of the T lead times.
+        pieces: The scores of each method, for consecutive lead times.
+        unit: The unit.
+        fields: The names of the C fields.
+        leads: The T leads.
+        times: The T lead times, with shape (T).
     """
-    at = evenly(len(leads), SPECTRA)
+    at = even_indices(len(leads), SPECTRA)
     parts = []
     for method in pieces[0]:
         scores = join_leads([piece[method] for piece in pieces])
@@ -114,14 +115,16 @@ def score_rows(
     times: Sequence[float],
     spectra_at: Sequence[int] = (),
 ) -> pd.DataFrame:
-    """The tidy rows of one method: metrics × fields × leads (× bins).
+    """Returns the rows of one method: metrics × fields × leads (× bins).
 
     Arguments:
-        scores: of T lead times.
-        unit, method: what was scored.
-        fields: names of the C fields.
-        leads, times: of the T lead times.
-        spectra_at: positions in `leads` whose power spectra are kept.
+        scores: The scores.
+        unit: The unit.
+        method: The method.
+        fields: The names of the C fields.
+        leads: The T leads.
+        times: The T lead times.
+        spectra_at: The positions in `leads` whose power spectra are kept.
     """
     every, joint = range(len(leads)), ["all"]
     blocks = [(name, fields, every, x[..., None]) for name, x in scores.values.items()]
@@ -148,19 +151,19 @@ def score_rows(
 
 
 def mean_over_fields(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`metric` averaged over fields: columns method, trajectory, start, lead, value."""
+    """Returns the averages of a metric over fields: method, trajectory, start, lead, value."""
     rows = table[table["metric"] == metric]
     keys = ["method", "trajectory", "start", "lead"]
     return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
 
 
 def mean_spectra(table: pd.DataFrame) -> pd.DataFrame:
-    """Power spectra averaged over trajectories: method, field, lead, wavenumber, time, power."""
+    """Returns the power spectra averaged over trajectories, as in `spectra.csv`."""
     return _binned(table, "power").rename(columns={"bin": "wavenumber", "value": "power"})
 
 
 def mean_ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Rank histograms averaged over trajectories: method, field, lead, rank, time, frequency."""
+    """Returns the rank histograms averaged over trajectories."""
     return _binned(table, "rank").rename(columns={"bin": "rank", "value": "frequency"})
 
 
@@ -171,10 +174,10 @@ def _binned(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def correlation_times(table: pd.DataFrame, threshold: float = CORRELATED) -> dict[str, float]:
-    """Method -> how long its forecasts stay correlated with the truth, mean over all of them.
+    """Returns how long the forecasts of each method stay correlated with the truth, on average.
 
-    In the data's time unit; a forecast that never falls below the threshold counts with its last
-    lead time, so the mean is a lower bound.
+    Times are in the data's unit. A forecast that never falls below the threshold counts with its
+    last lead time, so that the mean is a lower bound.
     """
     rows = table[table["metric"] == "pearson"]
     found = {}
@@ -188,20 +191,20 @@ def correlation_times(table: pd.DataFrame, threshold: float = CORRELATED) -> dic
 
 
 def lead_times(table: pd.DataFrame) -> pd.Series:
-    """Lead -> lead time, averaged over trajectories (whose clocks may differ by round-off)."""
+    """Returns the time of each lead, averaged over trajectories, which may differ by round-off."""
     return table.groupby("lead")["time"].mean()
 
 
 def ensemble_scores(table: pd.DataFrame, members: int) -> pd.DataFrame:
-    """Spread and skill by field and lead over all trajectories.
+    """Returns spread and skill by field and lead, over all trajectories.
 
-    Squares are averaged over trajectories before the roots are taken, then
-    spread_skill = √((M + 1)/M) · spread / skill; `relative_spread` and `relative_skill` are divided
-    by the truth's standard deviation, averaged likewise.
+    Squares are averaged over trajectories before taking roots. Then
+    spread_skill = √((M + 1)/M) · spread / skill. `relative_spread` and `relative_skill` are divided
+    by the standard deviation of the truth, which is averaged likewise.
 
     Arguments:
-        table: tidy rows with the ensemble's spread and skill and the truth's std.
-        members: M.
+        table: The rows of one setting.
+        members: The number of members M.
     """
 
     def rms(method: str, metric: str) -> pd.Series:
@@ -222,10 +225,10 @@ def ensemble_scores(table: pd.DataFrame, members: int) -> pd.DataFrame:
 
 
 def summarize(table: pd.DataFrame, members: int) -> dict[str, Any]:
-    """The headline numbers of `table`, ready for JSON (NaN and infinity become null).
+    """Returns the headline numbers of a table for JSON, where NaN and infinity are null.
 
-    Means run over trajectories and fields; `ratio_to_persistence` is, at each lead, the ratio of
-    two such means, and its `mean` the average over leads.
+    Means are over trajectories and fields. `ratio_to_persistence` is the ratio of two such means at
+    each lead, and its `mean` the average over leads.
     """
     vrmse = mean_over_fields(table, "vrmse")
     by_lead = vrmse.groupby(["method", "lead"])["value"].mean().unstack("method")
@@ -301,7 +304,7 @@ def _finite(tree: Any) -> Any:
 
 def format_forecast(summary: dict[str, Any], columns: int = 8) -> str:
     """Returns the summary of a forecast as text: a line per method, at most `columns` leads."""
-    chosen = evenly(len(summary["leads"]), columns)
+    chosen = even_indices(len(summary["leads"]), columns)
     labels = {method: style.label for method, style in method_styles(summary["vrmse"]).items()}
     rows = {labels[method]: scores for method, scores in summary["vrmse"].items()}
     for method, ratio in summary["ratio_to_persistence"].items():
@@ -347,17 +350,17 @@ def _trajectories(summary: dict[str, Any]) -> str:
     return f"{count} trajector{'y' if count == 1 else 'ies'}"
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """At most `most` indices of 0..count-1, evenly spaced, the first and the last included."""
+def even_indices(count: int, most: int) -> list[int]:
+    """Returns at most `most` indices of 0..count-1, evenly spaced, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Writes a table, whole or not at all; numbers with all their digits."""
+    """Writes a table atomically, numbers with all their digits."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
 def write_json(tree: dict[str, Any], path: Path) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     write_atomic(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Seconds, measured when the device is done."""
+"""Wall-clock time of work on a device."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 
 import torch
 
-__all__ = ["Clock"]
+__all__ = ["Stopwatch"]
 
 
-class Clock:
-    """Seconds between laps; a GPU is waited for at each."""
+class Stopwatch:
+    """Measures the seconds between laps, each of which waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -18,7 +18,7 @@ class Clock:
         self.lap()
 
     def lap(self) -> float:
-        """Seconds since the last lap, or since the clock was made."""
+        """Returns the seconds since the last lap, or since the start."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         last, self._last = self._last, time.perf_counter()

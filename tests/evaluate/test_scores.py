@@ -16,7 +16,7 @@ from lola_ds.evaluate.tables import (
     COLUMNS,
     Unit,
     ensemble_scores,
-    evenly,
+    even_indices,
     lead_times,
     mean_over_fields,
     score_rows,
@@ -139,10 +139,10 @@ def test_clocks_that_differ_by_round_off_are_one_lead() -> None:
 @pytest.mark.parametrize(
     ("count", "most", "expected"), [(8, 3, [0, 4, 7]), (2, 5, [0, 1]), (1, 1, [0])]
 )
-def test_evenly(count: int, most: int, expected: list[int]) -> None:
-    assert evenly(count, most) == expected
+def test_even_indices(count: int, most: int, expected: list[int]) -> None:
+    assert even_indices(count, most) == expected
     for n in range(1, 40):
-        assert len(evenly(40, n)) == n
+        assert len(even_indices(40, n)) == n
 
 
 def test_json_without_a_finite_value_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from lola_ds.evaluate.plots.style import (
     method_styles,
     save_figure,
 )
-from lola_ds.evaluate.tables import ensemble_scores, evenly, lead_times, mean_over_fields
+from lola_ds.evaluate.tables import ensemble_scores, even_indices, lead_times, mean_over_fields
 from lola_ds.metrics import BANDS, band_edges
 
 __all__ = [
@@ -182,7 +182,7 @@ def plot_ranks(ranks: pd.DataFrame, path: Path, axis: TimeAxis = TimeAxis()) -> 
         axis: The labels of the time axes.
     """
     leads = sorted(ranks["lead"].unique())
-    leads = [leads[i] for i in evenly(len(leads), 3)]
+    leads = [leads[i] for i in even_indices(len(leads), 3)]
     members = int(ranks["rank"].max())
     with save_figure(path, 2.4 * len(leads) + 0.6, 2.9) as fig:
         axes = fig.subplots(1, len(leads), sharey=True, squeeze=False)[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lola_ds.evaluate.plots.animation import animate
 from lola_ds.evaluate.plots.states import central_slices, plot_snapshots, state_planes
-from lola_ds.evaluate.tables import evenly
+from lola_ds.evaluate.tables import even_indices
 
 __all__ = ["PictureRecorder", "picture_files"]
 
@@ -52,7 +52,7 @@ class PictureRecorder:
     ) -> None:
         self.fields, self.axes = list(fields), list(axes)
         self.titles, self.captions = list(titles), captions
-        self.chosen = evenly(len(titles), SNAPSHOTS)
+        self.chosen = even_indices(len(titles), SNAPSHOTS)
         self._snapshots: dict[str, list[np.ndarray]] = defaultdict(list)
         self._frames: dict[str, list[np.ndarray]] = defaultdict(list)
         self._slices: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""A report: one static page that compares evaluations, for people and for papers."""
+"""Reports, static pages that compare evaluations."""
 
 from lola_ds.evaluate.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""The page: sections, each made from the runs by one function."""
+"""The sections of a page, each made from the runs by one function."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ BASELINES = ("persistence", "climatology", "autoencoder")
 
 
 def write_report(paths: Sequence[Path], out: Path, title: str = "Evaluation report") -> list[str]:
-    """Writes a page that compares evaluations; whole or not at all.
+    """Writes a page that compares evaluations, atomically.
 
     Arguments:
-        paths: folders of results, or folders of such folders.
-        out: the HTML file.
-        title: the page's.
+        paths: Folders of results, or folders of such folders.
+        out: The HTML file.
+        title: The title of the page.
 
     Returns:
         The names of the runs on the page.
 
     Raises:
-        FileNotFoundError, ValueError: a folder without results, or with damaged ones.
+        FileNotFoundError: A folder has no results.
+        ValueError: Results are damaged.
     """
     runs = find_runs(paths)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def _overview(runs: Sequence[Run]) -> Markup:
 
 
 def _overview_numbers(run: Run, method: str) -> list[float | None]:
-    """The line of a baseline in the overview: neither parameters nor members, and no time taken."""
+    """The numbers of a baseline in the overview, without parameters, members and timing."""
     summary = run.summary
     ratio = summary.get("ratio_to_persistence", {}).get(method, {}).get("mean")
     numbers = [summary["vrmse"][method]["mean"], ratio, summary["correlation_time"].get(method)]
@@ -265,7 +266,7 @@ def _figures(runs: Sequence[Run]) -> Markup:
 
 
 def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Iterator[Curve]:
-    """A line per run and method; baselines that are the same in all runs once."""
+    """A curve per run and method; baselines that are the same in all runs are drawn once."""
     seen: list[list[float]] = []
     for index, run in enumerate(runs):
         for method in methods:
@@ -284,7 +285,7 @@ def _lead_lines(runs: Sequence[Run], metric: str, methods: Sequence[str]) -> Ite
 
 
 def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> Markup:
-    """A metric over thirds of the lead times and all of them, as the paper has it."""
+    """A metric over thirds of the lead times and over all, as in Lost in Latent Space."""
     last = max(max(run.summary["leads"]) for run in runs)
     cuts = sorted({0, round(last / 3), round(2 * last / 3), last})
     thirds = [range(a + 1, b + 1) for a, b in itertools.pairwise(cuts)]
@@ -302,7 +303,7 @@ def _lead_table(runs: Sequence[Run], metric: str, caption: str) -> Markup:
 
 
 def _field_tables(runs: Sequence[Run]) -> Markup:
-    """VRMSE field by field, for runs of the same fields together."""
+    """VRMSE by field, one table for all runs with the same fields."""
     tables = []
     for fields in dict.fromkeys(tuple(run.summary["fields"]) for run in runs):
         same = [run for run in runs if tuple(run.summary["fields"]) == fields]
@@ -319,7 +320,7 @@ def _field_tables(runs: Sequence[Run]) -> Markup:
 def _method_rows(
     runs: Sequence[Run], values: Callable[[Run, str], list[float | None]]
 ) -> list[Row]:
-    """A row per run and method that has numbers, baselines last and each once."""
+    """A row per run and method that has numbers; each baseline once, at the end."""
     rows, baselines = [], {}
     for run in runs:
         for method in run.methods:
@@ -337,7 +338,7 @@ def _method_rows(
 
 
 def _baselines(runs: Sequence[Run], values: Callable[[Run, str], list[float | None]]) -> list[Row]:
-    """Only the rows of the baselines of forecasts."""
+    """The rows of the baselines of forecasts."""
     return [row for row in _method_rows([r for r in runs if r.emulates], values) if row.baseline]
 
 
@@ -356,7 +357,7 @@ def _name(run: Run, method: str) -> str:
 
 
 def _headline(run: Run) -> str:
-    """The method that stands for a run."""
+    """The method that represents a run."""
     return next(m for m in ("ensemble", "emulator", "autoencoder") if m in run.methods)
 
 

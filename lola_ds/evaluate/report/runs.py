@@ -1,4 +1,4 @@
-"""Folders of results, read for a report."""
+"""Evaluations, read from folders of results."""
 
 # pandas declares what a selection returns as a union of everything it may be, which pyright cannot
 # narrow:
@@ -25,13 +25,13 @@ class Run:
     """One evaluation: a model with one setting.
 
     Attributes:
-        name: the folder's, with as many of its parents as tell it from the others, and where it
-            holds several settings, what tells this one from them.
-        folder: where its figures lie.
-        summary: the content of `summary.json`.
-        table: the setting's rows of `metrics.parquet`.
-        model: path, parameters and config of the model, as far as they are known.
-        training: the lines of the training's log.
+        name: The name of the folder, with as many parents as distinguish it, and what distinguishes
+            the setting if there are several.
+        folder: The folder of its figures.
+        summary: The content of `summary.json`.
+        table: The rows of `metrics.parquet` with the setting.
+        model: Path, parameters and configuration of the model, as far as they are known.
+        training: The lines of the training log.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Run:
 
     @property
     def task(self) -> str:
-        """`autoencoder`, `surrogate` or `diffusion`."""
+        """The task: `autoencoder`, `surrogate` or `diffusion`."""
         return self.summary["task"]
 
     @property
     def emulates(self) -> bool:
-        """Whether it forecasts, and not only reconstructs."""
+        """Whether the model is an emulator."""
         return self.task != "autoencoder"
 
     @property
@@ -58,31 +58,31 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that was chosen, model and evaluation, flat: dotted keys -> values."""
+        """All settings of model and evaluation, by dotted key."""
         return {
             **flatten(self.model.get("config", {})),
             **flatten(self.summary["settings"], "eval."),
         }
 
     def mean(self, method: str, metric: str, leads: Iterable[int] | None = None) -> float | None:
-        """A metric's mean over forecasts, fields and `leads`; None where there is no such row."""
+        """Returns the mean of a metric over forecasts, fields and leads; None without rows."""
         rows = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
         if leads is not None:
             rows = rows[rows["lead"].isin(list(leads))]
         return float(rows["value"].mean()) if len(rows) else None
 
     def by_lead(self, method: str, metric: str) -> pd.Series:
-        """A metric's mean over forecasts and fields, by lead."""
+        """Returns the mean of a metric over forecasts and fields, by lead."""
         rows = self.table[(self.table["method"] == method) & (self.table["metric"] == metric)]
         return rows.groupby("lead")["value"].mean()
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """The evaluations in some folders, or in the folders inside these.
+    """Reads the evaluations in some folders, or in the folders inside these.
 
     Raises:
-        FileNotFoundError: a folder holds no results.
-        ValueError: a file is damaged.
+        FileNotFoundError: A folder has no results.
+        ValueError: A file is damaged.
     """
     folders: list[Path] = []
     for path in paths:
@@ -97,7 +97,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Returns a tree with dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -108,7 +108,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs: key -> its value in each, None if it has none."""
+    """Returns the settings that differ between runs: a value or None for each run, by key."""
     settings = [run.settings for run in runs]
     keys = {key: None for flat in settings for key in flat}
     rows = {key: [flat.get(key) for flat in settings] for key in keys}
@@ -150,7 +150,7 @@ def _read(folder: Path, name: str) -> list[Run]:
 
 
 def _distinguish(settings: Sequence[str]) -> dict[str, str]:
-    """Setting -> the parts of its name that not all of them have: ab16-steps8 -> ab16.
+    """The parts of the settings' names that not all of them have: ab16-steps8 -> ab16.
 
     `plain` stands for none; a single setting needs no name.
     """
