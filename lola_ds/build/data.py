@@ -1,4 +1,4 @@
-"""From a configuration and shards to the windows of a split and what networks see of them."""
+"""Windows of shards, and their preparation for networks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ __all__ = ["make_prepare", "open_split"]
 
 
 def open_split(config: dict[str, Any], split: str) -> ShardDataset:
-    """The windows of one split: `data/<physics>/<split>` of every physics of the dataset.
+    """Opens the windows of a split: `data/<physics>/<split>` of every physics of the dataset.
+
+    Arguments:
+        config: The composed configuration.
+        split: `train`, `valid` or `test`.
 
     Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: the shards are of another kind, or have other channels, than the task needs.
+        FileNotFoundError: A folder is missing.
+        ValueError: The shards hold latents where the task needs fields, the reverse, or other
+            channels.
     """
     root, dataset = Path(config["data"]), config["dataset"]
     folders = [root / physics / split for physics in dataset["physics"]]
@@ -58,7 +63,7 @@ def _check_kind(config: dict[str, Any], windows: ShardDataset) -> None:
 
 
 def make_prepare(config: dict[str, Any]) -> Callable[[Batch], Batch]:
-    """From shard values to network inputs: transform, standardise, logarithms of labels."""
+    """Returns a function that standardises batches and takes logarithms of labels."""
     standardize = make_standardize(config["dataset"]) if config["ae_run"] is None else None
     logs = label_logs(config["dataset"])
 

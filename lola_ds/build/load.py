@@ -1,4 +1,4 @@
-"""Trained models and emulators from the folders that hold them."""
+"""Trained models and emulators from converted folders and runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ from lola_ds.models.lola import STATE, read_state
 from lola_ds.train.checkpoint.export import find_checkpoint, model_weights, read_weights
 from lola_ds.train.checkpoint.format import explain_mismatch
 
+__all__ = [
+    "AUTOENCODER",
+    "WEIGHTS",
+    "autoencoder_folder",
+    "check_weights",
+    "load_emulator",
+    "load_model",
+    "load_weights_of",
+]
+
 WEIGHTS = "model.safetensors"
 AUTOENCODER = "autoencoder"
 
@@ -25,16 +35,16 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """Loads a trained network for inference: eval mode, float32.
 
     Arguments:
-        path: a converted folder (`model.safetensors`, `config.yaml`) or a run folder, whose newest
-            checkpoint's averaged weights (EMA) are taken.
-        device: where to put it.
+        path: A converted folder (`model.safetensors`, `config.yaml`) or a run folder, of which the
+            averaged weights (EMA) of the newest checkpoint are taken.
+        device: The device of the network.
 
     Returns:
         An `Autoencoder`, `Surrogate` or `Denoiser`.
 
     Raises:
-        FileNotFoundError: the folder holds neither.
-        ValueError: the weights do not fit the configuration beside them.
+        FileNotFoundError: The folder is neither.
+        ValueError: The weights do not fit the configuration.
     """
     path = Path(path)
     model, state = build_model(load_config(path / "config.yaml")), load_weights_of(path)
@@ -44,11 +54,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Any:
 
 
 def load_weights_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model by name: of a converted folder, a run of lola, or a run's average.
+    """Returns the tensors of a model by name.
+
+    Arguments:
+        path: A converted folder, a run of lola, or a run or checkpoint of ours, of which the
+            principal average is taken.
 
     Raises:
-        FileNotFoundError: the folder is none of them.
-        ValueError: a file cannot be read.
+        FileNotFoundError: The folder is none of them.
+        ValueError: A file cannot be read.
     """
     if (path / WEIGHTS).is_file():
         return dict(read_weights(path / WEIGHTS))
@@ -58,10 +72,15 @@ def load_weights_of(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(source: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Refuses tensors whose names or shapes are not the model's.
+    """Checks that names and shapes of tensors are the model's.
+
+    Arguments:
+        source: The origin of the tensors, for messages.
+        state: The tensors by name.
+        model: The model.
 
     Raises:
-        CheckpointError: gives the first difference of each kind.
+        CheckpointError: A name or a shape differs.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     explain_mismatch(source, {n: tuple(t.shape) for n, t in state.items()}, expected)
@@ -76,14 +95,15 @@ def load_emulator(
     """Loads an emulator with its autoencoder and field statistics: physical units in and out.
 
     Arguments:
-        path: a converted folder; emulators of latents hold their autoencoder in `autoencoder/`.
-        device: where to put it.
-        precision: `bf16` for speed; see `Emulator`.
-        compiled: true for speed, once it has compiled; see `Emulator`.
+        path: A converted folder or a run folder. Latent emulators take the autoencoder in
+            `autoencoder/`, or else that of the run they were trained with.
+        device: The device of the emulator.
+        precision: `fp32` or `bf16`; see `Emulator`.
+        compiled: Whether to compile the networks; see `Emulator`.
 
     Raises:
-        FileNotFoundError: a part is missing.
-        ValueError: the folder holds an autoencoder only, or there is no such precision.
+        FileNotFoundError: A part is missing.
+        ValueError: The folder holds an autoencoder only, or the precision is unknown.
     """
     path = Path(path)
     config = load_config(path / "config.yaml")
@@ -108,10 +128,14 @@ def load_emulator(
 
 
 def autoencoder_folder(path: Path, config: dict[str, Any]) -> Path:
-    """The autoencoder of an emulator: in its own folder, else the run it was trained with.
+    """Returns the folder of an emulator's autoencoder: its own, or the run it was trained with.
+
+    Arguments:
+        path: The folder of the emulator.
+        config: The configuration of the emulator.
 
     Raises:
-        FileNotFoundError: neither exists.
+        FileNotFoundError: There is neither.
     """
     for folder in (path / AUTOENCODER, Path(config["ae_run"])):
         if (folder / "config.yaml").is_file():

@@ -14,12 +14,15 @@ __all__ = ["build_model", "complete_network", "count_tokens"]
 
 
 def complete_network(config: dict[str, Any], shape: Sequence[int], labels: int) -> dict[str, Any]:
-    """The configuration with what the data decides: channels, axes, label size, periodicity.
+    """Completes a configuration by what the data decides: channels, axes, labels, periodicity.
 
     Arguments:
-        config: the composed configuration.
-        shape: the shape of a frame, (C, *S).
-        labels: the number D of label features.
+        config: The composed configuration.
+        shape: The shape of a frame, (C, *S).
+        labels: The number D of label features.
+
+    Returns:
+        The configuration, without the groups of other tasks' networks.
     """
     group = TASKS[config["task"]]
     channels, axes = shape[0], len(shape) - 1
@@ -37,10 +40,16 @@ def complete_network(config: dict[str, Any], shape: Sequence[int], labels: int) 
 
 
 def build_model(config: dict[str, Any]) -> Any:
-    """The network of a completed configuration.
+    """Builds the network of a completed configuration.
+
+    Arguments:
+        config: The configuration, as `complete_network` returns it.
+
+    Returns:
+        An `Autoencoder`, `Surrogate` or `Denoiser`.
 
     Raises:
-        ValueError: an unknown or missing key of the network's group.
+        ValueError: A key of the network's group is unknown or missing.
     """
     group = TASKS[config["task"]]
     make = {"ae": make_autoencoder, "surrogate": make_surrogate, "denoiser": make_denoiser}[group]
@@ -51,7 +60,12 @@ def build_model(config: dict[str, Any]) -> Any:
 
 
 def count_tokens(config: dict[str, Any], shape: Sequence[int]) -> int:
-    """Tokens of a sample: patches of a window, or of a state that enters an autoencoder."""
+    """Counts the tokens of a sample: patches of a window, or of an autoencoder's state.
+
+    Arguments:
+        config: The completed configuration.
+        shape: The shape of a frame, (C, *S).
+    """
     patch = config[TASKS[config["task"]]].get("patch_size", 1)
     axes = shape[1:]
     if config["task"] != "autoencoder":

@@ -13,13 +13,13 @@ __all__ = ["label_logs", "log_label", "make_standardize"]
 
 
 def make_standardize(dataset: dict[str, Any]) -> Standardize:
-    """The dataset's transform and standardisation."""
+    """Returns the transform and standardisation of a dataset's fields."""
     stats = dataset["stats"]
     return Standardize(stats["mean"], stats["std"], dataset["transform"])
 
 
 def label_logs(dataset: dict[str, Any]) -> list[int]:
-    """The positions in the label of the scalars whose logarithm the networks see.
+    """Returns the positions in the label of the scalars whose logarithm the networks see.
 
     Raises:
         ValueError: `dataset.log_scalars` names a scalar that `dataset.scalars` does not.
@@ -34,7 +34,12 @@ def label_logs(dataset: dict[str, Any]) -> list[int]:
 
 
 def log_label(label: Tensor, logs: Sequence[int]) -> Tensor:
-    """Replaces entries `logs` of a label (..., D) by their natural logarithm."""
+    """Replaces entries of labels by their natural logarithm.
+
+    Arguments:
+        label: The labels, with shape (..., D).
+        logs: The positions of the entries.
+    """
     if not logs:
         return label
     label = label.clone()

@@ -1,4 +1,4 @@
-"""From a configuration to a training, at the step where its newest checkpoint left off."""
+"""Trainings from configurations, at the step of their newest checkpoint."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from lola_ds.train.checkpoint.training_state import (
 )
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import make_profiles
-from lola_ds.train.init_from import graft
+from lola_ds.train.init_from import init_from
 from lola_ds.train.loop import Plan, Trainer, Watch
 from lola_ds.train.numerics import choose_precision, set_numerics
 from lola_ds.train.optim import make_optimizer, make_schedule
@@ -95,7 +95,7 @@ def build_training(
     if reader is not None:
         load_weights(objective, reader)
     elif config["fork"]["run"] is not None:
-        _fork(objective.model, config, ranks)
+        _init_from(objective.model, config, ranks)
     if step == 0 or step < plan.total_steps:
         _write_run_folder(config, ds_config, ranks)
 
@@ -142,7 +142,7 @@ def build_training(
 
 
 def make_plan(config: dict[str, Any]) -> Plan:
-    """Lengths and intervals in optimizer steps."""
+    """Returns the lengths and intervals of a training in optimizer steps."""
     train = config["train"]
     epoch = train["epoch_size"] // train["batch_size"]
     return Plan(
@@ -157,7 +157,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
 
 
 def _make_objective(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Objective:
-    """The objective with its network on this rank's device, initialised as on every other."""
+    """The objective on this rank's device, with the same initial weights on all ranks."""
     set_kernel_mode(config["kernels"])
     set_numerics(tf32=config["tf32"], deterministic=config["deterministic"])
     torch.manual_seed(config["seed"])
@@ -197,23 +197,30 @@ def _check_room(
     drive.check_room(bytes_ * gather_objects(socket.gethostname()).count(socket.gethostname()))
 
 
-def _fork(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
-    """Starts from another model's weights, and says in the run folder which."""
+def _init_from(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
+    """Copies another model's weights; `fork.txt` lists them."""
     source = config["fork"]["run"]
-    found = graft(model, load_weights_of(Path(source)), source, config["fork"]["strict"])
+    report = init_from(model, load_weights_of(Path(source)), source, config["fork"]["strict"])
     if ranks.rank == 0:
-        logger.info(f"fork.run={found.summary()}")
+        logger.info(f"fork.run={report.summary()}")
         Path(config["run"]).mkdir(parents=True, exist_ok=True)
-        (Path(config["run"]) / "fork.txt").write_text(found.report())
+        (Path(config["run"]) / "fork.txt").write_text(report.report())
 
 
 def _readers(config: dict[str, Any], ranks: Ranks) -> Ranks:
-    """This rank's place among those with other windows; a sequence group reads the same."""
+    """This rank among those that read different windows; a sequence group reads the same."""
     shards = config["sequence_parallel"]
     return replace(ranks, rank=ranks.rank // shards, world_size=ranks.world_size // shards)
 
 
 def make_loader(config: dict[str, Any], windows: ShardDataset, ranks: Ranks) -> Any:
+    """Makes the loader of training batches.
+
+    Arguments:
+        config: The composed configuration.
+        windows: The windows of the training split.
+        ranks: This rank among those that read different windows.
+    """
     sampler = ElasticSampler(
         len(windows),
         global_batch=config["train"]["batch_size"],

@@ -21,15 +21,15 @@ __all__ = ["Ema"]
 
 
 class Ema:
-    """The moving averages of `partitions`.
+    """Moving averages of this rank's partitions.
 
     Arguments:
-        partitions: this rank's parts of the parameters; their current values start the averages.
-        profiles: one for each average.
-        drive: where the partitions lie, if they are offloaded to one; then the averages do, too.
+        partitions: The partitions, whose current values are the first averages.
+        profiles: The profile of each average.
+        drive: The drive to which the partitions are offloaded, if any; averages lie there, too.
 
     Attributes:
-        values: for each profile a tensor for each partition, of its shape (numel,).
+        values: For each profile, a tensor of shape (numel,) for each partition.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after optimizer step number `step`, counted from 1."""
+        """Updates the averages with the weights after optimizer step `step`, counted from 1."""
         decays = [profile.decay(step) for profile in self.profiles]
         if self.drive is None:
             kernels.ema(self._averages, [run.master for run in self._runs], decays)
@@ -65,7 +65,7 @@ class Ema:
 
 
 def _merge(partitions: Sequence[Partition]) -> tuple[list[Partition], list[list[int]]]:
-    """Fragments that follow each other in memory as one, with their sizes: fewer, larger calls."""
+    """Merges partitions that are adjacent in memory, for fewer calls; returns their sizes, too."""
     runs: list[Partition] = []
     sizes: list[list[int]] = []
     for f in partitions:

@@ -35,7 +35,7 @@ import numpy as np
 __all__ = ["POWER_LAW", "Exponential", "PowerLaw", "Profile", "make_profiles"]
 
 POWER_LAW = "power_"
-"""How the kinds of power-law averages begin."""
+"""The prefix of the kinds of power-law averages."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Exponential:
 
     @property
     def kind(self) -> str:
-        """What checkpoints call it."""
+        """The name of the average in checkpoints."""
         return f"ema_{self.decay_rate}"
 
     def decay(self, step: int) -> float:
@@ -56,7 +56,7 @@ class Exponential:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A power-law average of relative width `sigma_rel`, in (0, WIDEST]; the widest is the mean."""
+    """A power-law average of relative width sigma_rel in (0, WIDEST]. The widest is the mean."""
 
     WIDEST: ClassVar[float] = 12**-0.5
 
@@ -64,7 +64,7 @@ class PowerLaw:
 
     @property
     def kind(self) -> str:
-        """What checkpoints call it."""
+        """The name of the average in checkpoints."""
         return f"{POWER_LAW}{self.sigma_rel}"
 
     @property
@@ -82,7 +82,11 @@ Profile = Exponential | PowerLaw
 
 
 def make_profiles(settings: Mapping[str, Any]) -> list[Profile]:
-    """The averages that the group `ema` asks for, the principal one first."""
+    """Returns the averages of the configuration group `ema`, the principal one first.
+
+    Arguments:
+        settings: The group, with a decay or a list of decays, and widths of power-law averages.
+    """
     decays = settings["decay"] if isinstance(settings["decay"], list) else [settings["decay"]]
     exponential = [Exponential(float(decay)) for decay in decays if decay is not None]
     return exponential + [PowerLaw(float(sigma_rel)) for sigma_rel in settings["power_law"]]

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from lola_ds.train.checkpoint.format import explain_mismatch
 
+__all__ = ["InitReport", "init_from"]
+
 
 @dataclass(frozen=True)
-class Graft:
-    """What became of the weights of another model.
+class InitReport:
+    """Which weights of another model were copied.
 
     Attributes:
-        source: where they came from.
-        loaded: names of the tensors that were taken over.
-        skipped: of those that were not, with the reason.
-        left: of the model's own tensors that keep their initial values.
+        source: The folder of the other model.
+        loaded: The names of the copied tensors.
+        skipped: The names of the tensors that do not fit, with the reason.
+        left: The names of the model's tensors that keep their initial values.
     """
 
     source: str
@@ -28,14 +30,14 @@ class Graft:
     left: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line."""
+        """Returns the numbers of tensors in one line."""
         return (
             f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped, "
             f"{len(self.left)} left at their initial values"
         )
 
     def report(self) -> str:
-        """Every tensor by name, a line each."""
+        """Returns the summary and a line for each tensor."""
         lines = [self.summary()]
         lines += [f"loaded  {name}" for name in self.loaded]
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
@@ -44,18 +46,21 @@ class Graft:
 
 
 @torch.no_grad()
-def graft(model: nn.Module, weights: Mapping[str, Tensor], source: str, strict: bool) -> Graft:
+def init_from(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, strict: bool
+) -> InitReport:
     """Copies weights into a model by their names.
 
     Arguments:
-        model: the model, on any device.
-        weights: parameters and buffers by name.
-        source: where they come from, for messages.
-        strict: whether all names and shapes must be the model's; else those that are get copied.
+        model: The model, on any device.
+        weights: The parameters and buffers by name.
+        source: The folder of the other model, for messages.
+        strict: Whether all names and shapes must be the model's. Otherwise, tensors that do not fit
+            are skipped.
 
     Raises:
-        CheckpointError: `strict`, and a name or a shape differs.
-        ValueError: nothing fits.
+        CheckpointError: A name or a shape differs, and `strict` is set.
+        ValueError: No tensor fits.
     """
     own = model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
@@ -74,4 +79,4 @@ def graft(model: nn.Module, weights: Mapping[str, Tensor], source: str, strict: 
     for name in loaded:
         own[name].copy_(weights[name])
     left = tuple(name for name in own if name not in weights or name in skipped)
-    return Graft(source, loaded, skipped, left)
+    return InitReport(source, loaded, skipped, left)

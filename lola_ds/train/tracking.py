@@ -1,7 +1,7 @@
-"""What a run says as it trains: `metrics.jsonl`, a progress bar, Weights & Biases, TensorBoard.
+"""The metrics of a run: `metrics.jsonl`, a progress bar, Weights & Biases, TensorBoard.
 
-JSONL is the record; the others show it. On resuming, lines past the checkpoint are dropped, since
-their steps are done again; TensorBoard hides them.
+`metrics.jsonl` is the record. When a run resumes, lines after its checkpoint are removed, as their
+steps are taken again; TensorBoard hides them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from tqdm import tqdm
 
 from lola_ds.atomic_io import write_atomic
 
+__all__ = ["Tracker"]
+
 
 class Tracker:
-    """Writes metrics of one run. Does nothing on ranks other than the first.
+    """Records the metrics of a run. Does nothing on ranks other than the first.
 
     Arguments:
-        folder: the run folder.
-        config: the resolved configuration.
-        total: samples of the whole training.
-        done: samples consumed before this start.
-        step: the optimizer step this start continues from.
-        enabled: whether this is the first rank.
+        folder: The run folder.
+        config: The composed configuration.
+        total: The number of samples of the whole training.
+        done: The number of samples before this start.
+        step: The optimizer step from which this start continues.
+        enabled: Whether this is the first rank.
     """
 
     def __init__(
@@ -54,7 +56,12 @@ class Tracker:
         )
 
     def advance(self, samples: int, loss: float | None) -> None:
-        """Moves the progress bar; a skipped step has no loss."""
+        """Moves the progress bar.
+
+        Arguments:
+            samples: The number of samples of the step.
+            loss: The loss of the step; None if it was skipped.
+        """
         if self.enabled:
             if loss is not None:
                 self._postfix["loss"] = f"{loss:.4f}"
@@ -62,7 +69,7 @@ class Tracker:
             self._bar.update(samples)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Records one line of numbers at optimizer step `step`."""
+        """Records the metrics of an optimizer step."""
         if not self.enabled:
             return
         line = {"step": step, "time": round(time.time(), 3), **values}
@@ -77,7 +84,7 @@ class Tracker:
                 self._tensorboard.add_scalar(name, value, step, line["time"])
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Closes the files and ends the progress bar."""
         if self.enabled:
             self._bar.close()
             self._file.close()
@@ -101,7 +108,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _start_tensorboard(folder: Path, step: int) -> Any:
-    """A writer of event files, which hold what is logged after `step` and no more of before."""
+    """A writer of event files, in which what was logged after `step` before is hidden."""
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(

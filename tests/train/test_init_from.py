@@ -6,7 +6,7 @@ from torch import nn
 
 from lola_ds.nn.freeze import freeze_parameters
 from lola_ds.train.checkpoint.format import CheckpointError
-from lola_ds.train.init_from import graft
+from lola_ds.train.init_from import init_from
 
 
 def make(width: int = 3) -> nn.Module:
@@ -18,7 +18,7 @@ def make(width: int = 3) -> nn.Module:
 
 def test_strictly_everything_is_copied() -> None:
     model, source = make(), {name: tensor + 1 for name, tensor in make().state_dict().items()}
-    found = graft(model, source, "there", strict=True)
+    found = init_from(model, source, "there", strict=True)
     assert all(torch.equal(model.state_dict()[name], source[name]) for name in source)
     assert set(found.loaded) == set(source)
     assert not found.skipped
@@ -28,14 +28,14 @@ def test_strictly_everything_is_copied() -> None:
 def test_strictly_a_difference_is_refused_before_anything_is_copied() -> None:
     model, before = make(3), make(3).state_dict()
     with pytest.raises(CheckpointError, match=r"0\.bias: \(4,\) instead of \(3,\)"):
-        graft(model, make(4).state_dict(), "there", strict=True)
+        init_from(model, make(4).state_dict(), "there", strict=True)
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
 
 
 def test_by_name_and_shape_the_rest_keeps_its_values() -> None:
     model, before, source = make(3), make(3).state_dict(), make(4).state_dict()
     source |= {"new": torch.zeros(1)}
-    found = graft(model, source, "there", strict=False)
+    found = init_from(model, source, "there", strict=False)
     assert set(found.loaded) == {"2.bias", "scale"}
     assert set(found.skipped) == {"0.weight", "0.bias", "2.weight", "new"}
     assert set(found.left) == {"0.weight", "0.bias", "2.weight"}
@@ -50,7 +50,7 @@ def test_by_name_and_shape_the_rest_keeps_its_values() -> None:
 
 def test_constants_alone_are_no_common_ground() -> None:
     with pytest.raises(ValueError, match="shares no weights"):
-        graft(make(), {"scale": torch.tensor(1.0), "x": torch.zeros(2)}, "there", strict=False)
+        init_from(make(), {"scale": torch.tensor(1.0), "x": torch.zeros(2)}, "there", strict=False)
 
 
 def test_fixed_parameters_are_buffers_that_pass_gradients() -> None:
