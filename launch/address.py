@@ -1,4 +1,4 @@
-"""Where the ranks of a job meet: an address of this machine, and a port that is free on it."""
+"""An address of this machine and a free port, where the ranks of a job meet."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import os
 import socket
 import struct
 
+__all__ = ["find_address", "find_port"]
+
 PORTS = range(12000, 32000)  # below the ports that the kernel hands out
 
 
 def find_address(interface: str | None = None) -> str:
-    """An IPv4 address under which the other nodes reach this one.
+    """Finds an IPv4 address at which the other nodes reach this one.
 
     Arguments:
-        interface: of this network interface; by default that of the node's name, else that of the
-            route to elsewhere.
+        interface: The network interface. By default, the address of the node's name, or else that
+            of the default route.
 
     Raises:
-        ValueError: there is no such interface, or it has no address.
+        ValueError: The interface does not exist or has no address.
     """
     if interface is not None:
         return _interface_address(interface)
@@ -38,7 +40,7 @@ def find_address(interface: str | None = None) -> str:
 
 
 def find_port(job: int = 0) -> int:
-    """A free port, searched from a place of the job's own so that jobs do not race for one."""
+    """Finds a free port. The search starts at a number that depends on the job, to avoid races."""
     start = job * 61 % len(PORTS) if job else os.getpid() * 61 % len(PORTS)
     for i in range(len(PORTS)):
         port = PORTS[(start + i) % len(PORTS)]

@@ -1,12 +1,12 @@
-"""The diary of a job: when each attempt began and ended, and why the next one is worth it.
+"""The attempt log of a job: when each attempt began and ended, and whether to try again.
 
     python -m launch.attempt_log begin FOLDER [--interface NAME]   prints ADDRESS:PORT of the ranks
     python -m launch.attempt_log end FOLDER STATUS [--retries N]   exits 0, 75 (try again) or STATUS
 
-A job's batch script calls them around `srun`. `FOLDER/attempts.jsonl` holds one line per event:
-`submit`, `begin` and `end`. An attempt that began and never ended was ended by others: a node that
-failed, a preemption, `scancel`. Tries again after a stop on request that has brought the training
-further, and after anything else as long as some attempt among the last `retries` has.
+The batch script of a job calls these commands around `srun`. `FOLDER/attempts.jsonl` has one line
+per event: `submit`, `begin` and `end`. An attempt without an end was killed from outside: by the
+failure of a node, a preemption or `scancel`. The job is retried after a requested stop if the
+attempt made progress, and after a failure if one of the last `retries` attempts made progress.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from launch.supervisor import EXIT_LOST, EXIT_MISTAKE
 from lola_ds.cli.common import fail
 from lola_ds.train.stop import EXIT_STOPPED
 
+__all__ = ["FILE", "attempts_without_progress", "begin", "end", "meeting_point", "read", "record"]
+
 FILE = "attempts.jsonl"
 REASONS = {
     0: "finished",
@@ -36,7 +38,7 @@ REASONS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command of the batch scripts."""
+    """Runs the command of the batch scripts."""
     parser = argparse.ArgumentParser(prog="launch.attempt_log", description=__doc__)
     commands = parser.add_subparsers(dest="event", required=True)
     command = commands.add_parser("begin")
@@ -59,12 +61,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def meeting_point(interface: str | None) -> str:
-    """`address:port` where the ranks of this job meet, on this node."""
+    """The `address:port` of this node where the ranks of this job meet."""
     return f"{find_address(interface)}:{find_port(int(os.environ.get('SLURM_JOB_ID', '0')))}"
 
 
 def record(folder: Path, event: str, **details: Any) -> None:
-    """Appends a line to the diary."""
+    """Appends an event to the log.
+
+    Arguments:
+        folder: The folder of the log.
+        event: `submit`, `begin` or `end`.
+        details: Further values of the line.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     line = {"event": event, "time": round(time.time(), 1), **details}
     with (folder / FILE).open("a") as file:
@@ -72,9 +80,9 @@ def record(folder: Path, event: str, **details: Any) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the diary, oldest first; none if there is no diary.
+    """Reads all events of the log, oldest first; none if there is no log.
 
-    A line that a dying node has left half written is passed over.
+    A line that a dying node left incomplete is skipped.
     """
     path, lines = folder / FILE, []
     for text in path.read_text().splitlines() if path.is_file() else ():
@@ -84,10 +92,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def begin(folder: Path) -> None:
-    """Notes the start of an attempt, how long it waited, and the unexplained end of the last."""
+    """Records the start of an attempt, its time in the queue, and a missing end of the last one."""
     lines = read(folder)
     if lines and lines[-1]["event"] == "begin":
-        reason = "ended by others: node failure, time limit, preemption or scancel"
+        reason = "ended from outside: node failure, time limit, preemption or scancel"
         record(folder, "end", job=lines[-1]["job"], status=None, reason=reason, step=_step(folder))
     waited = round(time.time() - lines[-1]["time"], 1) if lines else None
     record(
@@ -103,35 +111,38 @@ def begin(folder: Path) -> None:
 
 
 def end(folder: Path, status: int, retries: int) -> int:
-    """Notes the end of an attempt; returns what the batch script does next.
+    """Records the end of an attempt and decides what the batch script does next.
 
     Arguments:
-        folder: of the diary, in the run folder.
-        status: of `srun`.
-        retries: attempts that may fail in a row without progress. A stop on request fails too if
-            no step was done: a limit that leaves no time for one would be met for ever.
+        folder: The folder of the log, within the run folder.
+        status: The status of `srun`.
+        retries: The number of attempts in a row that may fail without progress. A requested stop
+            counts as a failure if no step was done, since a time limit that is too short for a step
+            would be reached in every attempt.
 
     Returns:
-        0 (finished), `EXIT_STOPPED` (another attempt), or `status` (failed for good).
+        0 (finished), `EXIT_STOPPED` (try again), or `status` (failed).
     """
     lines, step = read(folder), _step(folder)
-    further = [line["step"] for line in lines if line["event"] == "begin"][-1:] != [step]
+    progress = [line["step"] for line in lines if line["event"] == "begin"][-1:] != [step]
     again = status not in (0, EXIT_MISTAKE) and (
-        (status == EXIT_STOPPED and further) or fruitless(lines, step) < retries
+        (status == EXIT_STOPPED and progress) or attempts_without_progress(lines, step) < retries
     )
     job = os.environ.get("SLURM_JOB_ID", "local")
     reason = _reason(status)
     if status == EXIT_STOPPED and not again:
-        status, reason = EXIT_MISTAKE, "always stopped before a step; raise cluster.time"
+        status, reason = EXIT_MISTAKE, "stopped before the first step each time; raise cluster.time"
     record(folder, "end", job=job, status=status, reason=reason, step=step, again=again)
     return EXIT_STOPPED if again else status
 
 
-def fruitless(lines: Sequence[dict[str, Any]], step: int) -> int:
-    """How many earlier attempts, counted backwards from this one, saw no checkpoint after `step`.
+def attempts_without_progress(lines: Sequence[dict[str, Any]], step: int) -> int:
+    """The number of consecutive attempts before the current one that made no progress, too.
 
-    The current attempt is the last `begin`; it counts as fruitful, and the answer is 0, if `step`
-    is beyond the one it began with.
+    Arguments:
+        lines: The events of the log; the last `begin` is that of the current attempt.
+        step: The step of the newest checkpoint. If the current attempt began at an earlier step, it
+            made progress and the number is 0.
     """
     begins = [line["step"] for line in lines if line["event"] == "begin"]
     count = 0
@@ -151,7 +162,7 @@ def _reason(status: int) -> str:
 
 
 def _step(folder: Path) -> int:
-    """The newest checkpoint's step of the run that `folder` lies in; 0 before the first."""
+    """The step of the newest checkpoint of the run that contains `folder`, or 0."""
     try:
         return int((folder.parent / "latest").read_text().rpartition("_")[2])
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The same command without Slurm: one node, this one."""
+"""Runs jobs on this machine, without Slurm."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def run(job: Job, cluster: Mapping[str, Any]) -> int:
     """Runs the tasks of a job one after another.
 
     Returns:
-        0, or the status of the first that failed; `EXIT_STOPPED` where it was asked to stop.
+        0, or the status of the first task that failed; `EXIT_STOPPED` if it was asked to stop.
 
     Raises:
-        ValueError: the job wants several nodes.
+        ValueError: The job needs several nodes.
     """
     if job.nodes > 1:
-        raise ValueError(f"compute.nodes={job.nodes}: without Slurm there is one node")
+        raise ValueError(f"compute.nodes={job.nodes}: only one node is possible without Slurm")
     os.environ.update(job_environment(job, cluster))
     for task in job.tasks:
         if status := _run_task(job, task, cluster["retries"]):

@@ -1,18 +1,18 @@
-"""The wrapper around `deepspeed` on one node.
+"""The supervisor of the ranks of one node, around `deepspeed`.
 
     python -m launch.node --ranks N --logs FOLDER -- key=value …
 
-Slurm starts one per node (`srun --ntasks-per-node=1`); without Slurm it starts the only node.
-DeepSpeed's launcher alone would die of a forwarded SIGUSR1 and orphan its ranks, and call the job a
-success when one of its own processes is killed. So this wrapper forwards signals to the ranks,
-waits for them, counts them, and leaves no process behind. It exits with
+Slurm starts one per node (`srun --ntasks-per-node=1`). DeepSpeed's launcher alone would die of a
+forwarded SIGUSR1 and orphan its ranks, and report success when one of its own processes is killed.
+This process forwards signals to the ranks, waits for all of them and leaves no process behind. It
+exits with
 
   0    all ranks of this node finished
-  2    a mistake of the user's, in every rank
-  75   asked to stop, and saved (`lola_ds.train.stop.EXIT_STOPPED`)
-  79   a rank failed, was lost or never came
+  2    every rank found a mistake in the configuration or the data
+  75   asked to stop and saved (`lola_ds.train.stop.EXIT_STOPPED`)
+  79   a rank failed, was lost or never started
 
-`srun` reports the highest status of all nodes, so a loss anywhere outweighs the rest.
+`srun` reports the highest status of all nodes, so a lost rank on any node counts most.
 """
 
 from __future__ import annotations
@@ -34,127 +34,142 @@ import psutil
 
 from launch.attempt_log import meeting_point
 from launch.rank import GPUS, LOGS
-from launch.supervisor import COMPANY, EXIT_LOST, EXIT_MISTAKE, NAME, Lifeline, RankState
+from launch.supervisor import (
+    EXIT_LOST,
+    EXIT_MISTAKE,
+    PEERS_SECONDS,
+    SOCKET,
+    RankState,
+    Supervisor,
+)
 from lola_ds.log import log_to_stderr, logger
 from lola_ds.train.stop import EXIT_STOPPED
 
-MASTER = "LOLA_MASTER"
-"""Environment variable with `address:port` of the first node."""
+__all__ = ["Node", "deepspeed_command", "node_status"]
 
-FAREWELL = 3.0  # seconds for the other ranks to say their own error once one has failed
-GRACE = 25.0  # seconds after SIGTERM; Slurm's SIGKILL follows it after 30
-PATIENCE = 10.0  # seconds for DeepSpeed's launcher to notice that all its ranks are done
+MASTER = "LOLA_MASTER"
+"""The environment variable with `address:port` of the first node."""
+
+FAILURE_SECONDS = 3.0
+"""How long the other ranks may take to write their own errors after one has failed."""
+GRACE_SECONDS = 25.0
+"""How long the ranks may take to save after SIGTERM; Slurm sends SIGKILL after 30 seconds."""
+LAUNCHER_SECONDS = 10.0
+"""How long DeepSpeed's launcher may take to notice that all its ranks are done."""
 
 _URGENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, *_URGENT)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs this node's ranks and exits with the status of them all."""
+    """Runs the ranks of this node and exits with their common status."""
     parser = argparse.ArgumentParser(prog="launch.node", description=__doc__)
     parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
     parser.add_argument("--logs", type=Path, required=True, help="folder of the ranks' logs")
-    parser.add_argument("words", nargs="+", help="for lola-ds train")
+    parser.add_argument("overrides", nargs="+", help="overrides of lola-ds train")
     args = parser.parse_args(argv)
     log_to_stderr()
-    # `srun` ends all nodes when one has failed; a verdict that is being brought in comes first.
+    # `srun` signals all nodes when one has failed. The status of this node must not change then.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(Node(args.ranks, args.logs).run(args.words))
+    raise SystemExit(Node(args.ranks, args.logs).run(args.overrides))
 
 
 class Node:
-    """This node's ranks.
+    """The ranks of this node.
 
     Arguments:
-        ranks: how many on this node (and every other).
-        logs: folder of their logs.
+        ranks: The number of ranks per node.
+        logs: The folder of their logs.
     """
 
     def __init__(self, ranks: int, logs: Path) -> None:
         self.expected = ranks
         self.logs = logs
-        self.lifeline = Lifeline()
-        self.asked: signal.Signals | None = None
+        self.supervisor = Supervisor()
+        self.forwarded: signal.Signals | None = None
         self.deadline = float("inf")
 
-    def run(self, words: Sequence[str]) -> int:
-        """Starts `deepspeed`, waits, cleans up; returns the status to exit with."""
+    def run(self, overrides: Sequence[str]) -> int:
+        """Starts `deepspeed`, waits for the ranks and cleans up; returns the status of the node."""
         _adopt_orphans()
         temporary = tempfile.TemporaryDirectory(prefix="lola-")
-        with closing(self.lifeline), temporary as folder, self._signals():
+        with closing(self.supervisor), temporary as folder, self._signals():
             launcher = subprocess.Popen(
-                deepspeed_command(Path(folder), self.expected, words),
+                deepspeed_command(Path(folder), self.expected, overrides),
                 env=self._environment(),
                 start_new_session=True,
-                preexec_fn=_spare_launcher,
+                preexec_fn=_ignore_signals,
             )
             try:
                 self._wait(launcher)
             finally:
                 _kill_group(launcher)
-            code = verdict(self.lifeline.ranks.values(), self.expected)
+            code = node_status(self.supervisor.ranks.values(), self.expected)
             if code == EXIT_MISTAKE and _nodes() > 1:
-                self._wait_for_company()
+                self._wait_for_other_nodes()
         if code == EXIT_LOST:
             self._explain(launcher.returncode)
         return code
 
     def _environment(self) -> dict[str, str]:
-        added = {NAME: self.lifeline.name, LOGS: str(self.logs.absolute())}
+        added = {SOCKET: self.supervisor.name, LOGS: str(self.logs.absolute())}
         if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
             added[GPUS] = gpus
         return os.environ | added
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Forwards signals to the ranks, as they come and to those that come later."""
-        before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        """Forwards signals to the ranks, and also to ranks that connect later."""
+        before = {number: signal.signal(number, self._request_stop) for number in _SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, number: int, _frame: object) -> None:
-        """Asks the ranks to stop. SIGTERM sets a deadline; a second Ctrl-C ends it at once."""
+    def _request_stop(self, number: int, _frame: object) -> None:
+        """Asks the ranks to stop. SIGTERM sets a deadline; a second Ctrl-C ends them at once."""
         urgent = number in _URGENT
         if urgent:
             again = number == signal.SIGINT and self.deadline < float("inf")
-            self.deadline = min(self.deadline, time.monotonic() + (0 if again else GRACE))
-        self.asked = signal.SIGTERM if urgent else signal.Signals(number)
-        for state in list(self.lifeline.ranks.values()):
-            _forward(state, self.asked)
+            self.deadline = min(self.deadline, time.monotonic() + (0 if again else GRACE_SECONDS))
+        self.forwarded = signal.SIGTERM if urgent else signal.Signals(number)
+        for state in list(self.supervisor.ranks.values()):
+            _forward(state, self.forwarded)
 
     def _wait(self, launcher: subprocess.Popen[bytes]) -> None:
-        """Returns when all ranks are done, or when there is nothing left to wait for."""
+        """Waits until all ranks are done, or until waiting for the rest has become pointless."""
         failed_at = done_at = float("inf")
         while launcher.poll() is None:
-            for state in self.lifeline.hear(0.2):
-                if self.asked is not None:
-                    _forward(state, self.asked)
-            now, ranks = time.monotonic(), self.lifeline.ranks.values()
+            for state in self.supervisor.poll(0.2):
+                if self.forwarded is not None:
+                    _forward(state, self.forwarded)
+            now, ranks = time.monotonic(), self.supervisor.ranks.values()
             failures = {s.code for s in ranks if s.failed}
             if failures:
                 failed_at = min(failed_at, now)
             if len(ranks) == self.expected and not any(s.running for s in ranks):
                 done_at = min(done_at, now)
-            mistaken = failures == {EXIT_MISTAKE}  # by ranks that stay until this process ends
-            others, launchers = (COMPANY, FAREWELL) if mistaken else (FAREWELL, PATIENCE)
-            if now > min(failed_at + others, done_at + launchers, self.deadline):
+            mistaken = failures == {EXIT_MISTAKE}  # these ranks wait for this process to end them
+            if mistaken:
+                peers, launchers = PEERS_SECONDS, FAILURE_SECONDS
+            else:
+                peers, launchers = FAILURE_SECONDS, LAUNCHER_SECONDS
+            if now > min(failed_at + peers, done_at + launchers, self.deadline):
                 return
-        for _ in range(10):  # last words that were on their way
-            self.lifeline.hear(0.05)
+        for _ in range(10):  # messages that are still in the sockets
+            self.supervisor.poll(0.05)
 
-    def _wait_for_company(self) -> None:
-        """Lets the other nodes end by themselves: `srun` ends them all when this one has failed."""
-        end = time.monotonic() + COMPANY
-        while self.asked is None and time.monotonic() < end:
+    def _wait_for_other_nodes(self) -> None:
+        """Lets the other nodes end by themselves; `srun` ends them once this one has failed."""
+        end = time.monotonic() + PEERS_SECONDS
+        while self.forwarded is None and time.monotonic() < end:
             time.sleep(0.2)
 
     def _explain(self, launcher_code: int | None) -> None:
-        """Says which ranks are to blame, with the end of their logs."""
-        ranks = self.lifeline.ranks.values()
+        """Logs which ranks failed, with the end of their logs."""
+        ranks = self.supervisor.ranks.values()
         for state in sorted(ranks, key=lambda s: s.rank):
             if state.failed:
                 what = "was lost (killed?)" if state.lost else f"failed with status {state.code}"
@@ -169,24 +184,24 @@ class Node:
             logger.warning("the ranks did not stop in time")
 
 
-def verdict(ranks: Collection[RankState], expected: int) -> int:
-    """The status of a node from the ends of its ranks."""
+def node_status(ranks: Collection[RankState], expected: int) -> int:
+    """The status of a node, given the states of its ranks and their expected number."""
     codes = {EXIT_LOST if state.code is None else state.code for state in ranks}
     if len(ranks) < expected or not codes <= {0, EXIT_MISTAKE, EXIT_STOPPED}:
         return EXIT_LOST
     return codes.pop() if len(codes) == 1 else EXIT_LOST
 
 
-def deepspeed_command(folder: Path, ranks: int, words: Sequence[str]) -> list[str]:
-    """`deepspeed` for this node of the job.
+def deepspeed_command(folder: Path, ranks: int, overrides: Sequence[str]) -> list[str]:
+    """The command that starts `deepspeed` on this node.
 
-    DeepSpeed learns the number of nodes from a host file only. Its names are never resolved, since
-    nothing is started remotely.
+    DeepSpeed reads the number of nodes from a host file only. Its host names are not resolved,
+    since nothing is started remotely.
 
     Arguments:
-        folder: for the host file.
-        ranks: on each node.
-        words: for the training.
+        folder: The folder for the host file.
+        ranks: The number of ranks per node.
+        overrides: The overrides of the training.
     """
     hosts = folder / "hostfile"
     hosts.write_text("".join(f"node{i} slots={ranks}\n" for i in range(_nodes())))
@@ -202,7 +217,7 @@ def deepspeed_command(folder: Path, ranks: int, words: Sequence[str]) -> list[st
         "--log_level=error",
         "--module",
         "launch.rank",
-        *words,
+        *overrides,
     ]
 
 
@@ -212,7 +227,7 @@ def _nodes() -> int:
 
 def _forward(state: RankState, number: signal.Signals) -> None:
     if state.running:
-        with suppress(ProcessLookupError):  # its connection will tell
+        with suppress(ProcessLookupError):  # the closed connection will show that
             os.kill(state.pid, number)
 
 
@@ -222,14 +237,14 @@ def _adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def _spare_launcher() -> None:
-    """Makes DeepSpeed's processes deaf to what Slurm sends to a whole step but means for ranks."""
+def _ignore_signals() -> None:
+    """Makes DeepSpeed's launcher ignore the signals that Slurm sends to every process of a step."""
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _kill_group(launcher: subprocess.Popen[bytes]) -> None:
-    """Leaves nothing running: not the launcher, not what it or its ranks have started."""
+    """Kills the launcher and everything that it or its ranks have started."""
     with suppress(ProcessLookupError):
         os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()

@@ -1,7 +1,7 @@
 """One rank under DeepSpeed's launcher: `python -m launch.rank --local_rank=0 key=value …`.
 
-Runs `lola-ds train` in this process, with its output in a log of its own and its life tied to the
-wrapper (`launch.node`) and to the launcher that started it.
+Runs `lola-ds train` in this process and writes its output to its own log. The process ends with its
+supervisor (`launch.node`) and with the launcher that started it.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.supervisor import RankEnd
+from launch.supervisor import SupervisedRank
 from lola_ds.cli.common import exit_at_once
 
+__all__ = ["GPUS", "LOGS", "main"]
+
 LOGS = "LOLA_LOGS"
-"""Environment variable with the folder of the ranks' logs."""
+"""The environment variable with the folder of the ranks' logs."""
 GPUS = "LOLA_GPUS"
-"""Environment variable with CUDA_VISIBLE_DEVICES as the scheduler set it."""
+"""The environment variable with CUDA_VISIBLE_DEVICES as the scheduler set it."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains, reports the exit status to the wrapper and exits with it."""
+    """Trains, sends the exit status to the supervisor and exits with it."""
     rank = int(os.environ["RANK"])
-    # Until the training waits for them, warnings are kept for it: no thread may swallow one.
+    # Signals stay pending until the training waits for them; no other thread may receive them.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until there is something to save
     _die_with_parent()
-    end = RankEnd(rank)
+    supervised = SupervisedRank(rank)
     copy = _write_log(Path(os.environ[LOGS]) / f"rank_{rank:05d}.log", shown=rank == 0)
-    if GPUS in os.environ:  # DeepSpeed's launcher numbers the GPUs from 0, whichever are ours
+    if GPUS in os.environ:  # DeepSpeed's launcher counts from GPU 0, whichever were allocated
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.pop(GPUS)
     code = _train(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    end.finish(code)
+    supervised.finish(code)
     if copy is not None:
         copy.returncode = 0  # it ends after this process, with the end of its input
     exit_at_once(lambda: sys.exit(code))
@@ -60,13 +62,13 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """Asks the kernel for SIGKILL when DeepSpeed's launcher dies: it cannot tell anyone."""
+    """Lets the kernel send SIGKILL to this process when DeepSpeed's launcher dies."""
     set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def _write_log(path: Path, shown: bool) -> subprocess.Popen[bytes] | None:
-    """Appends standard output and error to `path`, and goes on showing them if `shown`.
+    """Appends standard output and error to `path`, and also shows them if `shown`.
 
     Returns:
         The process that writes both copies, if there are two.
@@ -80,7 +82,7 @@ def _write_log(path: Path, shown: bool) -> subprocess.Popen[bytes] | None:
         log.write(f"\n=== {now} job {job}, node {where}, pid {os.getpid()}\n".encode())
         target = log.fileno()
         if shown:
-            # The copy outlives the signals that end the rank, and ends with its output.
+            # The copy ignores the signals that end the rank, and ends when its input ends.
             copy = subprocess.Popen(
                 ["tee", "-a", str(path)],
                 stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What has become of runs: read from their folders, and from the queue where there is one."""
+"""The states of runs, read from their folders and from Slurm's queue."""
 
 from __future__ import annotations
 
@@ -18,13 +18,26 @@ from launch import attempt_log
 from launch.job import FOLDER, Task
 from lola_ds.train.stop import EXIT_STOPPED
 
-_DEPTH = 5  # folders below the one searched
+__all__ = ["Run", "find_runs", "follow", "last_error", "read_run", "table", "tail"]
+
+_DEPTH = 5
+"""The number of folder levels that are searched for runs."""
 _ERROR = re.compile(r"(Error|error|lola-ds: rank \d+)\b.*")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: state, samples done and in total, samples per second, attempts, last error."""
+    """The state of a run.
+
+    Attributes:
+        folder: The run folder.
+        state: `running`, `queued`, `complete`, `stopped`, `failed`, `lost` or a state of Slurm.
+        done: The number of samples trained on.
+        total: The number of samples of the whole training, or 0 if unknown.
+        speed: The samples per second.
+        attempts: The number of attempts.
+        error: The last error, if the run has failed.
+    """
 
     folder: Path
     state: str
@@ -36,18 +49,18 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds to the end at the present speed; infinite if it is unknown."""
+        """The remaining seconds at the current speed; infinite if it is unknown."""
         return (self.total - self.done) / self.speed if self.speed else float("inf")
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Folders below `root` (or itself) that hold a diary or metrics, in order of their names.
+    """Finds the folders in `root`, or `root` itself, that have an attempt log or metrics, sorted.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: The folder does not exist.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
+        raise FileNotFoundError(f"{root} is not a folder")
     found = []
     for folder, names, files in os.walk(root):
         path = Path(folder)
@@ -62,7 +75,7 @@ _INSIDE = {FOLDER, "logs", "checkpoints", "tensorboard", "wandb"}
 
 
 def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Run:
-    """The present state of the run in `folder`; `queue` is what `launch.slurm.queue` returns."""
+    """Reads the state of a run; `queue` is the result of `launch.slurm.queue`."""
     config = _read_config(folder)
     train = config.get("train", {})
     total = train["epochs"] * train["epoch_size"] if train else 0
@@ -78,7 +91,7 @@ def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Ru
 
 
 def table(runs: Sequence[Run], root: Path) -> str:
-    """A table for people."""
+    """Formats runs as a text table; paths are relative to `root`."""
     rows = [("run", "state", "progress", "samples/s", "left", "attempts", "last error")]
     for run in runs:
         path = run.folder.relative_to(root) if run.folder.is_relative_to(root) else run.folder
@@ -96,7 +109,7 @@ def table(runs: Sequence[Run], root: Path) -> str:
 
 
 def last_error(folder: Path) -> str:
-    """The last line that speaks of an error, in the ranks' logs or else the jobs' output."""
+    """The last line with an error in the logs of the ranks, or else in the output of the jobs."""
     logs = sorted(folder.glob("logs/rank_*.log"), key=lambda path: path.stat().st_mtime)
     for files in (logs, Task(folder, ()).outputs()):
         for path in reversed(files):
@@ -107,13 +120,13 @@ def last_error(folder: Path) -> str:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file; of a progress bar, only its last state."""
+    """The last lines of a file, with only the last state of a progress bar."""
     with path.open(errors="replace", newline="\n") as file:
         return _last_lines(file, lines)
 
 
 def follow(path: Path, lines: int) -> Iterator[str]:
-    """The last lines of a file, then what is appended to it, piece by piece, without end."""
+    """Yields the last lines of a file, then whatever is appended to it, without end."""
     with path.open(errors="replace", newline="\n") as file:
         yield "\n".join([*_last_lines(file, lines), ""])
         while True:
@@ -147,7 +160,7 @@ def _state(
 
 
 def _alive(line: Mapping[str, Any]) -> bool:
-    """Whether an attempt that began outside Slurm goes on."""
+    """Whether an attempt outside of Slurm still runs."""
     return line["job"] == "local" and Path(f"/proc/{line['pid']}").exists()
 
 
@@ -158,7 +171,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _last_metrics(folder: Path) -> tuple[int, float]:
-    """The last step and the last known speed."""
+    """The last step and the last known samples per second."""
     path = folder / "metrics.jsonl"
     step, speed = 0, 0.0
     if path.is_file():
@@ -166,7 +179,7 @@ def _last_metrics(folder: Path) -> tuple[int, float]:
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
-                continue  # being written
+                continue  # incomplete line
             step, speed = line["step"], line.get("samples_per_second", speed)
     return step, speed
 

@@ -1,8 +1,8 @@
-"""The lifeline between a node's wrapper and its ranks: a Unix socket in the abstract namespace.
+"""Supervision of the ranks of a node through a Unix socket in the abstract namespace.
 
-A rank connects when it starts, says who it is, and says its exit status when it ends. Whichever
-side dies, the kernel closes the connection at once, whatever killed it: a connection that closes
-without a status is a lost rank, and a rank whose wrapper is gone has no reason to go on.
+A rank connects when it starts, sends its number, and sends its exit status when it ends. If either
+side dies, for whatever reason, the kernel closes the connection at once. A rank whose connection
+closes without a status is lost; a rank whose supervisor is gone ends itself.
 """
 
 from __future__ import annotations
@@ -22,17 +22,29 @@ from typing import Any
 
 from lola_ds.train.stop import EXIT_STOPPED
 
-NAME = "LOLA_LIFELINE"
-"""Environment variable with the socket's name."""
+__all__ = [
+    "EXIT_LOST",
+    "EXIT_MISTAKE",
+    "PEERS_SECONDS",
+    "SOCKET",
+    "RankState",
+    "SupervisedRank",
+    "Supervisor",
+]
+
+SOCKET = "LOLA_SUPERVISOR"
+"""The environment variable with the name of the socket."""
 EXIT_MISTAKE = 2
+"""The status of a rank that found a mistake in the configuration or the data."""
 EXIT_LOST = 79
-COMPANY = 20.0
-"""Seconds for the other ranks and nodes to find the mistake that one of them has found."""
+"""The status of a node of which a rank failed or was lost."""
+PEERS_SECONDS = 20.0
+"""How long the other ranks and nodes may take to find the mistake that one of them found."""
 
 
 @dataclass
 class RankState:
-    """What the wrapper knows of a rank: it runs, or it ended with `code`, or it is `lost`."""
+    """The state of a rank: it runs, ended with the status `code`, or is `lost`."""
 
     rank: int
     pid: int
@@ -41,18 +53,20 @@ class RankState:
 
     @property
     def running(self) -> bool:
+        """Whether the rank still runs."""
         return self.code is None and not self.lost
 
     @property
     def failed(self) -> bool:
+        """Whether the rank was lost or ended with an error."""
         return self.lost or self.code not in (None, 0, EXIT_STOPPED)
 
 
-class Lifeline:
-    """The wrapper's end.
+class Supervisor:
+    """The supervisor's side of the connections.
 
-    Arguments:
-        ranks: by global number; filled as they connect.
+    Attributes:
+        ranks: The states of the ranks that have connected, by global number.
     """
 
     def __init__(self) -> None:
@@ -64,8 +78,8 @@ class Lifeline:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
 
-    def hear(self, seconds: float) -> list[RankState]:
-        """Waits at most `seconds` for news; returns the ranks that connected just now."""
+    def poll(self, seconds: float) -> list[RankState]:
+        """Waits at most `seconds` for messages; returns the ranks that have newly connected."""
         new = []
         for key, _ in self._selector.select(seconds):
             if key.fileobj is self._server:
@@ -75,7 +89,7 @@ class Lifeline:
         return new
 
     def close(self) -> None:
-        """Cuts the line to every rank, which ends those that still run."""
+        """Closes all connections, which ends the ranks that still run."""
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
@@ -88,7 +102,7 @@ class Lifeline:
             connection.close()
 
     def _read(self, key: selectors.SelectorKey) -> RankState | None:
-        """Reads what a rank said; returns its state if this was its first line."""
+        """Reads messages of a rank; returns its state if the first one was among them."""
         connection: Any = key.fileobj
         try:
             data = connection.recv(4096)
@@ -112,35 +126,38 @@ class Lifeline:
         return new
 
 
-class RankEnd:
-    """The rank's end. Constructed first thing; the rank's group dies with the wrapper."""
+class SupervisedRank:
+    """The rank's side of the connection, made at its very start.
+
+    The process group of the rank is killed when the supervisor is gone.
+    """
 
     def __init__(self, rank: int) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect("\0" + os.environ.pop(NAME))
-        self._say({"rank": rank, "pid": os.getpid()})
-        Thread(target=self._watch, name="lifeline", daemon=True).start()
+        self._socket.connect("\0" + os.environ.pop(SOCKET))
+        self._send({"rank": rank, "pid": os.getpid()})
+        Thread(target=self._watch, name="supervisor", daemon=True).start()
 
     def finish(self, code: int) -> None:
-        """Says the exit status.
+        """Sends the exit status.
 
-        After a mistake, waits for the wrapper to end this rank: if it left now, DeepSpeed's
-        launcher would end the others, which have not all come as far.
+        After a mistake, waits for the supervisor to end this rank. If the rank ended by itself,
+        DeepSpeed's launcher would end the others before they have reported the mistake.
         """
-        self._say({"code": code})
+        self._send({"code": code})
         if code == EXIT_MISTAKE:
-            time.sleep(2 * COMPANY)
+            time.sleep(2 * PEERS_SECONDS)
 
-    def _say(self, line: dict[str, int]) -> None:
+    def _send(self, line: dict[str, int]) -> None:
         self._socket.sendall(json.dumps(line).encode() + b"\n")
 
     def _watch(self) -> None:
         with suppress(OSError):
-            self._socket.recv(1)  # the wrapper never speaks: this returns when it is gone
+            self._socket.recv(1)  # the supervisor sends nothing: this returns when it is gone
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _peer_user(connection: socket.socket) -> int:
-    """User id of the process at the other end."""
+    """The user id of the process on the other side."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return struct.unpack("3i", packed)[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launch import node
 from launch.rank import _die_with_parent
-from launch.supervisor import RankEnd
+from launch.supervisor import SupervisedRank
 from lola_ds.train.stop import EXIT_STOPPED, StopRequest
 
 CODES = {"finish": 0, "fail": 1, "mistake": 2}
@@ -48,7 +48,7 @@ def run_rank(behaviour: str) -> None:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end = RankEnd(int(os.environ["RANK"]))
+    end = SupervisedRank(int(os.environ["RANK"]))
     stop = StopRequest()
     stop.listen()
     if behaviour == "orphan":
@@ -70,9 +70,9 @@ def main(role: str, *words: str) -> None:
     if role == "node":
         folder, *behaviours = words
         node.deepspeed_command = fake_command  # type: ignore[assignment]
-        node.GRACE = 1.0
-        node.FAREWELL = 0.3
-        node.COMPANY = 2.0
+        node.GRACE_SECONDS = 1.0
+        node.FAILURE_SECONDS = 0.3
+        node.PEERS_SECONDS = 2.0
         count = str(len(behaviours))
         node.main(["--ranks", count, "--logs", folder, "--", *behaviours])
     elif role == "launcher":

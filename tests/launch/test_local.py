@@ -66,7 +66,9 @@ def test_a_failed_stage_stops_those_that_need_it(
 
 def test_several_nodes_need_a_slurm(tmp_path: Path) -> None:
     words = ["task=autoencoder", "data=shards", f"run={tmp_path}/run", "compute.nodes=2"]
-    with pytest.raises(ValueError, match=r"compute.nodes=2: without Slurm there is one node"):
+    with pytest.raises(
+        ValueError, match=r"compute.nodes=2: only one node is possible without Slurm"
+    ):
         submit.main([*words, "--local"])
 
 

@@ -36,7 +36,7 @@ class Wrapper:
         return found
 
     def wait_for_ranks(self) -> list[psutil.Process]:
-        """Waits until every rank has its lifeline's thread, so has installed its handlers."""
+        """Waits until every rank runs its thread, and thus has its signal handlers."""
         deadline = time.monotonic() + 30
         while True:
             ranks = [p for p in self.family() if "rank" in p.cmdline() and p.num_threads() == 3]
@@ -82,7 +82,7 @@ def start(tmp_path: Path) -> Iterator[object]:
         (["absent"], 79, "1 of 1 ranks never started"),
     ],
 )
-def test_verdict_of_a_node(start, behaviours: list[str], code: int, said: str) -> None:
+def test_status_of_a_node(start, behaviours: list[str], code: int, said: str) -> None:
     found, output = start(*behaviours).finish()
     assert found == code, output
     assert said in output
@@ -114,7 +114,7 @@ def test_a_mistake_waits_for_the_other_nodes(start, monkeypatch: pytest.MonkeyPa
     assert time.monotonic() - begin < 2.0
 
 
-def test_a_verdict_is_not_taken_back(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_of_a_node_is_final(start, monkeypatch: pytest.MonkeyPatch) -> None:
     """`srun` ends the other nodes while they end by themselves."""
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     wrapper = start("mistake", "mistake")
