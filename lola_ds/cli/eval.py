@@ -20,9 +20,9 @@ compared with the truth, with persistence (the last known state, repeated), with
 (the mean of the training split, where the shards hold it) and with its own autoencoder's
 reconstruction of the truth. An autoencoder is scored on its reconstructions.
 
-Results in OUT are kept: the same command again computes what is missing (after a kill), and further
-trajectories, starts and settings join the same table. Results of another model or other data are
-refused.
+Results in OUT are kept. The same command again computes what is missing after an interruption, and
+further trajectories, starts and settings are added to the same table. Results of another model or
+other data are refused.
 
 keys:
   run=…              folder of `lola-ds convert` (model.safetensors, config.yaml) (required)
@@ -36,14 +36,13 @@ keys:
   device=auto        auto, cpu or cuda
   batch_size=16      members (of several trajectories) through the model, and states through the
                      autoencoder, at most at a time
-  memory=4           GB for all but the program and the weights; fewer of everything at a time,
-                     where it takes that to keep to it
+  memory=4           GB for all but the program and the weights; batches become smaller to fit
   figures=true       whether to draw them
   precision=fp32     of an emulator's matrix products and convolutions: fp32, bf16 (for a GPU;
                      samples are about 1e-3 of their norm off) or auto (bf16 where the device has
                      it); results of another precision go to another folder
   compile=false      whether to compile an emulator and, on a GPU, to make the steps of the sampler
-                     ab one CUDA graph: quicker once it has compiled, so for long evaluations
+                     ab one CUDA graph; faster after compilation, so for long evaluations
 
 keys of emulators (settings; several values between commas are evaluated one after the other):
   members=8          members of the ensemble (diffusion only; a surrogate has one answer)
