@@ -24,8 +24,8 @@ from lola_ds.data.index import Index
 from lola_ds.data.native import (
     Outcome,
     Problem,
-    arrange,
     map_file,
+    plan_reads,
     read_frames,
     release_file,
     unmap_file,
@@ -107,7 +107,7 @@ class FrameReader:
         if not len(frames):
             return
         index, rows = self.index, np.arange(len(frames)) if rows is None else rows
-        reads = arrange(self._frame_bytes, frames, rows, index.segment_first, index.segments)
+        reads = plan_reads(self._frame_bytes, frames, rows, index.segment_first, index.segments)
         frames = reads.frames
         files = {shard: self._open(shard) for shard in set(reads.shards.tolist())}
         table = np.empty((len(index.shards), 4), np.int64)

@@ -18,8 +18,8 @@ from lola_ds.data.format import checksum
 from lola_ds.data.native import (
     Outcome,
     Problem,
-    arrange,
     map_file,
+    plan_reads,
     read_frames,
     sum_moments,
     unmap_file,
@@ -40,7 +40,7 @@ def descriptor(tmp_path):
     os.close(descriptor)
 
 
-def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True, address=0):
+def read(descriptor, size, offsets, rows=None, *, flipped=(), unverified=True, address=0):
     """Reads frames, each into the rows of its list; `flipped` have a wrong digest.
 
     They lie in memory if there is an `address` of the file.
@@ -56,7 +56,7 @@ def read(descriptor, size, offsets, rows=None, *, flipped=(), unsure=True, addre
         np.zeros(len(offsets), np.int64),
         np.array(offsets, np.int64),
         digests,
-        np.broadcast_to(unsure, len(offsets)).astype(bool),
+        np.broadcast_to(unverified, len(offsets)).astype(bool),
         np.cumsum([0, *map(len, rows)]),
         np.concatenate(rows),
         out,
@@ -73,7 +73,7 @@ def test_frames_are_found_and_read_once():
         segments = rng.integers(0, 1000, (len(lengths), 5))
         size, wanted = int(rng.integers(1, 100)), int(rng.integers(1, 30))
         frames, rows = rng.integers(0, lengths.sum(), wanted), rng.permutation(wanted)
-        reads = arrange(size, frames, rows, first, segments)
+        reads = plan_reads(size, frames, rows, first, segments)
         assert reads.frames.tolist() == sorted(set(frames.tolist()))
         assert reads.bounds[0] == 0
         assert reads.bounds[-1] == wanted
@@ -99,7 +99,9 @@ def test_frames_of_any_size_are_read_hashed_and_copied(descriptor, size, in_memo
         more = {"flipped": [wrong], "address": address}
         outcome, *_ = read(descriptor, size, offsets, rows, **more)
         assert outcome == Outcome(Problem.DIFFERS, wrong, size, 0)
-        outcome, *_ = read(descriptor, size, offsets, rows, **more, unsure=np.arange(3) != wrong)
+        outcome, *_ = read(
+            descriptor, size, offsets, rows, **more, unverified=np.arange(3) != wrong
+        )
         assert outcome.problem is Problem.NONE
     unmap_file(address, END)
 
@@ -112,7 +114,7 @@ def test_what_is_in_memory_comes_from_there(tmp_path):
     (tmp_path / "opened").write_bytes(bytes(size))
     with open(tmp_path / "mapped", "rb") as mapped, open(tmp_path / "opened", "rb") as opened:
         address = map_file(mapped.fileno(), size)
-        outcome, out, _ = read(opened.fileno(), size, [0], unsure=False, address=address)
+        outcome, out, _ = read(opened.fileno(), size, [0], unverified=False, address=address)
         unmap_file(address, size)
     assert outcome.problem is Problem.NONE
     assert out.tobytes() == noise
@@ -167,7 +169,7 @@ def test_what_cannot_be_read_is_told(descriptor):
         for there in (size - 1, size // 2, 1, 0):
             for where in (0, address):
                 offsets = [0, END - there]
-                outcome, *_ = read(descriptor, size, offsets, unsure=False, address=where)
+                outcome, *_ = read(descriptor, size, offsets, unverified=False, address=where)
                 assert outcome == Outcome(Problem.ENDED, 1, there, 0)
     unmap_file(address, END)
     folder = os.open("/", os.O_RDONLY)
@@ -222,7 +224,7 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
         "shards": np.zeros(2, np.int64),
         "offsets": np.zeros(2, np.int64),
         "digests": np.zeros(2, np.uint64),
-        "unsure": np.zeros(2, bool),
+        "unverified": np.zeros(2, bool),
         "bounds": np.array([0, 1, 3]),
         "rows": np.array([0, 2, 1]),
         "out": np.zeros((3, 10), np.uint8),
@@ -236,6 +238,8 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
         ("shards", np.array([0, 1])),
         ("shards", np.array([0, -1])),
         ("offsets", np.zeros(1, np.int64)),
+        ("offsets", np.array([0, -1])),
+        ("offsets", np.array([0, np.iinfo(np.int64).max - 5])),
         ("digests", np.zeros(1, np.uint64)),
         ("bounds", np.array([0, 1, 4])),
         ("bounds", np.array([0, 0, 3])),
@@ -255,8 +259,8 @@ def test_tables_that_do_not_fit_are_refused(descriptor):
         (1, one, one, one[:0], segments[:0]),
         (1, one, one, one, segments[:, :4].copy()),
     ):
-        with pytest.raises(ValueError, match="arrange: tables do not fit"):
-            arrange(*wrong)
+        with pytest.raises(ValueError, match="tables do not fit"):
+            plan_reads(*wrong)
     with pytest.raises(ValueError, match="tables do not fit"):
         sum_moments(np.zeros((2, 3, 4), np.float32), np.zeros(2))
 

@@ -438,9 +438,9 @@ def count_reads(monkeypatch):
     """The (offsets, which are hashed) of every call into C from now on."""
     calls, read = [], reader.read_frames
 
-    def counted(size, files, shards, offsets, digests, unsure, *rest):
-        calls.append((offsets.tolist(), unsure.tolist()))
-        return read(size, files, shards, offsets, digests, unsure, *rest)
+    def counted(size, files, shards, offsets, digests, unverified, *rest):
+        calls.append((offsets.tolist(), unverified.tolist()))
+        return read(size, files, shards, offsets, digests, unverified, *rest)
 
     monkeypatch.setattr(reader, "read_frames", counted)
     return calls
@@ -494,7 +494,7 @@ def test_frames_are_hashed_once_and_again_when_their_file_changes(tmp_path, monk
     windows = ShardDataset(index.folder, length=3)
     for i in [*range(len(windows)), *range(len(windows))]:
         windows[i]
-    assert sum(sum(unsure) for _, unsure in calls) == 24
+    assert sum(sum(unverified) for _, unverified in calls) == 24
 
     damaged = bytearray(sound)
     damaged[int(index.places(16)[1]) + 700] ^= 1

@@ -25,7 +25,7 @@ if _lola_ds.INTERFACE != _INTERFACE:
 
 
 class Problem(enum.IntEnum):
-    """Why a frame could not be read, as in `frames.h`."""
+    """Why a frame could not be read, as in `native.h`."""
 
     NONE = 0
     FAILED = 1  # the system says why
@@ -66,7 +66,7 @@ class Reads(NamedTuple):
     rows: np.ndarray
 
 
-def arrange(
+def plan_reads(
     size: int, frames: np.ndarray, rows: np.ndarray, first: np.ndarray, segments: np.ndarray
 ) -> Reads:
     """What has to be read, each frame once.
@@ -92,7 +92,7 @@ def read_frames(
     shards: np.ndarray,
     offsets: np.ndarray,
     digests: np.ndarray,
-    unsure: np.ndarray,
+    unverified: np.ndarray,
     bounds: np.ndarray,
     rows: np.ndarray,
     out: np.ndarray,
@@ -105,14 +105,14 @@ def read_frames(
             is not for here, (S, 4) int64; arbitrary for shards that are not among `shards`.
         shards, offsets: where each lies, (n,) int64; see `Reads`.
         digests: their xxh3_64, (n,) uint64.
-        unsure: which are to be compared with them, (n,) bool.
+        unverified: which are to be compared with them, (n,) bool.
         bounds, rows: which rows of `out` each becomes, (n+1,) and (m,) int64; see `Reads`.
         out: where to, C-contiguous rows of `size` bytes.
 
     Raises:
         ValueError: the tables do not fit each other.
     """
-    tables = (files, shards, offsets, digests, unsure, bounds, rows)
+    tables = (files, shards, offsets, digests, unverified, bounds, rows)
     problem, *where = _lola_ds.read_frames(size, *tables, out)
     return Outcome(Problem(problem), *where)
 

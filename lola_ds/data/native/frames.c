@@ -1,9 +1,9 @@
-/* Reads frames straight into their places: what the loader does of each batch.
+/* Reads frames into the rows of a batch.
  *
- * A frame is read in pieces that fit a core's cache. A piece is hashed, and copied wherever else
- * the frame is wanted, right after it was read, so that memory is passed over once. What the system
- * has in memory is copied from the mapped file, past the caches, which is about twice as fast as having
- * the system copy it; the rest is read.
+ * A frame is read in pieces that fit a core's cache. A piece is hashed, and copied to further rows,
+ * right after it was read, so that memory is traversed once. What the page cache holds is copied
+ * from the mapped file with non-temporal stores, about twice as fast as by pread; the rest is read
+ * by pread.
  *
  * This file is compiled once for every level of vector instructions; see AT_LEVEL.
  */
@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -21,14 +22,14 @@
 #include <immintrin.h>
 #endif
 
-enum { PIECE = 1 << 18, PAGES = 1 << 12, LINE = 64, AHEAD = PAGES };
+enum { PIECE = 1 << 18, PAGE = 1 << 12, LINE = 64, AHEAD = PAGE };
 
 static int descriptor_of(const struct frames *frames, int64_t frame)
 {
     return (int)frames->files[frames->shards[frame]].descriptor;
 }
 
-/* Where the frame lies in memory, as a whole; NULL if it does not. */
+/* The address of the mapped frame; NULL if the file does not hold all of it or is not mapped. */
 static const char *find_mapped(const struct frames *frames, int64_t frame)
 {
     const struct file *file = frames->files + frames->shards[frame];
@@ -37,8 +38,8 @@ static const char *find_mapped(const struct frames *frames, int64_t frame)
     return (const char *)(file->address + frames->offsets[frame]);
 }
 
-/* Has the system fetch all frames from `first` on, side by side, before they are waited for. */
-static void announce(const struct frames *frames, int64_t first)
+/* Has the system fetch all frames from `first` on at once, before the first is waited for. */
+static void prefetch(const struct frames *frames, int64_t first)
 {
 #ifdef POSIX_FADV_WILLNEED
     for (int64_t i = first; i < frames->count; i++)
@@ -49,8 +50,8 @@ static void announce(const struct frames *frames, int64_t first)
 #endif
 }
 
-/* Whether the byte is in memory already, and can be read without waiting for a disk. */
-static int is_present(int descriptor, off_t offset)
+/* Whether the page cache holds the byte, so that reading it waits for no disk. */
+static int is_cached(int descriptor, off_t offset)
 {
 #ifdef RWF_NOWAIT
     char byte;
@@ -62,7 +63,7 @@ static int is_present(int descriptor, off_t offset)
 #endif
 }
 
-/* Copies a line past the caches. */
+/* Copies a cache line with non-temporal stores. */
 static inline void stream_line(char *to, const char *from)
 {
 #if defined __AVX512F__
@@ -78,8 +79,8 @@ static inline void stream_line(char *to, const char *from)
 #endif
 }
 
-/* Copies past the caches, where what is not read again soon would displace what is: half as much
- * goes over the memory bus as if the lines written to were fetched first. */
+/* Copies with non-temporal stores: the lines written to are neither fetched first, which halves the
+ * traffic, nor do they displace what the caches hold. */
 static void stream(char *to, const char *from, size_t size)
 {
     const size_t rest = -(uintptr_t)to % LINE, before = rest < size ? rest : size;
@@ -92,8 +93,8 @@ static void stream(char *to, const char *from, size_t size)
     memcpy(to, from, size);
 }
 
-/* Hashes a piece of the mapped file if that is wanted, and copies it to all rows, some pages at a
- * time; not so if the file was truncated or the disk fails: reading it then says which. */
+/* Hashes a piece of the mapped file if its frame is unverified, and copies it to all rows, a page
+ * at a time. Returns 0, with `state` as it was, if that faults: pread then tells what is wrong. */
 static int copy_mapped(const struct frames *frames, int64_t frame, const char *piece,
                        size_t start, size_t size, struct xxh3 *state)
 {
@@ -104,14 +105,16 @@ static int copy_mapped(const struct frames *frames, int64_t frame, const char *p
         return 0;
     }
     on_fault = &fault;
-    for (size_t done = 0; done < size; done += PAGES) {
-        const size_t some = size - done < PAGES ? size - done : PAGES;
-        if (frames->unsure[frame])
+    atomic_signal_fence(memory_order_seq_cst);
+    for (size_t done = 0; done < size; done += PAGE) {
+        const size_t some = size - done < PAGE ? size - done : PAGE;
+        if (frames->unverified[frame])
             xxh3_update(&hash, piece + done, some);
         for (int64_t i = frames->bounds[frame]; i < frames->bounds[frame + 1]; i++)
             stream(frames->out + (size_t)frames->rows[i] * (size_t)frames->size + start + done,
                    piece + done, some);
     }
+    atomic_signal_fence(memory_order_seq_cst);
     on_fault = NULL;
 #ifdef __SSE2__
     _mm_sfence();
@@ -120,8 +123,8 @@ static int copy_mapped(const struct frames *frames, int64_t frame, const char *p
     return 1;
 }
 
-/* Reads a piece to the first row, hashes it if that is wanted, and copies it to the others; returns
- * how many bytes there are, fewer only at the end of the file or where `*error` says why. */
+/* Reads a piece to the first row, hashes it if its frame is unverified, and copies it to the other
+ * rows; returns how many bytes were read, fewer at the end of the file or if `*error` is set. */
 static size_t read_piece(const struct frames *frames, int64_t frame, size_t start, size_t size,
                          struct xxh3 *state, int *error)
 {
@@ -140,7 +143,7 @@ static size_t read_piece(const struct frames *frames, int64_t frame, size_t star
             return done;
         done += (size_t)count;
     }
-    if (frames->unsure[frame])
+    if (frames->unverified[frame])
         xxh3_update(state, piece, size);
     while (++row < end)
         memcpy(frames->out + (size_t)*row * (size_t)frames->size + start, piece, size);
@@ -150,20 +153,20 @@ static size_t read_piece(const struct frames *frames, int64_t frame, size_t star
 struct outcome AT_LEVEL(read_frames)(const struct frames *frames)
 {
     const size_t size = (size_t)frames->size;
-    int announced = 0;
+    int prefetched = 0;
     struct xxh3 state = XXH3_EMPTY;
     for (int64_t i = 0; i < frames->count; i++) {
         const char *mapped = find_mapped(frames, i);
-        if (frames->unsure[i])
+        if (frames->unverified[i])
             state = XXH3_EMPTY;
         for (size_t start = 0; start < size; start += PIECE) {
             const size_t want = size - start < PIECE ? size - start : PIECE;
             const off_t last = (off_t)frames->offsets[i] + (off_t)(start + want) - 1;
-            if (!announced && !is_present(descriptor_of(frames, i), last)) {
-                announce(frames, i);
-                announced = 1;
+            if (!prefetched && !is_cached(descriptor_of(frames, i), last)) {
+                prefetch(frames, i);
+                prefetched = 1;
             }
-            if (announced || !mapped ||
+            if (prefetched || !mapped ||
                 !copy_mapped(frames, i, mapped + start, start, want, &state)) {
                 int error = 0;
                 const size_t done = read_piece(frames, i, start, want, &state, &error);
@@ -172,8 +175,8 @@ struct outcome AT_LEVEL(read_frames)(const struct frames *frames)
                                             error};
             }
         }
-        if (frames->unsure[i] && xxh3_digest(&state) != frames->digests[i])
+        if (frames->unverified[i] && xxh3_digest(&state) != frames->digests[i])
             return (struct outcome){DIFFERS, i, frames->size, 0};
     }
-    return (struct outcome){SOUND, frames->count, 0, 0};
+    return (struct outcome){NONE, frames->count, 0, 0};
 }

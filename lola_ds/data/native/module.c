@@ -1,4 +1,4 @@
-/* The Python module `_lola_ds`: everything without the interpreter's lock. */
+/* The Python module `_lola_ds`: reads, hashes and sums up without the interpreter's lock. */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -6,7 +6,7 @@
 #include "native.h"
 #include "xxh3.h"
 
-/* Raised by one whenever what Python passes or gets changes; `lola_ds.data.native` compares it. */
+/* Increased whenever arguments or results change; `lola_ds.data.native` compares it. */
 enum { INTERFACE = 4 };
 
 /* The functions of a level of vector instructions. */
@@ -55,28 +55,28 @@ static void release(Py_buffer *buffers, int count)
         PyBuffer_Release(&buffers[i]);
 }
 
-static PyObject *arrange_reads(PyObject *module, PyObject *args)
+static PyObject *plan_reads_of(PyObject *module, PyObject *args)
 {
-    enum { FRAMES, ROWS, FIRST, PLACES, TABLE, BUFFERS };
+    enum { FRAMES, ROWS, FIRST, SEGMENTS, TABLE, BUFFERS };
     Py_buffer buffers[BUFFERS];
     Py_ssize_t size;
     int64_t count = -1;
     (void)module;
     if (!PyArg_ParseTuple(args, "ny*y*y*y*w*:arrange", &size, &buffers[FRAMES], &buffers[ROWS],
-                          &buffers[FIRST], &buffers[PLACES], &buffers[TABLE]))
+                          &buffers[FIRST], &buffers[SEGMENTS], &buffers[TABLE]))
         return NULL;
     const Py_ssize_t wanted = buffers[FRAMES].len / 8, column = wanted + 1;
     const struct split split = {buffers[FIRST].len / 8, size, buffers[FIRST].buf,
-                                buffers[PLACES].buf};
+                                buffers[SEGMENTS].buf};
     int64_t *table = buffers[TABLE].buf;
     if (complain_unless(size > 0 && wanted > 0 && split.segments > 0 &&
                             buffers[ROWS].len == buffers[FRAMES].len &&
-                            buffers[PLACES].len == PLACE * buffers[FIRST].len &&
+                            buffers[SEGMENTS].len == COLUMNS * buffers[FIRST].len &&
                             buffers[TABLE].len == 5 * 8 * column,
                         "arrange")) {
         const struct reads reads = {table, table + column, table + 2 * column, table + 3 * column,
                                     table + 4 * column};
-        count = arrange(&split, buffers[FRAMES].buf, buffers[ROWS].buf, wanted, &reads);
+        count = plan_reads(&split, buffers[FRAMES].buf, buffers[ROWS].buf, wanted, &reads);
         if (count < 0)
             PyErr_NoMemory();
     }
@@ -84,21 +84,23 @@ static PyObject *arrange_reads(PyObject *module, PyObject *args)
     return count < 0 ? NULL : PyLong_FromLongLong(count);
 }
 
-enum { FILES, SHARDS, OFFSETS, DIGESTS, UNSURE, BOUNDS, ROWS, OUT, BUFFERS };
+enum { FILES, SHARDS, OFFSETS, DIGESTS, UNVERIFIED, BOUNDS, ROWS, OUT, BUFFERS };
 
-/* Whether the buffers fit each other, every shard has a file, and every row lies in `out`. */
+/* Whether the buffers fit each other, every shard has a file, every row lies in `out`, and no end
+ * of a frame overflows. */
 static int check(const Py_buffer *buffers, Py_ssize_t size)
 {
-    const Py_ssize_t count = buffers[UNSURE].len, rows = buffers[ROWS].len / 8;
+    const Py_ssize_t count = buffers[UNVERIFIED].len, rows = buffers[ROWS].len / 8;
     const Py_ssize_t files = buffers[FILES].len / (Py_ssize_t)sizeof(struct file);
     const int64_t *bounds = buffers[BOUNDS].buf, *row = buffers[ROWS].buf;
-    const int64_t *shard = buffers[SHARDS].buf;
+    const int64_t *shard = buffers[SHARDS].buf, *offset = buffers[OFFSETS].buf;
     int fits = size > 0 && buffers[BOUNDS].len == 8 * (count + 1) && bounds[0] == 0 &&
                bounds[count] == rows;
     for (int i = SHARDS; fits && i <= DIGESTS; i++)
         fits = buffers[i].len == 8 * count;
     for (Py_ssize_t i = 0; fits && i < count; i++)
-        fits = bounds[i] < bounds[i + 1] && shard[i] >= 0 && shard[i] < files;
+        fits = bounds[i] < bounds[i + 1] && shard[i] >= 0 && shard[i] < files && offset[i] >= 0 &&
+               offset[i] <= INT64_MAX - size;
     for (Py_ssize_t i = 0; fits && i < rows; i++)
         fits = row[i] >= 0 && row[i] < buffers[OUT].len / size;
     return complain_unless(fits, "read_frames");
@@ -112,17 +114,17 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "ny*y*y*y*y*y*y*w*:read_frames", &size, &buffers[FILES],
                           &buffers[SHARDS], &buffers[OFFSETS], &buffers[DIGESTS],
-                          &buffers[UNSURE], &buffers[BOUNDS], &buffers[ROWS], &buffers[OUT]))
+                          &buffers[UNVERIFIED], &buffers[BOUNDS], &buffers[ROWS], &buffers[OUT]))
         return NULL;
     if (check(buffers, size)) {
         const struct frames frames = {
-            .count = buffers[UNSURE].len,
+            .count = buffers[UNVERIFIED].len,
             .size = size,
             .files = buffers[FILES].buf,
             .shards = buffers[SHARDS].buf,
             .offsets = buffers[OFFSETS].buf,
             .digests = buffers[DIGESTS].buf,
-            .unsure = buffers[UNSURE].buf,
+            .unverified = buffers[UNVERIFIED].buf,
             .bounds = buffers[BOUNDS].buf,
             .rows = buffers[ROWS].buf,
             .out = buffers[OUT].buf,
@@ -176,8 +178,10 @@ static PyObject *sum_moments(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "ny*y*w*:sum_moments", &size, &x, &near, &sums))
         return NULL;
-    const Py_ssize_t channels = near.len / 8, frame = channels * size * 4;
-    const int fits = frame > 0 && x.len % frame == 0 &&
+    const Py_ssize_t channels = near.len / 8;
+    const int countable = channels > 0 && size > 0 && size <= PY_SSIZE_T_MAX / 4 / channels;
+    const Py_ssize_t frame = countable ? channels * size * 4 : 1;
+    const int fits = countable && x.len % frame == 0 &&
                      sums.len == channels * (Py_ssize_t)sizeof(struct moments);
     if (complain_unless(fits, "sum_moments")) {
         Py_BEGIN_ALLOW_THREADS
@@ -237,7 +241,7 @@ static PyObject *digest_hash(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
-    {"arrange", arrange_reads, METH_VARARGS, NULL},
+    {"arrange", plan_reads_of, METH_VARARGS, NULL},
     {"read_frames", read_frames, METH_VARARGS, NULL},
     {"map_file", map_file_of, METH_VARARGS, NULL},
     {"unmap_file", unmap_file_at, METH_VARARGS, NULL},

@@ -1,5 +1,5 @@
-/* Moments of frames in one pass, with the same roundings on every processor of IEEE arithmetic:
- * sums run in LANES strands whatever the width of vectors, and nothing is fused. */
+/* Moments of frames in one pass, rounded alike on every processor with IEEE arithmetic: there are
+ * LANES partial sums whatever the width of vectors, and no multiply-add is fused. */
 #include "native.h"
 
 #include <math.h>

@@ -3,18 +3,19 @@
 
 #include <stdlib.h>
 
-struct wanted {
+struct request {
     int64_t frame, row;
 };
 
 static int compare(const void *a, const void *b)
 {
-    const struct wanted *x = a, *y = b;
-    const int64_t less = x->frame != y->frame ? x->frame - y->frame : x->row - y->row;
-    return (less > 0) - (less < 0);
+    const struct request *x = a, *y = b;
+    if (x->frame != y->frame)
+        return x->frame < y->frame ? -1 : 1;
+    return (x->row > y->row) - (x->row < y->row);
 }
 
-/* The last of the segments that begin at `frame` or before; the first begins at 0. */
+/* The last segment that begins at `frame` or before; the first begins at 0. */
 static int64_t find_segment(const struct split *split, int64_t frame)
 {
     int64_t low = 0, high = split->segments;
@@ -28,25 +29,26 @@ static int64_t find_segment(const struct split *split, int64_t frame)
     return low;
 }
 
-int64_t arrange(const struct split *split, const int64_t *frames, const int64_t *rows,
-                int64_t wanted, const struct reads *reads)
+int64_t plan_reads(const struct split *split, const int64_t *frames, const int64_t *rows,
+                   int64_t wanted, const struct reads *reads)
 {
     int64_t count = 0;
-    struct wanted *all = malloc((size_t)wanted * sizeof *all);
+    struct request *all = malloc((size_t)wanted * sizeof *all);
     if (!all)
         return -1;
     for (int64_t i = 0; i < wanted; i++)
-        all[i] = (struct wanted){frames[i], rows[i]};
+        all[i] = (struct request){frames[i], rows[i]};
     qsort(all, (size_t)wanted, sizeof *all, compare);
     for (int64_t i = 0; i < wanted; i++) {
         reads->rows[i] = all[i].row;
         if (i && all[i].frame == all[i - 1].frame)
             continue;
         const int64_t segment = find_segment(split, all[i].frame);
-        const int64_t *place = split->places + segment * PLACE;
+        const int64_t *entry = split->table + segment * COLUMNS;
         reads->frames[count] = all[i].frame;
-        reads->shards[count] = place[SHARD];
-        reads->offsets[count] = place[OFFSET] + (all[i].frame - split->first[segment]) * split->size;
+        reads->shards[count] = entry[SHARD];
+        reads->offsets[count] =
+            entry[OFFSET] + (all[i].frame - split->first[segment]) * split->size;
         reads->bounds[count++] = i;
     }
     reads->bounds[count] = wanted;

@@ -95,7 +95,7 @@ static uint64_t hash_16(const uint8_t *data, size_t size)
     }
     uint64_t x = read64(SECRET + 56) ^ read64(SECRET + 64);
     if (size)
-        x = (data[size - 1] | size << 8 | (uint64_t)data[0] << 16 | (uint64_t)data[size / 2] << 24) ^
+        x = ((uint64_t)data[size / 2] << 24 | data[0] << 16 | size << 8 | data[size - 1]) ^
             read32(SECRET) ^ read32(SECRET + 4);
     x = (x ^ x >> 33) * PRIME64_2;
     x = (x ^ x >> 29) * PRIME64_3;

@@ -19,8 +19,9 @@ struct xxh3 {
 
 /* The state before any data: the spec's primes. */
 #define XXH3_EMPTY                                                                                 \
-    ((struct xxh3){.sums = {0xC2B2AE3D, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, \
-                            0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1}})
+    ((struct xxh3){                                                                                \
+        .sums = {0xC2B2AE3D, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,           \
+                 0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1}})
 
 typedef void xxh3_updater(struct xxh3 *state, const void *data, size_t size);
 typedef uint64_t xxh3_digester(const struct xxh3 *state);
