@@ -64,7 +64,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class Mirror:
-    """What a flip along gravity does beside moving values: b -> sum - b, p -> p + sum y.
+    """Transform of buoyancy, b -> sum - b, and pressure, p -> p + sum y, in a flip along gravity.
 
     Attributes:
         axis: Gravity's axis.
@@ -79,7 +79,7 @@ class Mirror:
     heights: tuple[float, ...]
 
     def apply(self, x: np.ndarray) -> None:
-        """Completes a flipped window (C, L, *S) in place."""
+        """Transforms buoyancy and pressure of a flipped window (C, L, *S) in place."""
         np.subtract(BUOYANCY_SUM, x[self.buoyancy], out=x[self.buoyancy])
         if self.pressure is not None:
             shape = [1] * (x.ndim - 1)
@@ -93,7 +93,7 @@ def find_mirror(
     gravity: Sequence[int],
     space: Mapping[str, Mapping[str, Any]],
 ) -> Mirror | None:
-    """The mirror of a Boussinesq flow, if that is what a dataset holds.
+    """Finds the mirror of a Boussinesq flow.
 
     Arguments:
         channels: Names of the channels.
@@ -117,7 +117,7 @@ def find_mirror(
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """What a window's channels are.
+    """The tensor ranks and special axes of a window's channels.
 
     Attributes:
         ranks: Tensor rank of each field, in channel order: 0 scalar, 1 vector, 2 tensor, whose
@@ -135,7 +135,7 @@ class WindowSpec:
 
     @cached_property
     def components(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """(field, tensor indices) of every channel: (3, (0,)) is the x-component of field 3."""
+        """Returns (field, tensor indices) of every channel: (3, (0,)) is field 3's x-component."""
         return tuple(
             (field, indices)
             for field, rank in enumerate(self.ranks)
@@ -158,7 +158,14 @@ class Symmetry:
     shifts: tuple[int, ...]
 
     def codes(self, codes: np.ndarray) -> np.ndarray:
-        """Boundary codes (N, 2) of the transformed window."""
+        """Transforms boundary codes.
+
+        Arguments:
+            codes: Boundary codes, with shape (N, 2).
+
+        Returns:
+            The codes of the transformed window, with shape (N, 2).
+        """
         moved = codes[list(self.permutation)]
         return np.where(np.array(self.flips)[:, None], moved[:, ::-1], moved)
 
@@ -166,12 +173,12 @@ class Symmetry:
         """Transforms a window.
 
         Arguments:
-            x: (C, L, *S).
-            spec: What its channels are.
-            out: Where to, an array of the result's shape that shares no memory with x.
+            x: The window, with shape (C, L, *S).
+            spec: The specification of its channels.
+            out: An array of the result's shape that shares no memory with `x`, to write to.
 
         Returns:
-            (C, L, *S'), S' the permuted sizes.
+            The window, with shape (C, L, *S'), where S' are the permuted sizes.
         """
         axes = (0, 1, *(2 + axis for axis in self.permutation))
         flip = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
@@ -222,10 +229,15 @@ def _copy(source: np.ndarray, negate: bool, out: np.ndarray) -> None:
 
 
 def check_augmentations(names: Sequence[str], spec: WindowSpec, sizes: Sequence[int]) -> None:
-    """Checks that windows of spatial `sizes` can be augmented by `names`.
+    """Checks that windows can be augmented.
+
+    Arguments:
+        names: The kinds of symmetries.
+        spec: The specification of the window's channels.
+        sizes: The sizes of the spatial axes.
 
     Raises:
-        ValueError: An unknown name, or axes of different sizes cannot be exchanged.
+        ValueError: A name is unknown, or axes of different sizes cannot be exchanged.
     """
     for name in names:
         if name not in AUGMENTATIONS:
@@ -259,6 +271,9 @@ def draw_symmetry(
         sizes: Sizes of the spatial axes.
         codes: Boundary codes, (N, 2).
         seed: Fixes the draw, on every machine and version.
+
+    Returns:
+        The symmetry.
 
     Raises:
         ValueError: See `check_augmentations`.

@@ -21,13 +21,16 @@ NOISE_DECADES = (-3, 3)
 
 
 def by_noise(loss: Tensor, weight: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The loss of each decade of noise; levels beyond the ends count for the first or last bin.
+    """Bins losses by decade of noise; levels beyond the ends count for the first or last bin.
 
     Arguments:
         loss: The samples' losses, with shape (B,).
         weight: The samples' weights, with shape (B,).
         alpha: The scale of the signal, with shape (B,).
         sigma: The scale of the noise, with shape (B,).
+
+    Returns:
+        Sums of losses and of weights, with shape (2, K).
     """
     low, high = NOISE_DECADES
     decade = torch.log10(sigma / alpha).floor().clamp(low, high - 1).long() - low
@@ -35,12 +38,15 @@ def by_noise(loss: Tensor, weight: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
 
 
 def by_lead(loss: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-    """The loss of each lead time, 1 to L - 1: a frame's distance to the nearest known one.
+    """Bins losses by lead time, 1 to L - 1: a frame's distance to the nearest known one.
 
     Arguments:
         loss: The frames' losses, with shape (B, L).
         weight: The samples' weights, with shape (B,).
         mask: True where a frame is known, with shape (B, L); known frames are left out.
+
+    Returns:
+        Sums of losses and of weights, with shape (2, L - 1).
     """
     frames = loss.shape[1]
     index = torch.arange(frames, device=loss.device)
@@ -51,11 +57,14 @@ def by_lead(loss: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def bin_means(name: str, sums: Sequence[float]) -> dict[str, float]:
-    """Mean losses by bin, such as `{"by_lead/1": 0.2, …}`; bins that nothing fell in are left out.
+    """Computes mean losses by bin.
 
     Arguments:
         name: `by_noise` or `by_lead`.
         sums: The sums of losses of the bins, then their sums of weights, with length 2K.
+
+    Returns:
+        Means by name, such as `{"by_lead/1": 0.2, …}`; empty bins are left out.
     """
     count = len(sums) // 2
     return {

@@ -88,7 +88,15 @@ class Standardize(nn.Module):
         return (x - self._along(self.mean, x, dim)) / self._along(self.std, x, dim)
 
     def inverse(self, z: Tensor, dim: int = 1) -> Tensor:
-        """Recovers physical fields (float32) from standardised ones; undoes `forward`."""
+        """Recovers physical fields from standardised ones.
+
+        Arguments:
+            z: Standardised fields, with C channels along axis `dim`.
+            dim: The channel axis.
+
+        Returns:
+            Physical fields, float32, with the shape of `z`.
+        """
         z = z.to(torch.float32)
         z = z * self._along(self.std, z, dim) + self._along(self.mean, z, dim)
         return self._apply_pointwise(z, dim, direction=1)

@@ -60,7 +60,13 @@ class ContextLaw:
             raise ValueError(f"context rho={self.rho} should be a probability")
 
     def probabilities(self, length: int) -> Tensor:
-        """The probabilities of `atleast` to L - 1 known frames in a window of L, float64.
+        """Computes the probabilities of the numbers of known frames.
+
+        Arguments:
+            length: The number L of frames in a window.
+
+        Returns:
+            The probabilities of `atleast` to L - 1 known frames, in float64.
 
         Raises:
             ValueError: The window has no room for `atleast` known frames and an unknown one.

@@ -73,12 +73,28 @@ class BatchLike(Protocol):
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of each sample, with shape (B,)."""
+    """Computes the mean squared error.
+
+    Arguments:
+        x: Standardised states, with shape (B, C, *S).
+        y: Their reconstructions, with shape (B, C, *S).
+
+    Returns:
+        The error of each sample, with shape (B,).
+    """
     return (x - y).square().flatten(1).mean(dim=1)
 
 
 def mae(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute error of each sample, with shape (B,)."""
+    """Computes the mean absolute error.
+
+    Arguments:
+        x: Standardised states, with shape (B, C, *S).
+        y: Their reconstructions, with shape (B, C, *S).
+
+    Returns:
+        The error of each sample, with shape (B,).
+    """
     return (x - y).abs().flatten(1).mean(dim=1)
 
 
@@ -89,15 +105,30 @@ def _field_vmse(x: Tensor, y: Tensor) -> Tensor:
 
 
 def vmse(x: Tensor, y: Tensor) -> Tensor:
-    r"""Variance-scaled error of each sample, with shape (B,).
+    r"""Computes the mean squared error over the variance of each field.
 
     .. math:: \frac{1}{C} \sum_c \frac{\langle (x_c - y_c)^2 \rangle}{\mathbb{V}[x_c] + 10^{-2}}
+
+    Arguments:
+        x: Standardised states, with shape (B, C, *S).
+        y: Their reconstructions, with shape (B, C, *S).
+
+    Returns:
+        The error of each sample, with shape (B,).
     """
     return _field_vmse(x, y).mean(dim=1)
 
 
 def vrmse(x: Tensor, y: Tensor) -> Tensor:
-    """As `vmse`, with the square root of each field's ratio, with shape (B,)."""
+    """Computes the mean over fields of the roots of the ratios of `vmse`.
+
+    Arguments:
+        x: Standardised states, with shape (B, C, *S).
+        y: Their reconstructions, with shape (B, C, *S).
+
+    Returns:
+        The error of each sample, with shape (B,).
+    """
     return _field_vmse(x, y).sqrt().mean(dim=1)
 
 
@@ -109,7 +140,7 @@ def similarity(z: Tensor, weight: Tensor) -> Tensor:
         weight: The samples' weights, with shape (B,); those of weight 0 are excluded from the mean.
 
     Returns:
-        Similarities, with shape (B,); zero without company.
+        Similarities, with shape (B,); zero where there is no other latent.
     """
     z = F.normalize(z.flatten(1), dim=1)
     present = (weight > 0).to(z)
@@ -130,12 +161,20 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """Averages weighted losses over a batch: (B,), (B,) to a scalar."""
+    """Averages weighted losses over a batch.
+
+    Arguments:
+        loss: The samples' losses, with shape (B,).
+        weight: The samples' weights, with shape (B,).
+
+    Returns:
+        The mean, a scalar.
+    """
     return (weight * loss).mean()
 
 
 class Objective(nn.Module):
-    """What objectives share: the model and the precision in which its network runs.
+    """Base class of objectives: the model and the precision in which its network runs.
 
     Arguments:
         model: The model to train.
@@ -153,7 +192,7 @@ class Objective(nn.Module):
         self.precision = precision
 
     def autocast(self, x: Tensor) -> AbstractContextManager:
-        """The context in which the network runs."""
+        """Returns the context in which the network runs on inputs like `x`."""
         dtype = PRECISIONS[self.precision]
         if dtype == torch.float32:
             return nullcontext()
@@ -207,7 +246,14 @@ class AutoencoderObjective(Objective):
         return self
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
-        """The loss of a batch, a scalar, and each of its terms."""
+        """Computes the loss of a batch.
+
+        Arguments:
+            batch: The batch, with B windows.
+
+        Returns:
+            The loss, a scalar, and each of its terms.
+        """
         frames = batch.x.shape[2]
         x = batch.x.transpose(1, 2).flatten(0, 1)
         weight = batch.weight.repeat_interleave(frames)
@@ -225,7 +271,15 @@ class AutoencoderObjective(Objective):
 
 
 def frame_seeds(seeds: Tensor, frames: int) -> Tensor:
-    """A seed for each frame of each sample, with shape (B L,), from the samples' seeds (B,)."""
+    """Derives a seed for each frame of each sample.
+
+    Arguments:
+        seeds: The samples' seeds, with shape (B,).
+        frames: The number L of frames.
+
+    Returns:
+        Seeds, with shape (B L,).
+    """
     return torch.from_numpy(derive(seeds.numpy(), frames)).flatten()
 
 
@@ -260,7 +314,14 @@ class SurrogateObjective(Objective):
         self.loss = loss
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
-        """The loss of a batch, a scalar, and its name."""
+        """Computes the loss of a batch.
+
+        Arguments:
+            batch: The batch, with B windows.
+
+        Returns:
+            The loss, a scalar, and what else was measured, by name.
+        """
         x = batch.x
         mask = draw_masks(self.masks, x, draw_uniform(batch.seed, 2))
         with self.autocast(x):
@@ -320,7 +381,14 @@ class DiffusionObjective(Objective):
         self.known_frames = known_frames
 
     def forward(self, batch: BatchLike) -> tuple[Tensor, Scalars]:
-        """The loss of a batch, a scalar, and its name."""
+        """Computes the loss of a batch.
+
+        Arguments:
+            batch: The batch, with B windows.
+
+        Returns:
+            The loss, a scalar, and what else was measured, by name.
+        """
         x = batch.x
         u = draw_uniform(batch.seed, 5)
         mask = draw_masks(self.masks, x, u[:, :2])
@@ -353,16 +421,41 @@ class DiffusionObjective(Objective):
 
 @torch.no_grad()
 def frame_errors(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of each frame: (B, C, L, *S), twice, to (B, L)."""
+    """Computes the mean squared error of each frame.
+
+    Arguments:
+        x: Windows, with shape (B, C, L, *S).
+        y: Windows, with shape (B, C, L, *S).
+
+    Returns:
+        Errors, with shape (B, L).
+    """
     return (x - y).square().transpose(1, 2).flatten(2).mean(dim=2)
 
 
 def draw_uniform(seeds: Tensor, count: int) -> Tensor:
-    """Numbers in [0, 1) from the samples' seeds (B,), with shape (B, count), float64."""
+    """Draws numbers in [0, 1) from the samples' seeds.
+
+    Arguments:
+        seeds: The samples' seeds, with shape (B,).
+        count: How many numbers are drawn from each seed.
+
+    Returns:
+        Numbers in float64, with shape (B, count).
+    """
     return torch.from_numpy(uniform(seeds.numpy(), count))
 
 
 def draw_masks(law: ContextLaw, x: Tensor, u: Tensor) -> Tensor:
-    """Draws context masks of windows `x` (B, C, L, *S), with shape (B, 1, L, 1, ...)."""
+    """Draws context masks of windows.
+
+    Arguments:
+        law: The law of the masks.
+        x: Windows, with shape (B, C, L, *S).
+        u: The samples' uniform numbers in [0, 1), with shape (B, 2).
+
+    Returns:
+        Masks, True where a frame is known, with shape (B, 1, L, 1, ...).
+    """
     mask = draw_context_masks(law, x.shape[2], u).to(x.device)
     return mask.view(len(x), 1, -1, *[1] * (x.ndim - 3))

@@ -6,10 +6,10 @@ of order n is
 .. math:: \frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + \sum_{i=1}^n w_i \, z(x_{t_i}) \qquad
     w_i = \int_{u_t}^{u_s} \ell_i(u) \, du
 
-with the Lagrange polynomials :math:`\ell_i` of the last n values of u. azula's sampler, of which
-this is a quicker form, solves a linear system on the device at each step, and waits for it: here
-all weights are numbers before the first step, nothing is copied between processor and device, and
-the loop can be captured in a CUDA graph; see `capture`.
+with the Lagrange polynomials :math:`\ell_i` of the last n values of u. azula's sampler
+solves a linear system on the device at each step and waits for it. Here all weights are computed
+before the first step, nothing is copied between processor and device, and the loop can be captured
+in a CUDA graph; see `lola_ds.emulate.cuda_graph`.
 
 References:
     | Fast Sampling of Diffusion Models with Exponential Integrator (Zhang et al., 2023)
@@ -26,11 +26,14 @@ __all__ = ["ABSampler", "step_weights"]
 
 
 def step_weights(u: Tensor, order: int) -> list[list[float]]:
-    """The weights of every step, oldest value first.
+    """Computes the weights w of every step, oldest value first.
 
     Arguments:
         u: The noise-to-signal ratios at the times of the solution, with shape (steps + 1,).
         order: The order n; the first steps have less history and use what there is.
+
+    Returns:
+        A list of min(i + 1, n) weights for each step i.
     """
     u = u.double()
     weights = []
@@ -44,10 +47,10 @@ def step_weights(u: Tensor, order: int) -> list[list[float]]:
 
 
 class ABSampler(zABSampler):
-    """As azula's `zABSampler`."""
+    """Adams–Bashforth sampler of order n, which computes the same as azula's `zABSampler`."""
 
     def plan(self) -> list[tuple[float, float, float, float, list[float]]]:
-        """Of every step: its time, alpha there, sigma there, alpha after it, and its weights."""
+        """Returns each step's time, alpha and sigma there, alpha after it, and its weights."""
         times = self.timesteps.cpu()
         alpha, sigma = self.denoiser.schedule(times)
         weights = step_weights(sigma / alpha, self.order)
@@ -56,7 +59,15 @@ class ABSampler(zABSampler):
 
     @torch.no_grad()
     def __call__(self, x: Tensor, **kwargs: Tensor) -> Tensor:
-        """Takes the state (B, C, L, *S) from the first time to the last."""
+        """Integrates the state from the first time to the last.
+
+        Arguments:
+            x: The state, with shape (B, C, L, *S).
+            kwargs: Arguments of the denoiser.
+
+        Returns:
+            The state at the last time, with the same shape.
+        """
         history: list[Tensor] = []
         for time, alpha_t, sigma_t, alpha_s, weights in self.plan():
             t = torch.full((), time, dtype=self.timesteps.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Between physical states and what a model sees of them.
+"""Conversion between physical states and what a model sees: standardised states or latents.
 
 Symbols: M members, C fields, C' channels of latents, T states, *S and *S' spatial axes.
 """
@@ -19,7 +19,7 @@ __all__ = ["Codec", "fill", "fingerprint"]
 
 
 class Codec:
-    """Physical states to and from what a model sees: standardised, and encoded if it sees latents.
+    """Converts physical states to what a model sees, and back: standardised states or latents.
 
     Arguments:
         autoencoder: Maps standardised states to latents and back; None for a model of pixels.
@@ -48,7 +48,15 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, x: Tensor, batch: int = 16) -> Tensor:
-        """Physical states (C, T, *S) -> (C', T, *S'), `batch` states at a time."""
+        """Encodes physical states.
+
+        Arguments:
+            x: The states, with shape (C, T, *S).
+            batch: The number of states that are encoded at a time.
+
+        Returns:
+            Latents or standardised states, with shape (C', T, *S').
+        """
         pieces = []
         for piece in x.transpose(0, 1).split(batch):
             z = self.standardize(self._filled(piece, batch).to(self.device))
@@ -58,9 +66,15 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
-        """(M, C', T, *S') -> physical states (M, C, T, *S), float32, on `device`.
+        """Decodes states, `batch` at a time, into the result.
 
-        Decodes `batch` states at a time into the result: no more than those are held twice.
+        Arguments:
+            z: Latents or standardised states, with shape (M, C', T, *S').
+            batch: The number of states that are decoded at a time.
+            device: The device of the result.
+
+        Returns:
+            Physical states in float32, with shape (M, C, T, *S).
         """
         M, T = z.shape[0], z.shape[2]
         out = None
@@ -80,16 +94,27 @@ class Codec:
         return fill(x, batch) if self.compiled else x
 
     def states(self, z: Tensor, units: str) -> Tensor:
-        """States as the model holds them, (N, C', *S'), decoded all at once and differentiably.
+        """Decodes states all at once and differentiably.
 
         Arguments:
-            units: The units of the result (N, C, *S), float32: `standardised` or `physical`.
+            z: Latents or standardised states, with shape (N, C', *S').
+            units: The units of the result: `standardised` or `physical`.
+
+        Returns:
+            States in float32, with shape (N, C, *S).
         """
         x = z.float() if self.autoencoder is None else self.autoencoder.decode(z.float())
         return x if units == "standardised" else self.standardize.inverse(x)
 
     def reconstruct(self, x: Tensor, batch: int = 16) -> Tensor:
-        """States (C, T, *S) encoded and decoded, on the device of `x`: the autoencoder's own error.
+        """Encodes and decodes states, which shows the autoencoder's own error.
+
+        Arguments:
+            x: Physical states, with shape (C, T, *S).
+            batch: The number of states that go through the autoencoder at a time.
+
+        Returns:
+            Physical states, with the shape and on the device of `x`.
 
         Raises:
             ValueError: There is no autoencoder.
@@ -99,32 +124,39 @@ class Codec:
         return self.decode(self.encode(x, batch)[None], batch, x.device)[0]
 
     def identity(self) -> dict[str, str]:
-        """Hashes of all that its numbers depend on."""
+        """Returns hashes of the weights and statistics, and the transforms."""
         weights = {} if self.autoencoder is None else {"autoencoder": fingerprint(self.autoencoder)}
         transform = dict(sorted(self.standardize.transform.items()))
         return {**weights, "statistics": fingerprint(self.standardize), "transform": str(transform)}
 
     def decoding_bytes(self, z: Tensor) -> int:
-        """Memory that decoding one state takes, for choosing how many are decoded at a time.
+        """Returns the bytes that decoding one state takes.
 
         Arguments:
-            z: States as `decode` takes them; the first one is decoded.
+            z: Latents or standardised states, with shape (M, C', T, *S'); the first one is decoded.
         """
         network = nn.Sequential(self.standardize, self.autoencoder or nn.Identity())
         return working_bytes(network, lambda: self.decode(z[:1, :, :1]), self.device)
 
 
 def fill(x: Tensor, batch: int) -> Tensor:
-    """Repeats the last of up to `batch` states (B, ...) until they are a power of two, or `batch`.
+    """Repeats the last state until their number is a power of two, or `batch`.
 
-    Compiled networks meet few numbers of states then.
+    Compiled networks are then called with few different batch sizes.
+
+    Arguments:
+        x: At most `batch` states, with shape (B, ...).
+        batch: The largest number of states.
+
+    Returns:
+        States, with shape (B', ...).
     """
     missing = min(batch, 1 << (len(x) - 1).bit_length()) - len(x)
     return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's parameters and buffers, those left out of its state included."""
+    """Returns a hash of a module's parameters and buffers, non-persistent ones included."""
     digest = hashlib.blake2b(digest_size=8)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):

@@ -1,9 +1,9 @@
-"""Sampling as one CUDA graph: a launch for all its steps.
+"""Sampling as one CUDA graph, which launches the kernels of all steps at once.
 
-A sampler calls its network sixteen times, hundreds of small kernels each, and on small latents the
-processor cannot issue them as fast as the GPU runs them. What is captured once is replayed without
-it. That needs a function that never waits for the device nor copies to or from it; sampling with
-`ab` is one.
+A sampler calls its network sixteen times, with hundreds of small kernels each, and on small latents
+the processor cannot launch them as fast as the GPU runs them. A graph is captured once and replayed
+without these launches. The function must never wait for the device nor copy to or from it, which
+holds for sampling with `ab`.
 
 References:
     | Accelerating PyTorch with CUDA Graphs (Nguyen et al., 2021)
@@ -33,8 +33,8 @@ Replay = tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]
 class CudaGraphed:
     """A function of tensors whose kernels are captured at its first call for every set of shapes.
 
-    It must do the same at every call but for the values of its arguments; weights may change in
-    place. Each graph keeps its own memory. Without a GPU the function is called as it is.
+    Its kernels may depend on the shapes of its arguments only, not on their values; weights may
+    change in place. Each graph keeps its own memory. Without a GPU the function is called as it is.
 
     Arguments:
         function: Takes tensors on one GPU and returns one. Weights that it casts are frozen, or its
@@ -47,7 +47,7 @@ class CudaGraphed:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's value, in memory of its own."""
+        """Returns the function's value, in memory of its own."""
         if not inputs[0].is_cuda:
             return self.function(*inputs)
         key = tuple((x.shape, x.dtype, x.device) for x in inputs)
@@ -75,9 +75,9 @@ class CudaGraphed:
 
 
 class CudaGraphedSampling:
-    """As `sample`; where a call depends on nothing but tensors, all its steps are one CUDA graph.
+    """Samples as `sample` does, with one CUDA graph for all steps where that is possible.
 
-    Those are unguided calls of `ab` on a GPU. Graphs live until a call has other options.
+    It is for unguided calls of `ab` on a GPU. A graph is kept until a call has other options.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""An emulator in physical units: states in, states out, whatever happens in between.
+"""An emulator whose inputs and outputs are states in physical units.
 
     emulator = load_emulator("weights/dm")
     forecast = emulator.rollout(x0, label, steps=25, members=16)     # (16, C, 25, *S)
@@ -96,14 +96,14 @@ class Emulator:
         self.axes = list(axes) or [f"axis_{i}" for i in range(spatial)]
 
     def autocast(self) -> AbstractContextManager:
-        """The context in which networks run."""
+        """Returns the context in which networks run."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """A context in which networks are as they would be without `compiled`."""
+        """Returns a context in which the networks run uncompiled."""
         if not self.compiled:
             yield
             return
@@ -116,7 +116,7 @@ class Emulator:
 
     @property
     def generative(self) -> bool:
-        """Whether members differ: a denoiser samples, a surrogate has one answer."""
+        """Whether members differ: those of a denoiser do, those of a surrogate do not."""
         return isinstance(self.model, Denoiser)
 
     @torch.no_grad()
@@ -249,7 +249,7 @@ class Emulator:
         forecasts: int,
         context: int,
     ) -> Callable[[Sequence[int]], Guide | None]:
-        """What guides a batch, from the number of the forecast that each member belongs to."""
+        """Returns the guide of a batch, given the forecast that each of its members belongs to."""
         if guidance is None and observations is None:
             return lambda members: None
         if guidance is None or observations is None or len(observations) != forecasts:
@@ -273,13 +273,16 @@ class Emulator:
         frames: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Observations:
-        """Observes a true trajectory as the guidance's instrument would, for a guided rollout.
+        """Measures a true trajectory with the operator of the guidance, for a guided rollout.
 
         Arguments:
-            x: The states that follow the last known one, (C, T, *S); physical units.
-            guidance: The instrument.
-            frames: The observed frames, counted from 1; all by default.
+            x: The states that follow the last known one, with shape (C, T, *S); physical units.
+            guidance: The operator and its noise.
+            frames: The numbers of the F observed frames, counted from 1; all by default.
             seed: The seed of the noise.
+
+        Returns:
+            The observations, with values of shape (F, ...).
 
         Raises:
             ValueError: A frame is not among the T.
@@ -323,7 +326,16 @@ class Emulator:
         return work + _WINDOWS * states
 
     def decode(self, z: Tensor, batch: int = 16, device: torch.device | str = "cpu") -> Tensor:
-        """States of `stream` in physical units: (M, C', T, *S') -> (M, C, T, *S) on `device`."""
+        """Decodes states of `stream`.
+
+        Arguments:
+            z: Latents or standardised states, with shape (M, C', T, *S').
+            batch: The number of states that are decoded at a time.
+            device: The device of the result.
+
+        Returns:
+            Physical states in float32, with shape (M, C, T, *S).
+        """
         with self.autocast():
             return self.codec.decode(z, batch, device)
 
@@ -333,13 +345,16 @@ class Emulator:
         step: float | None = None,
         coordinates: Mapping[str, Sequence[float]] | None = None,
     ) -> xarray.Dataset:
-        """A forecast with names: one variable per field over (member, lead, *axes).
+        """Makes a labelled dataset of a forecast.
 
         Arguments:
-            states: (M, C, T, *S), physical units, as `rollout` returns them.
-            step: Time between two states, for a coordinate `time` (lead time) beside `lead`, which
-                counts states from 1.
+            states: The forecast, with shape (M, C, T, *S); physical units.
+            step: The time between two states, for a coordinate `time` (lead time) beside `lead`,
+                which counts states from 1.
             coordinates: The coordinates of each axis, by its name.
+
+        Returns:
+            One variable for each field, over (member, lead, *axes).
 
         Raises:
             ImportError: xarray is not installed (`pip install "lola_ds[xarray]"`).
@@ -364,7 +379,7 @@ class Emulator:
         return xarray.Dataset(variables, coords=named)
 
     def identity(self) -> dict[str, Any]:
-        """All that its forecasts depend on, weights and statistics as hashes; JSON values."""
+        """Returns what forecasts depend on, with hashes of weights and statistics; JSON values."""
         return {
             "model": self._weights,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
@@ -375,12 +390,12 @@ class Emulator:
         }
 
     def windows(self, steps: int, context: int = 1, overlap: int = 1) -> int:
-        """Number of windows it takes to emulate `steps` states."""
+        """Returns the number of windows that it takes to emulate `steps` states."""
         after_first = max(0, steps - (self.length - context))
         return 1 + -(-after_first // (self.length - overlap))
 
     def reconstruct(self, x: Tensor, batch: int = 16) -> Tensor:
-        """States (C, T, *S) through the autoencoder alone; see `Codec.reconstruct`."""
+        """Encodes and decodes states (C, T, *S); see `Codec.reconstruct`."""
         return self.codec.reconstruct(x, batch)
 
     def _known(self, x0: Tensor, context: int) -> Tensor:

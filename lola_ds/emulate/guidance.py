@@ -7,7 +7,7 @@ approximation of :math:`\mathbb{E}[x \mid x_t, y]`,
 .. math:: \mathbb{E}[x \mid x_t, y] = \mathbb{E}[x \mid x_t]
     + \frac{\sigma_t^2}{\alpha_t} \nabla_{x_t} \log p(y \mid x_t) \, ,
 
-so any sampler, and the same network, draws from :math:`p(x \mid y)`. With :math:`\hat{x} =
+so that any sampler with the same network draws from :math:`p(x \mid y)`. With :math:`\hat{x} =
 \mathbb{E}[x \mid x_t]`, two methods approximate the likelihood:
 
 - ``mmps``, moment matching: :math:`p(y \mid x_t) \approx \mathcal{N}(A \hat{x}, s^2 I + A V
@@ -87,7 +87,7 @@ class Subsample:
         _check_positive("every", self.every)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Keeps cells 0, every, 2 every, … of each axis."""
+        """Keeps cells 0, every, 2 every, … of each axis of states (N, C, *S)."""
         return x[(..., *[slice(None, None, self.every)] * (x.ndim - 2))]
 
 
@@ -105,7 +105,7 @@ class Downscale:
         _check_positive("factor", self.factor)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Averages blocks."""
+        """Averages states (N, C, *S) over blocks."""
         for axis in range(2, x.ndim):
             if x.shape[axis] % self.factor:
                 raise ValueError(
@@ -126,7 +126,7 @@ class Stripe:
         _check_positive("width", self.width)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Keeps the cells of the boundary, in row-major order."""
+        """Keeps the cells at the boundary of states (N, C, *S), in row-major order."""
         inside = torch.ones(x.shape[2:], dtype=torch.bool, device=x.device)
         for axis, size in enumerate(x.shape[2:]):
             cell = torch.arange(size, device=x.device)
@@ -141,7 +141,7 @@ OPERATORS: dict[str, type[Any]] = {"subsample": Subsample, "downscale": Downscal
 
 @dataclass(frozen=True)
 class Guidance:
-    """How sampling is guided, whatever is observed.
+    """Options of guided sampling.
 
     Arguments:
         operator: What the instrument sees of a state: one of `OPERATORS`, or any callable.
@@ -181,7 +181,7 @@ class Guidance:
                 raise ValueError(f"guidance: {name}={getattr(self, name)} should be positive")
 
     def describe(self) -> dict[str, Any]:
-        """All that a forecast depends on but the observations' values; JSON values."""
+        """Returns the options that a forecast depends on as JSON values."""
         operator = self.operator
         name = next((n for n, kind in OPERATORS.items() if isinstance(operator, kind)), None)
         given = asdict(operator) if is_dataclass(operator) else {}  # pyright: ignore[reportArgumentType]
@@ -202,12 +202,15 @@ class Guidance:
 def make_guidance(
     *, method: str = "mmps", operator: str | Operator = "subsample", **options: Any
 ) -> Guidance:
-    """Makes guidance from names and numbers, as commands give them.
+    """Makes guidance from names and numbers.
 
     Arguments:
         method: `mmps` or `sda`.
         operator: The name of one of `OPERATORS`, or a callable.
         options: Those of the operator (`every`, `factor` or `width`) and of `Guidance`.
+
+    Returns:
+        The guidance.
 
     Raises:
         ValueError: The operator or an option is unknown; the message names the known ones.
@@ -231,7 +234,7 @@ def make_guidance(
 
 @dataclass(frozen=True)
 class Observations:
-    """What an instrument saw of some frames of a trajectory.
+    """Measurements of some frames of a trajectory.
 
     Attributes:
         values: Measurements, with shape (F, ...).
@@ -256,13 +259,16 @@ def observe(
     frames: Sequence[int],
     generator: torch.Generator | None = None,
 ) -> Observations:
-    """Measures states as the guidance's instrument would.
+    """Measures states with the operator and the noise of the guidance.
 
     Arguments:
         x: The states of `frames`, with shape (F, C, *S), in the guidance's units.
         guidance: The operator and its noise.
         frames: The frames' numbers.
         generator: The source of the noise, on any device.
+
+    Returns:
+        The observations, with values of shape (F, ...).
     """
     y = guidance.operator(x)
     source = y.device if generator is None else generator.device
@@ -304,9 +310,15 @@ class Guide:
         self.origin = origin
 
     def at(self, start: int) -> Callable[[_ConditionedDenoiser], _AzulaDenoiser]:
-        """What guides the window whose first frame is frame `start` of the rollout.
+        """Returns the function that guides the denoiser of one window.
 
-        A window of which no unknown frame is observed is not guided.
+        A window is not guided if no unknown frame of it is observed.
+
+        Arguments:
+            start: The number, in the rollout, of the window's first frame.
+
+        Returns:
+            A function from a denoiser to a guided one.
         """
 
         def wrap(denoiser: _ConditionedDenoiser) -> _AzulaDenoiser:
@@ -359,7 +371,15 @@ class GuidedDenoiser(nn.Module):
 
     @torch.no_grad()
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
-        """The mean of p(x | x_t, y) for windows (B, C', L, *S') at a time ()."""
+        """Computes the mean of p(x | x_t, y).
+
+        Arguments:
+            x_t: Noisy windows, with shape (B, C', L, *S').
+            t: The time, with shape ().
+
+        Returns:
+            The posterior, whose mean has the shape of `x_t`.
+        """
         alpha_t, sigma_t = (s.to(x_t.dtype) for s in self.schedule(t))
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
@@ -386,7 +406,7 @@ class GuidedDenoiser(nn.Module):
         """Applies (s² I + A V Aᵀ)⁻¹ to residuals (B, D).
 
         The Jacobian's product A v is the derivative of ⟨Aᵀ u, v⟩ by u: two backward passes, for
-        which every layer of a decoder has the rules, as it has not for forward-mode derivatives.
+        which every layer of a decoder has rules; not all have forward-mode derivatives.
         """
         u = torch.zeros_like(residual).requires_grad_()
         with torch.enable_grad():
@@ -394,23 +414,26 @@ class GuidedDenoiser(nn.Module):
 
         def matrix(v: Tensor) -> Tensor:
             (back,) = torch.autograd.grad(y_hat, x, v, retain_graph=True)
-            (there,) = torch.autograd.grad(pulled, u, covariance(back), retain_graph=True)
-            return self.guidance.std**2 * v + there
+            (forward,) = torch.autograd.grad(pulled, u, covariance(back), retain_graph=True)
+            return self.guidance.std**2 * v + forward
 
         solve = {"gmres": gmres, "cg": conjugate_gradients}[self.guidance.solver]
         return solve(matrix, residual, iterations=self.guidance.iterations)
 
 
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """Solves systems of positive matrices, each row of (B, D) its own, by conjugate gradients.
+    """Solves positive definite systems, one for each row, by conjugate gradients.
 
     The covariance of a network is neither quite symmetric nor quite positive: a row goes no further
     in a direction of negative curvature (Steihaug, 1983), along which azula's solver diverges.
 
     Arguments:
-        matrix: Applies the matrices to (B, D).
+        matrix: Applies the matrices to vectors of shape (B, D).
         b: The right-hand sides, with shape (B, D).
-        iterations: How many, whatever the residuals.
+        iterations: The number of iterations.
+
+    Returns:
+        The solutions, with shape (B, D).
     """
     x, r = torch.zeros_like(b, dtype=torch.float64), b.double()
     p, rr = r, r.square().sum(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How much memory running a network takes, to choose how much runs at a time; giving it back."""
+"""Memory that running a network takes, and its release."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ _ALIVE, _GRAPHS = 6, 3
 def working_bytes(
     module: nn.Module, run: Callable[[], object], device: torch.device, gradients: bool = False
 ) -> int:
-    """The memory that `run` takes beyond what there was before, its result included.
+    """Returns the memory that `run` takes beyond what is allocated before, its result included.
 
     Measured on a GPU. On a CPU estimated from the activations of `module`: six of the largest, or
     with `gradients` three times all of them.
+
+    Arguments:
+        module: The network that runs.
+        run: Runs the network.
+        device: The device of the network.
+        gradients: Whether `run` differentiates the network.
+
+    Returns:
+        The number of bytes.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -61,21 +61,21 @@ STOCHASTIC = ("ddpm", "ito", "pc")
 
 
 class ConditionedDenoiser(nn.Module):
-    r"""A denoiser of which some values are observed, as azula's samplers call it.
+    r"""A denoiser of windows of which some values are known, as azula's samplers call it.
 
-    With a `guidance_scale` :math:`w` other than 1, guidance without a classifier: the mean is
-    :math:`\mu_\varnothing + w (\mu_c - \mu_\varnothing)`, of what the network says knowing the
-    label :math:`c` and not knowing it.
+    With a `guidance_scale` :math:`w` other than 1, it applies classifier-free guidance: the mean is
+    :math:`\mu_\varnothing + w (\mu_c - \mu_\varnothing)`, with the means of the network given the
+    label :math:`c` and without it.
 
     Arguments:
         denoiser: The denoiser.
         mask: True where a value is known, broadcastable to the windows.
         x_obs: The known values, broadcastable to the windows; read where the mask is True.
         label: Labels, with shape (B, D).
-        guidance_scale: The weight w: 1 for the label as it is, 0 for no label, more to stress it.
+        guidance_scale: The scale w: 1 is the conditional mean, 0 the unconditional one.
 
     References:
-        | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), whose weight is w - 1
+        | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), equation 6 with scale w - 1
         | https://arxiv.org/abs/2207.12598
     """
 
@@ -96,7 +96,15 @@ class ConditionedDenoiser(nn.Module):
         self.guidance_scale = guidance_scale
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
-        """The mean of p(x | x_t, observations) for windows (B, C, L, *S) at a time ()."""
+        """Computes the mean of p(x | x_t, known values).
+
+        Arguments:
+            x_t: Noisy windows, with shape (B, C, L, *S).
+            t: The time, with shape ().
+
+        Returns:
+            The posterior, whose mean has the shape of `x_t`.
+        """
         alpha_t, sigma_t = (s.to(x_t.dtype) for s in self.schedule(t))
         clean = torch.sqrt(alpha_t.square() + sigma_t.square()) * self.x_obs
         mean = self._mean(torch.where(self.mask, clean, x_t), t)
@@ -110,7 +118,7 @@ class ConditionedDenoiser(nn.Module):
         return torch.lerp(unconditional, conditional, self.guidance_scale)
 
     def known_frames(self) -> list[bool]:
-        """Whether each of the L frames is known as a whole."""
+        """Returns whether each of the L frames is known as a whole."""
         return self.mask.expand_as(self.x_obs).transpose(0, 2).flatten(1).all(dim=1).tolist()
 
 
@@ -158,8 +166,8 @@ def sample(
             one by default.
         guide: Turns the denoiser into one of p(x | x_t, y), y being observations; see
             `lola_ds.emulate.guidance`.
-        guidance_scale: The weight of the label (guidance without a classifier); other than 1, the
-            denoiser should have been trained with `label_dropout`. See `ConditionedDenoiser`.
+        guidance_scale: The scale of classifier-free guidance; other than 1, the denoiser should
+            have been trained with `label_dropout`. See `ConditionedDenoiser`.
 
     Returns:
         Windows, with the shape and dtype of `x_obs`. Where the mask is True, they are the known
@@ -167,14 +175,14 @@ def sample(
 
     Raises:
         ValueError: The sampler is unknown, the number of steps is not positive, or there is no
-            label to weigh.
+            label for classifier-free guidance.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler='{sampler}' is unknown; known: {', '.join(SAMPLERS)}")
     if steps < 1:
         raise ValueError(f"steps={steps} should be at least 1")
     if guidance_scale != 1 and label is None:
-        raise ValueError(f"guidance_scale={guidance_scale} needs a label to weigh")
+        raise ValueError(f"guidance_scale={guidance_scale} needs a label")
     device = x_obs.device
     if x_1 is None:
         source = device if generator is None else generator.device

@@ -35,7 +35,7 @@ SATURATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Autoencoder(nn.Module):
-    """An encoder and a decoder.
+    """An encoder and a decoder, with a bounded latent between them.
 
     Arguments:
         encoder: Maps (B, C, *S) to (B, C', *S').
@@ -68,23 +68,38 @@ class Autoencoder(nn.Module):
         self.latent_noise = latent_noise
 
     def encode(self, x: Tensor) -> Tensor:
-        """Encodes standardised states (B, C, *S) as latents (B, C', *S')."""
-        return SATURATIONS[self.saturation](self.encoder(x))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Decodes latents (B, C', *S') as standardised states (B, C, *S)."""
-        return self.decoder(z)
-
-    def forward(self, x: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes and decodes.
+        """Encodes states.
 
         Arguments:
             x: Standardised states, with shape (B, C, *S).
-            seeds: One for each sample, with shape (B,). In training, noise drawn from them is
+
+        Returns:
+            Latents, with shape (B, C', *S').
+        """
+        return SATURATIONS[self.saturation](self.encoder(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decodes latents.
+
+        Arguments:
+            z: Latents, with shape (B, C', *S').
+
+        Returns:
+            Standardised states, with shape (B, C, *S).
+        """
+        return self.decoder(z)
+
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encodes and decodes states.
+
+        Arguments:
+            x: Standardised states, with shape (B, C, *S).
+            seeds: The seed of each sample, with shape (B,). In training, noise drawn from them is
                 added to the latent before decoding; without them there is none.
 
         Returns:
-            The reconstruction (B, C, *S) and the noiseless latent (B, C', *S').
+            The reconstruction, with shape (B, C, *S), and the noiseless latent, with shape (B, C',
+            *S').
         """
         z = self.encode(x)
         if self.training and self.latent_noise and seeds is not None:
@@ -113,6 +128,9 @@ def make_autoencoder(
         options: Those of the encoder, which the decoder mirrors: of `DCEncoder`, or of `ViT`,
             where latents have `unpatch_size` (1 by default) points along each axis for
             `patch_size` of the field.
+
+    Returns:
+        The autoencoder.
 
     Raises:
         ValueError: The architecture or an option is unknown.

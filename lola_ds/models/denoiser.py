@@ -97,7 +97,21 @@ class ConditionedNetwork(nn.Module):
         label: Tensor | None = None,
         keep_label: Tensor | None = None,
     ) -> Tensor:
-        """Maps a window (B, C, L, *S) at a time (B,) to a window; see `Denoiser.forward`."""
+        """Maps windows at given times to windows.
+
+        Arguments:
+            x: Windows, with shape (B, C, L, *S).
+            time: Times, with shape (B,).
+            mask: True where a value is known, broadcastable to `x`; None for nowhere.
+            label: Labels, with shape (B, D); None for none.
+            keep_label: True where the label is kept, with shape (B,); everywhere by default.
+
+        Returns:
+            Windows, with shape (B, C, L, *S).
+
+        Raises:
+            ValueError: There is no label and the network was trained without `label_dropout`.
+        """
         mod = self.time_embedding(time)
         if self.label_embedding is not None and label is not None:
             embedding = self.label_embedding(label)
@@ -121,6 +135,11 @@ class Denoiser(nn.Module):
     Arguments:
         backbone: The network F, called with a scaled window, a time, a mask and a label.
         schedule: The noise schedule.
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models
+        | (Karras et al., 2022), equation 7 and table 1
+        | https://arxiv.org/abs/2206.00364
     """
 
     backbone: Any  # a ConditionedNetwork, or what is called like one
@@ -143,7 +162,7 @@ class Denoiser(nn.Module):
         label: Tensor | None = None,
         keep_label: Tensor | None = None,
     ) -> Posterior:
-        """Denoises.
+        """Computes the mean and variance of the posterior.
 
         The network runs in float32; scales are applied in the dtype of `x_t`, so that a float64
         sampler does not lose the network's digits at low noise.
@@ -158,7 +177,7 @@ class Denoiser(nn.Module):
                 default.
 
         Returns:
-            The posterior p(x | x_t).
+            The posterior p(x | x_t), whose mean has the shape of `x_t`.
 
         Raises:
             ValueError: There is no label and the network has not learned to do without.
@@ -197,6 +216,9 @@ def make_denoiser(
         label_dropout: The probability, in training, that a sample's label is dropped.
         arch: The architecture, `vit` or `unet`.
         options: Those of the network; `spatial` counts time as an axis.
+
+    Returns:
+        The denoiser.
 
     Raises:
         ValueError: The architecture, the schedule or an option is unknown.

@@ -43,7 +43,7 @@ _DATASET = "name physics include_filters dimensions periodic fields transform st
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a run's `state.pth`, by name, on the CPU.
+    """Reads the tensors of a run's `state.pth`, by name, on the CPU.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -37,7 +37,7 @@ def _check_range(sigma_min: float, sigma_max: float) -> None:
 
 @dataclass(frozen=True)
 class LogLinearSchedule(Schedule):
-    r"""Noise that grows geometrically.
+    r"""Variance exploding schedule, whose noise grows geometrically.
 
     .. math:: \alpha_t = 1 \qquad \sigma_t = \sigma_\min^{1 - t} \sigma_\max^t
 
@@ -54,7 +54,14 @@ class LogLinearSchedule(Schedule):
         _check_range(self.sigma_min, self.sigma_max)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The scales (alpha, sigma) at times `t`, each with the shape and dtype of `t`."""
+        """Computes the scales at given times.
+
+        Arguments:
+            t: Times, with shape (*).
+
+        Returns:
+            The scales alpha and sigma, each with the shape and dtype of `t`.
+        """
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return torch.ones_like(t), torch.exp(low + t * (high - low))
 
@@ -78,7 +85,14 @@ class LogLogitSchedule(Schedule):
         _check_range(self.sigma_min, self.sigma_max)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The scales (alpha, sigma) at times `t`, each with the shape and dtype of `t`."""
+        """Computes the scales at given times.
+
+        Arguments:
+            t: Times, with shape (*).
+
+        Returns:
+            The scales alpha and sigma, each with the shape and dtype of `t`.
+        """
         low = self.sigma_min / (1 + self.sigma_min)
         high = self.sigma_max / (1 + self.sigma_max)
         sigma = torch.exp(self.scale * torch.logit(t * (high - low) + low) + self.shift)
@@ -87,7 +101,7 @@ class LogLogitSchedule(Schedule):
 
 @dataclass(frozen=True)
 class RectifiedSchedule(Schedule):
-    r"""Straight paths from data to noise, kept off the ends where a ratio of scales is infinite.
+    r"""Rectified schedule: straight paths from data to noise, with bounded ratios of scales.
 
     .. math:: \alpha_t = 1 - (1 - \alpha_\min) \, t \qquad
         \sigma_t = \sigma_\min + (1 - \sigma_\min) \, t
@@ -96,7 +110,7 @@ class RectifiedSchedule(Schedule):
 
     References:
         | Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow
-        | (Liu et al., 2022)
+        | (Liu et al., 2022), equation 1
         | https://arxiv.org/abs/2209.03003
     """
 
@@ -111,7 +125,14 @@ class RectifiedSchedule(Schedule):
             )
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The scales (alpha, sigma) at times `t`, each with the shape and dtype of `t`."""
+        """Computes the scales at given times.
+
+        Arguments:
+            t: Times, with shape (*).
+
+        Returns:
+            The scales alpha and sigma, each with the shape and dtype of `t`.
+        """
         alpha = 1 - (1 - self.alpha_min) * t
         sigma = self.sigma_min + (1 - self.sigma_min) * t
         return alpha, sigma
@@ -125,7 +146,13 @@ SCHEDULES = {
 
 
 def make_schedule(config: Mapping[str, Any]) -> Schedule:
-    """Makes a schedule from its `name` and options.
+    """Makes a schedule from its configuration.
+
+    Arguments:
+        config: The name of the schedule and its options.
+
+    Returns:
+        The schedule.
 
     Raises:
         ValueError: The name or an option is unknown.
@@ -143,7 +170,7 @@ def make_schedule(config: Mapping[str, Any]) -> Schedule:
 
 @dataclass(frozen=True)
 class TimePrior:
-    r"""The law of training times in [0, 1].
+    r"""The distribution of training times in [0, 1].
 
     Arguments:
         distribution: ``uniform`` on [a, b], ``beta`` (a, b), ``kumaraswamy`` (a, b), whose
@@ -173,10 +200,13 @@ class TimePrior:
             )
 
     def draw(self, u: Tensor) -> Tensor:
-        """Draws one time for each sample, with shape (B,), float64.
+        """Draws one time for each sample.
 
         Arguments:
             u: The samples' uniform numbers in [0, 1), with shape (B, 2), float64.
+
+        Returns:
+            Times in float64, with shape (B,).
         """
         u, v = u.unbind(dim=1)
         if self.distribution == "beta":

@@ -72,6 +72,9 @@ def make_network(
         options: Those of the network, whose axes (`spatial`, `periodic`, `stride`, …) begin with
             time.
 
+    Returns:
+        The network.
+
     Raises:
         ValueError: The architecture or an option is unknown.
     """
@@ -98,6 +101,9 @@ def make_surrogate(
         emb_features: The number of features of the label's embedding.
         arch: The architecture, `vit` or `unet`.
         options: Those of the network; `spatial` counts time as an axis.
+
+    Returns:
+        The surrogate.
 
     Raises:
         ValueError: The architecture or an option is unknown.
