@@ -35,9 +35,6 @@ from lola_ds.fields import TRANSFORMS
 #: Leading bits of a float32 that tell the bins of a histogram apart.
 BITS = 18
 
-#: The largest error of a quantile, relative to its size.
-QUANTILE_ERROR = 2.0 ** (9 - BITS)
-
 #: Bytes of the fields that are read at once.
 BLOCK_BYTES = 64_000_000
 

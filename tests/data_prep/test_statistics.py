@@ -9,7 +9,6 @@ from well_files import write_split
 
 from data_prep.statistics import (
     BITS,
-    QUANTILE_ERROR,
     FieldStatistics,
     Histogram,
     _bins,
@@ -19,6 +18,7 @@ from data_prep.statistics import (
 from data_prep.well import WellFile
 from lola_ds.fields import TRANSFORMS
 
+QUANTILE_ERROR = 2.0 ** (9 - BITS)  # relative
 LEVELS = (0.001, 0.05, 0.25, 0.5, 0.75, 0.99)
 
 
