@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import pandas as pd
 import yaml
 
 from launch import attempt_log
@@ -92,19 +93,24 @@ def read_run(folder: Path, queue: Mapping[str, Sequence[tuple[str, str]]]) -> Ru
 
 def table(runs: Sequence[Run], root: Path) -> str:
     """Formats runs as a text table; paths are relative to `root`."""
-    rows = [("run", "state", "progress", "samples/s", "left", "attempts", "last error")]
-    for run in runs:
-        path = run.folder.relative_to(root) if run.folder.is_relative_to(root) else run.folder
-        progress = f"{run.done / run.total:.0%} of {run.total}" if run.total else ""
-        speed = f"{run.speed:.1f}" if run.speed else ""
-        going = run.state in ("running", "queued") and run.total
-        left = _duration(run.left) if going and run.speed else ""
-        attempts = str(run.attempts) if run.attempts else ""
-        name = str(path) if path.parts else run.folder.name
-        rows.append((name, run.state, progress, speed, left, attempts, run.error[:100]))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    columns = ["run", "state", "progress", "samples/s", "left", "attempts", "last error"]
+    rows = pd.DataFrame([_row(run, root) for run in runs], columns=columns)
+    widths = {name: rows[name].str.len().max() for name in columns}
+    aligned = {name: f"{{:<{width}}}".format for name, width in widths.items()}
+    return rows.to_string(index=False, justify="left", formatters=aligned)
+
+
+def _row(run: Run, root: Path) -> tuple[str, ...]:
+    path = run.folder.relative_to(root) if run.folder.is_relative_to(root) else run.folder
+    remaining = run.state in ("running", "queued") and run.total and run.speed
+    return (
+        str(path) if path.parts else run.folder.name,
+        run.state,
+        f"{run.done / run.total:.0%} of {run.total}" if run.total else "",
+        f"{run.speed:.1f}" if run.speed else "",
+        _duration(run.left) if remaining else "",
+        str(run.attempts) if run.attempts else "",
+        run.error[:100],
     )
 
 
