@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,31 +11,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    "data_prep": 8,
-    "launch": 8,
-    "benchmarks": 9,
-    "lola_ds.cli": 7,
-    "lola_ds.build": 5,
-    "lola_ds.estimate": 6,
-    "lola_ds.evaluate": 6,
-    "lola_ds.train": 4,
-    "lola_ds.objectives": 3,
-    "lola_ds.emulate": 3,
-    "lola_ds.models": 2,
-    "lola_ds.nn": 1,
-    "lola_ds.data": 1,
-    "lola_ds.atomic_io": -1,
-    "lola_ds.distributed": 0,
-    "lola_ds.log": -1,
-    "lola_ds.fields": 0,
-    "lola_ds.hardware": 0,
-    "lola_ds.hashing": -1,
-    "lola_ds.binned_losses": 0,
-    "lola_ds.augment": 0,
-    "lola_ds.masks": 0,
-    "lola_ds.kernels": 0,
-    "lola_ds.metrics": 0,
-    "lola_ds.config": 0,
+    "benchmarks": 10,
+    "data_prep": 9,
+    "launch": 9,
+    "lola_ds.cli": 8,
+    "lola_ds.estimate": 7,
+    "lola_ds.evaluate": 7,
+    "lola_ds.build": 6,
+    "lola_ds.train": 5,
+    "lola_ds.emulate": 4,
+    "lola_ds.objectives": 4,
+    "lola_ds.models": 3,
+    "lola_ds.data": 2,
+    "lola_ds.nn": 2,
+    "lola_ds.augment": 1,
+    "lola_ds.binned_losses": 1,
+    "lola_ds.config": 1,
+    "lola_ds.distributed": 1,
+    "lola_ds.fields": 1,
+    "lola_ds.hardware": 1,
+    "lola_ds.kernels": 1,
+    "lola_ds.masks": 1,
+    "lola_ds.metrics": 1,
+    "lola_ds.atomic_io": 0,
+    "lola_ds.hashing": 0,
+    "lola_ds.log": 0,
 }
 # The packages that may import a library which the others must not depend on.
 ONLY_IN = {
@@ -113,6 +114,17 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_every_module_has_a_layer() -> None:
     names = {module_name(path) for path in sources()} - {"lola_ds"}
     assert not {name for name in names if layer_package(name) is None}
+
+
+def test_the_drawing_shows_the_layers() -> None:
+    """docs/architecture.md draws every package in its layer, the highest first."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^ *(\d+) │ (.+?) *│", text, re.MULTILINE)
+    drawn = {name: int(layer) for layer, names in rows for name in names.split()}
+    expected = {name.removeprefix("lola_ds."): layer for name, layer in LAYERS.items()}
+    assert drawn == expected
+    order = [int(layer) for layer, _ in rows]
+    assert order == sorted(order, reverse=True)
 
 
 def test_a_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
