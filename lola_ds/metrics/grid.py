@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "faces"]
 
 _EVEN = 1e-3  # greatest deviation of a spacing from their mean, in means, of an even axis
 _NODES = 1e-5  # greatest deviation from Chebyshev's nodes, in half widths of the axis

@@ -1,4 +1,4 @@
-"""Evaluates a long rollout within a budget, and prints the memory that it took (MB).
+"""Evaluates a long rollout within a budget and prints its peak memory in MB.
 
 python memory_worker.py FOLDER FIELDS SIDE STEPS MEMBERS GB latent|pixels
 """

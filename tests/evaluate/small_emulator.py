@@ -1,4 +1,4 @@
-"""A real emulator, small: a denoiser of windows of five states, of pixels or of latents."""
+"""A small emulator: a denoiser of windows of five states, of pixels or latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real processes and a real network: shared, batched otherwise or killed, the numbers are one's."""
+"""With several processes, other batches or interruptions, the numbers are those of one process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of the files whose content is numbers alone, without the seconds they took."""
+    """The files that hold only numbers, without timing."""
     names = ("metrics.csv", "climatology.npz")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
@@ -56,8 +56,8 @@ def units(path: Path) -> dict[str, dict[str, float]]:
 def test_killed_half_way_two_processes_finish_the_rest(
     shards: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """One is killed (SIGKILL) once a few forecasts are there; two others do not make these again,
-    and the table is to the last byte that of one process which nobody killed."""
+    """One process is killed after a few forecasts. Two others do not repeat these, and the table is
+    byte for byte that of one process that was not interrupted."""
     parts = tmp_path / "parts"
     with Ranks([WORKER, str(shards), str(tmp_path)], 1) as ranks:
         ranks.wait_until(lambda: len(list(parts.glob("[!.]*"))) >= 3, seconds=200)

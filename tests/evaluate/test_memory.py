@@ -1,4 +1,4 @@
-"""Peak memory of evaluations, measured in a process of their own, against the budget given."""
+"""The peak memory of evaluations, each in its own process, is within the budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def taken(folder: Path, *words: float | str) -> float:
-    """GB that an evaluation took at most, beyond the program and the weights.
+    """The peak memory of an evaluation in GB, without the program and the weights.
 
     Arguments:
         folder: of data and results.
@@ -35,7 +35,7 @@ def taken(folder: Path, *words: float | str) -> float:
 
 
 def test_a_rollout_takes_no_more_memory_than_asked_for(tmp_path: Path) -> None:
-    """States are decoded a few at a time; see the next for what it takes freely."""
+    """States are decoded a few at a time; the next test has no tight budget."""
     assert taken(tmp_path, 1, 256, 4, 8, 0.15, "latent") < 0.15
 
 

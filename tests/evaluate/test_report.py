@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing broken or from outside; sorting, keyboard, themes."""
+"""The report in a browser: complete, self-contained; sorting, keyboard, themes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def keep_provenance(out: Path, run: Path, config: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real network of pixels, three members in three dimensions, on unequal sides."""
+    """Results of a network of pixels: three members, 3-d states with unequal sides."""
     root = tmp_path_factory.mktemp("volumes")
     x = np.random.default_rng(0).standard_normal((2, 5, 4, 16, 12, 8)).astype(np.float32)
     make_shards(root / "noise" / "test", x)
@@ -147,7 +147,7 @@ def test_the_report_of_the_demo_in_chromium(browser: Any) -> None:
 
 
 def check_page(browser: Any, page: Path, pictures: int) -> None:
-    """Everything loads, nothing is logged, and nothing sticks out."""
+    """Checks that everything loads, nothing is logged and no element is wider than the page."""
     browser.get(page.as_uri())
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
     loaded = browser.execute_async_script(
@@ -222,7 +222,7 @@ def test_light_and_dark(browser: Any, page: Path) -> None:
 
 
 def test_baselines_are_in_every_table(page: Path) -> None:
-    """But in that of reconstructions, which are one."""
+    """All but the tables of reconstructions have them."""
     tables = re.findall(r'<table class="sortable">.*?</table>', page.read_text(), re.DOTALL)
     assert len(tables) > 10
     for table in tables:

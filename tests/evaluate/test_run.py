@@ -1,4 +1,4 @@
-"""Whole evaluations on waves that travel: known errors, files, refusals."""
+"""Evaluations of travelling waves: known errors, files, refused settings."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_files_are_what_they_claim(ensemble: tuple[Evaluation, Path]) -> None:
 def test_pictures_that_are_missing_are_drawn_again(
     ensemble: tuple[Evaluation, Path], dataset: ShardDataset, tmp_path: Path
 ) -> None:
-    """Which takes one forecast; the others are in the table."""
+    """This repeats one forecast; the others are in the table."""
     shutil.copytree(ensemble[1], tmp_path, dirs_exist_ok=True)
     picture = tmp_path / "ab16-members4-steps4" / "snapshots_density.png"
     before = picture.read_bytes()
@@ -201,7 +201,7 @@ def test_the_climatology_is_the_mean_of_the_training_split(
 
 
 def test_scores_against_the_autoencoded_truth(ensemble: tuple[Evaluation, Path]) -> None:
-    """The codec keeps nine tenths: the truth is then a tenth off, relative to nine."""
+    """The codec keeps 0.9 of a state, so the error relative to the autoencoded truth is 1/9."""
     table = ensemble[0].table
     against = values(table, "emulator", "vrmse_autoencoded")
     assert (against > values(table, "emulator", "vrmse")).all()

@@ -1,4 +1,4 @@
-"""Scores of whole forecasts against the metrics they are made of; tables made of them."""
+"""Scores of forecasts against the metrics they consist of, and their tables."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_forecast_that_is_not_finite_is_infinitely_wrong(
 
 
 def test_cells_of_different_sizes_count_by_their_volume() -> None:
-    """Everything beyond y = 1/2 is wrong by 1: half of the volume, more than half of the cells."""
+    """The error is 1 beyond y = 1/2, in half of the volume and more than half of the cells."""
     y = (1 - np.cos(np.pi * (np.arange(32) + 0.5) / 64)) / 2  # denser towards 0
     y = np.where(y > 0, y, 0)
     grid = metrics.Grid((8, 32), [None, y])

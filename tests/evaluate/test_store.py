@@ -1,4 +1,4 @@
-"""Results on disk: resuming, merging, refusing what is foreign or damaged."""
+"""Results on disk: resuming, merging, refusing other or damaged results."""
 
 from __future__ import annotations
 
@@ -150,10 +150,10 @@ def test_commands_at_the_same_time_do_not_lose_rows(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.parquet", "metrics.csv", ".lock"}
 
 
-def test_nobody_tidies_up_what_another_is_writing(
+def test_files_that_another_process_is_writing_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command merges, and finds nothing else to keep, while another has half written a unit."""
+    """A command merges while another one is writing a unit."""
     stores = [ResultStore(tmp_path, {"task": "test"}) for _ in range(2)]
     slow, quick = Unit("slow", 0, 0), Unit("quick", 0, 0)
     stores[0].add(quick, rows(quick), {"states": 1})
@@ -179,7 +179,7 @@ def test_nobody_tidies_up_what_another_is_writing(
 def test_units_that_are_no_good_are_refused_and_kept(
     dataset: ShardDataset, tmp_path: Path, kind: str
 ) -> None:
-    """A unit of another model, or a damaged one, among those of a command that was killed."""
+    """A unit of another model, or a damaged one, is among those of an interrupted command."""
     unit = Unit("ab16-members2-steps2", 0, 0)
     ResultStore(tmp_path, {"model": "another"}).add(unit, rows(unit), {"states": 1})
     part = next((tmp_path / "parts").iterdir())

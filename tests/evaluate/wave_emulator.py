@@ -1,4 +1,4 @@
-"""Waves that travel: a small split of physical shards, and emulators whose errors are known."""
+"""Travelling waves: a small split of shards, and emulators whose errors are known."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_the_correction_tends_to_one() -> None:
 @given(members=st.integers(2, 7), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
 def test_scores_match_scoringrules(members: int, seed: int) -> None:
-    """Its energy score is fair too on request, on Euclid's norm: ours divides by √cells."""
+    """`scoringrules` has a fair energy score with the Euclidean norm; ours divides by √cells."""
     rng = np.random.default_rng(seed)
     u, v = rng.normal(size=(3, 4, 5)), rng.normal(size=(members, 3, 4, 5))
     tu, tv = torch.tensor(u), torch.tensor(v)
@@ -136,7 +136,7 @@ def test_the_energy_score_sees_structure_that_the_crps_does_not() -> None:
 @given(members=st.integers(1, 6), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
 def test_ranks_match_a_count_cell_by_cell(members: int, seed: int) -> None:
-    """Small integers, so that ties are many."""
+    """Small integers have many ties."""
     rng = np.random.default_rng(seed)
     u, v = rng.integers(0, 3, (5, 4)), rng.integers(0, 3, (members, 5, 4))
     expected = np.zeros(members + 1)
