@@ -98,7 +98,7 @@ def gated_residual(
 
 
 def silu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """SiLU, then dropout with rate `p` in training.
+    """Applies SiLU to `x`, then dropout with rate `p` in training.
 
     The two sides draw different masks. Without dropout nothing is gained over torch's own SiLU.
     """
@@ -129,7 +129,7 @@ def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 def denoising_errors(
     output: Tensor, x: Tensor, noise: Tensor, mask: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    """The errors of a denoising network by frame; see `reference.denoising_errors`."""
+    """Computes a denoising network's errors by frame; see `reference.denoising_errors`."""
     refusal = _first((x.dtype != torch.float32, "windows are not float32"))
     if use_triton("denoising_errors", output, refusal):
         from lola_ds.kernels import denoising
@@ -154,7 +154,7 @@ def ema(
 
 
 def seeded_normal(seeds: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """Noise from the samples' seeds; see `reference.seeded_normal`. GPUs draw it by a kernel."""
+    """Draws noise from the samples' seeds; see `reference.seeded_normal`."""
     if device.type == "cuda":
         from lola_ds.kernels import noise
 

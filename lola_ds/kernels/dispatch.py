@@ -1,8 +1,8 @@
-"""Chooses between plain torch and Triton, once for the process, and says what it chose.
+"""Chooses between torch and Triton, once for the process, and logs the choice.
 
 A kernel's wrapper describes its tensors with a `Case` and asks `use_triton`. In mode `auto` Triton
 runs wherever it can: on a GPU, in float32, bfloat16 or float16, for shapes that fit its registers.
-Mode `torch` never takes it. Mode `triton` takes it or refuses aloud, and also runs on a CPU when
+Mode `torch` never uses it. Mode `triton` uses it or raises an error, and also runs on a CPU when
 Triton's interpreter is on (`TRITON_INTERPRET=1` before the first import of triton), which is how
 the kernels are tested where there is no GPU.
 """
@@ -38,8 +38,11 @@ _said: set[tuple[object, ...]] = set()
 def set_kernel_mode(mode: str) -> None:
     """Chooses the mode for the process; modules compiled before keep what they were compiled with.
 
+    Arguments:
+        mode: `auto`, `torch` or `triton`.
+
     Raises:
-        ValueError: An unknown mode, or `triton` where it cannot be imported.
+        ValueError: The mode is unknown, or Triton cannot be imported.
     """
     if mode not in MODES:
         raise ValueError(f"kernels={mode} is unknown; choose one of {', '.join(MODES)}")
@@ -53,13 +56,13 @@ def set_kernel_mode(mode: str) -> None:
 
 
 def get_kernel_mode() -> str:
-    """The mode of the process."""
+    """Returns the mode of the process."""
     return _state["mode"]
 
 
 @contextlib.contextmanager
 def enable_second_derivatives() -> Iterator[None]:
-    """Within, operations run whose gradients have gradients: no kernel's do, nor flash attention's.
+    """A context in which every operation can be differentiated twice, as kernels cannot.
 
     Modules compiled before keep what they were compiled with.
     """
@@ -71,20 +74,20 @@ def enable_second_derivatives() -> Iterator[None]:
 
 
 def second_derivatives_enabled() -> bool:
-    """Whether gradients of gradients will be asked for."""
+    """Returns whether operations should be differentiable twice."""
     return _twice["wanted"]
 
 
 def use_triton(kernel: str, x: Tensor, refusal: str | None = None) -> bool:
-    """Whether a kernel runs in Triton on tensors like `x`.
+    """Returns whether a kernel runs in Triton on tensors like `x`.
 
     Arguments:
-        kernel: Its name, for the log.
+        kernel: The name of the kernel, for the log.
         x: The tensor whose device and dtype decide.
-        refusal: Why its shape, or its neighbours, do not suit the kernel; None if they do.
+        refusal: The reason why shapes do not suit the kernel; None if they do.
 
     Raises:
-        ValueError: Mode `triton` where the kernel cannot run.
+        ValueError: The mode is `triton` and the kernel cannot run.
     """
     return _decide(kernel, x.device.type, x.dtype, refusal)
 
@@ -118,5 +121,5 @@ def _say(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> N
 
 
 def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on a CPU."""
+    """Returns whether Triton's kernels run in its interpreter, on a CPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")

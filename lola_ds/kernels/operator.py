@@ -1,7 +1,7 @@
-"""Kernels as operators of torch: what compiled graphs, autograd and fake tensors know them by.
+"""Kernels as operators of torch, for compiled graphs, autograd and fake tensors.
 
-As `torch.library.custom_op`, without what it does at every call to see that a result shares no
-memory with an argument. That takes a processor up to half of the time it needs for the call, and a
+They are made as by `torch.library.custom_op`, without its check at every call that results share no
+memory with arguments. The check takes up to half of the time of a call on the processor, and a
 transformer makes 128 calls a step; `tests/kernels` checks it once.
 """
 
@@ -18,11 +18,11 @@ _library = torch.library.Library("lola_ds", "FRAGMENT")
 
 
 class Operator:
-    """An operator `lola_ds::name`; its results are new tensors.
+    """An operator `lola_ds::name`, whose results are new tensors.
 
     Arguments:
-        name: Its name.
-        function: What it does on any device; annotations give its schema.
+        name: The name of the operator.
+        function: Computes the operator on any device; its annotations give the schema.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -33,22 +33,22 @@ class Operator:
         self.overload = getattr(torch.ops.lola_ds, name).default
 
     def __call__(self, *args: Any) -> Any:
-        """Calls it."""
+        """Calls the operator."""
         return self.overload(*args)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A decorator: gives the shapes of its results."""
+        """Decorates the function that computes the shapes of the results."""
         return torch.library.register_fake(self.name, function, lib=_library)
 
     def register_autograd(
         self, backward: Callable[..., Any], setup_context: Callable[..., None]
     ) -> None:
-        """Its gradients, as `torch.library.register_autograd` has them."""
+        """Registers gradients, as `torch.library.register_autograd` does."""
         torch.library.register_autograd(
             self.name, backward, setup_context=setup_context, lib=_library
         )
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """A decorator: makes a function an operator."""
+    """Decorates a function, which becomes an operator."""
     return lambda function: Operator(name, function)

@@ -1,4 +1,4 @@
-r"""The plain truth of every kernel: a few lines of torch, differentiable, in any dtype.
+r"""Reference implementation of every kernel in torch, differentiable, in any dtype.
 
 They compute in float32 (in float64 for float64) and round once, at the end, as the kernels do. They
 are also what runs wherever Triton does not.
@@ -33,12 +33,12 @@ __all__ = [
 
 
 def upcast(x: Tensor) -> Tensor:
-    """float32 for anything shorter, as it is otherwise."""
+    """Casts half precision to float32; other dtypes stay."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def rope_angles(coordinates: Tensor, theta: Tensor, heads: int) -> Tensor:
-    r"""Rotary angles :math:`p \, \theta` of each token and head.
+    r"""Computes the rotary angles :math:`p \, \theta` of each token and head.
 
     Arguments:
         coordinates: The tokens' coordinates p, with shape (T, N).
@@ -52,7 +52,15 @@ def rope_angles(coordinates: Tensor, theta: Tensor, heads: int) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of features: (B, T, h, d) by angles (T, h, d/2)."""
+    """Rotates neighbouring pairs of features.
+
+    Arguments:
+        x: Features, with shape (B, T, h, d).
+        angles: Angles, with shape (T, h, d/2).
+
+    Returns:
+        Features, with the shape of `x`.
+    """
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
@@ -94,7 +102,7 @@ def qk_norm_rope(
 
 
 def silu_dropout(x: Tensor, keep: Tensor, p: float) -> Tensor:
-    r""":math:`x \, \mathrm{sigmoid}(x) / (1 - p)` where `keep` is true, zero elsewhere."""
+    r"""Computes :math:`x \, \mathrm{sigmoid}(x) / (1 - p)` where `keep` is True, zero elsewhere."""
     return torch.where(keep, F.silu(upcast(x)) / (1 - p), 0.0).to(x.dtype)
 
 
@@ -109,9 +117,9 @@ def gated_residual(
     Arguments:
         x: The stream, with shape (B, T, H).
         y: The branch, with shape (B, T, H).
-        c: Its gate, with shape (B, 1, H) or (1, 1, H).
+        c: The gate of the branch, with shape (B, 1, H) or (1, 1, H).
         skip: The skip input s, with shape (B, T, H), or None for :math:`x'`.
-        d: Its gate, shaped as c.
+        d: The gate of the skip input, with the shape of `c`.
 
     Returns:
         The stream, with the shape and dtype of `x`.
@@ -125,7 +133,7 @@ def gated_residual(
 def modulate(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
 ) -> Tensor:
-    r""":math:`(1 + a) \, \mathrm{LayerNorm}(x) + b`, the variance over H.
+    r"""Computes :math:`(1 + a) \, \mathrm{LayerNorm}(x) + b`, with the variance over H.
 
     Arguments:
         x: Tokens, with shape (B, T, H).
@@ -133,6 +141,9 @@ def modulate(
         b: Shifts, shaped as a.
         dtype: The dtype of the result; that of `x` by default.
         eps: The number added to the variance.
+
+    Returns:
+        Tokens, with the shape of `x`.
     """
     y = torch.addcmul(b, 1 + a, F.layer_norm(x, x.shape[-1:], eps=eps))
     return y.to(dtype or x.dtype)
@@ -141,13 +152,13 @@ def modulate(
 def modulate_branches(
     x: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `modulate`, with the result twice and `x`: where a block's ways part."""
+    """Returns the result of `modulate` twice, for the two branches of a block, and `x`."""
     y = modulate(x, a, b, dtype, eps)
     return y, y, x
 
 
 def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    r"""Normalises (B, C, \*S) over C, with the variance over C - 1.
+    r"""Normalises fields (B, C, \*S) over C, with the variance over C - 1.
 
     torch's layer normalisation divides by C: the two differ by a factor, with
     :math:`r = 1 - 1/C`,
@@ -164,7 +175,7 @@ def channel_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 def denoising_errors(
     output: Tensor, x: Tensor, noise: Tensor, mask: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    r"""The squared error of a denoising network, averaged over each frame.
+    r"""Computes the squared error of a denoising network, averaged over each frame.
 
     .. math:: e = \left\langle (F - F^*)^2 \right\rangle \qquad
         F^* = \frac{\sigma x - \alpha z}{\sqrt{\nu}} \ \text{where unknown} \qquad
@@ -205,12 +216,15 @@ def ema(
 
 
 def seeded_normal(seeds: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """Standard normal noise, float32, with shape (B, ...), of torch's generator for each seed.
+    """Draws standard normal noise from torch's generator for each seed.
 
     Arguments:
         seeds: The seed of each sample, with shape (B,), int64, on the CPU.
         shape: The shape of a sample.
         device: Where the noise is drawn; a GPU draws other noise than a CPU.
+
+    Returns:
+        Noise in float32, with shape (B, *shape).
     """
     noise = torch.empty((len(seeds), *shape), device=device)
     for x, seed in zip(noise, seeds.tolist()):

@@ -1,8 +1,7 @@
-"""Runs of the published code: folders with `config.yaml` and `state.pth`, in and out.
+"""Import and export of runs of the published code: folders with `config.yaml` and `state.pth`.
 
-Parameters have the same names here and there, so weights pass bit for bit; what differs is the
-configuration. lola's runs say little of how they were trained, and some of its behaviour is no
-option there but has to be one here:
+Parameters have the same names in both codes, so that weights are copied bit for bit; only the
+configuration differs. Some behaviour of lola is fixed in its code, but an option here:
 
 - windows of local attention wrap on every axis, time included (`periodic: true`);
 - convolutions of autoencoders wrap only where the run's own `ae.periodic` says so, those of UNets
@@ -11,7 +10,7 @@ option there but has to be one here:
   was compared in lower case (`dataset.log_scalars` leaves it out);
 - context masks follow `poisson_mod`.
 
-A state is read as tensors and nothing else: no code in it can run.
+A state is read as tensors only: no code in it can run.
 
 References:
     | Lost in Latent Space: An Empirical Study of Latent Diffusion Models for Physics Emulation
@@ -38,7 +37,7 @@ ORIGINAL = "lola"
 _GROUPS = {"ae": "autoencoder", "surrogate": "surrogate", "denoiser": "diffusion"}
 _LOGGED = ("rayleigh", "prandtl", "rho0")
 _CONTEXT = {"lmbda": 1.0, "rho": 0.66, "atleast": 1}  # where a run does not say
-_OURS = ("label_dropout", "value_residual")  # options of networks that lola has not
+_OURS = ("label_dropout", "value_residual")  # options of networks that lola does not have
 _DATASET = "name physics include_filters dimensions periodic fields transform stats augment".split()
 
 

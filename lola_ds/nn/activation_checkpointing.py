@@ -46,7 +46,7 @@ _SAVED_OPERATORS = [
 
 
 def block_policy(policy: CheckpointingPolicy, index: int) -> str:
-    """The policy of block `index`, counted from 0: `none`, `selective`, `full` or `offload`.
+    """Returns the policy of block `index`: `none`, `selective`, `full` or `offload`.
 
     Raises:
         ValueError: There is no such policy.
@@ -64,7 +64,7 @@ def block_policy(policy: CheckpointingPolicy, index: int) -> str:
 
 
 def checkpoint_block(policy: str, function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)`, whose activations are kept or recomputed as `policy` says."""
+    """Computes `function(*args)`, whose activations are kept or recomputed as `policy` says."""
     if policy == "none" or not torch.is_grad_enabled():
         return function(*args)
     if policy == "full":

@@ -54,7 +54,15 @@ __all__ = [
 
 
 def grid_coordinates(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """Integer coordinates of a grid's points in row-major order, float32, with shape (T, N)."""
+    """Computes integer coordinates of a grid's points, in row-major order.
+
+    Arguments:
+        shape: The shape of the grid, T points in all.
+        device: The device of the result.
+
+    Returns:
+        Coordinates in float32, with shape (T, N).
+    """
     axes = [torch.arange(s, dtype=torch.float32, device=device) for s in shape]
     return torch.cartesian_prod(*axes).reshape(-1, len(shape))
 
@@ -66,7 +74,7 @@ def local_window(
     periodic: tuple[bool, ...],
     device: torch.device,
 ) -> Tensor | BlockMask:
-    """The mask of local attention: on a GPU in blocks, of which the empty ones cost nothing.
+    """Makes the mask of local attention: on a GPU in blocks, of which empty ones are skipped.
 
     Token j is visible to token i when on every axis their distance, wrapped where the axis is
     periodic, is at most `window // 2`.
@@ -113,7 +121,7 @@ def window_block_mask(
     periodic: tuple[bool, ...],
     device: torch.device,
 ) -> BlockMask:
-    """The mask of `local_window` as FlexAttention takes it."""
+    """Makes the mask of `local_window` in blocks, as FlexAttention takes it."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -124,10 +132,21 @@ def window_block_mask(
 
 
 def init_theta(axes: int, channels: int) -> Tensor:
-    r"""Draws rotary frequencies with shape (N, channels / 2).
+    r"""Draws rotary frequencies.
 
     Amplitudes are :math:`100^{-u}` with :math:`u` uniform in [0, 1), directions uniform on the
     sphere.
+
+    Arguments:
+        axes: The number N of axes.
+        channels: The number H of features.
+
+    Returns:
+        Frequencies, with shape (N, H/2).
+
+    References:
+        | Rotary Position Embedding for Vision Transformer (Heo et al., 2024)
+        | https://arxiv.org/abs/2403.13298
     """
     amplitude = torch.exp(-math.log(1e2) * torch.rand(channels // 2))
     return F.normalize(torch.randn(axes, channels // 2), dim=0) * amplitude
@@ -150,15 +169,18 @@ bfloat16's, and in compiled blocks by plain matrix products, whose softmax the c
 
 @disable_autocast
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None = None) -> Tensor:
-    """Softmax attention of (B, heads, T, d), by the best backend of the device.
+    """Computes softmax attention by the fastest backend of the device.
 
     Autocast is off within: it would narrow again what is widened here.
 
     Arguments:
-        q: Queries.
-        k: Keys, of the same dtype.
-        v: Values, of the same dtype, which is the result's.
+        q: Queries, with shape (B, heads, T, d).
+        k: Keys, with the shape and dtype of `q`.
+        v: Values, with the shape and dtype of `q`.
         mask: True where token j is visible to token i, with shape (T, T); or its blocks.
+
+    Returns:
+        Tokens, with shape (B, heads, T, d), of the dtype of `v`.
     """
     if not (mask is None or isinstance(mask, Tensor)):
         return _compiled_flex_attention()(q, k, v, block_mask=mask)
@@ -271,7 +293,7 @@ class GridAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over the positions of (B, C, *S)."""
+        """Attends over all positions of fields (B, C, *S)."""
         y = F.linear(x.flatten(2).transpose(1, 2), self.in_proj_weight, self.in_proj_bias)
         q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = attend(q, k, v)

@@ -50,7 +50,7 @@ class Residual(nn.Sequential):
     """Adds its input to the output of its layers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x + layers(x)."""
+        """Computes x + layers(x) for fields `x`."""
         return x + super().forward(x)
 
 
@@ -97,7 +97,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transforms (B, C, *S)."""
+        """Transforms fields (B, C, *S)."""
         return checkpoint_block(self.policy, self._forward, x)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class DCEncoder(_DCNet):
             self.descent.append(nn.Sequential(first, *residual, *last))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encodes (B, C_in, *S) as (B, C_out, *S'), float32."""
+        """Encodes fields (B, C_in, *S) as float32 latents (B, C_out, *S')."""
         x = to_channels_last(patchify(x, self.patch))
         for level in self.descent:
             x = level(x)
@@ -246,7 +246,7 @@ class DCDecoder(_DCNet):
             self.ascent.append(nn.Sequential(*first, *residual, last))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decodes (B, C_in, *S') as (B, C_out, *S), float32."""
+        """Decodes latents (B, C_in, *S') as float32 fields (B, C_out, *S)."""
         x = to_channels_last(z)
         for level in self.ascent:
             x = level(x)

@@ -37,7 +37,7 @@ class SineEncoding(nn.Module):
         self.register_buffer("freqs", (omega**-exponents).to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encodes scalars `x` of shape (*) as features of shape (*, F)."""
+        """Encodes scalars (*) as features (*, F)."""
         angles = x.to(self.freqs.dtype).unsqueeze(-1) * self.freqs
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
@@ -59,7 +59,7 @@ class ScalarEmbedding(nn.Sequential):
 
     @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds scalars of shape (B,) as features of shape (B, F)."""
+        """Embeds scalars (B,) as features (B, F)."""
         return super().forward(x)
 
 
@@ -76,7 +76,7 @@ class VectorEmbedding(nn.Sequential):
 
     @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds vectors of shape (B, D) as features of shape (B, F)."""
+        """Embeds vectors (B, D) as features (B, F)."""
         return super().forward(x)
 
 
@@ -95,5 +95,5 @@ class PositionalEmbedding(nn.Sequential):
 
     @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds coordinates of shape (*, N) as features of shape (*, H)."""
+        """Embeds coordinates (*, N) as features (*, H)."""
         return super().forward(x)

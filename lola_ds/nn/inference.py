@@ -53,7 +53,7 @@ class FusedModulation(nn.Module):
 
     @disable_autocast
     def forward(self, mod: Tensor) -> tuple[Tensor, ...]:
-        """(B, D) to N times (B, O)."""
+        """Maps modulation vectors (B, D) to N outputs (B, O)."""
         hidden = F.silu(F.linear(mod, self.first_weight, self.first_bias))
         hidden = hidden.unflatten(1, (len(self.last_weight), -1)).transpose(0, 1)
         return torch.baddbmm(self.last_bias, hidden, self.last_weight).unbind(0)

@@ -46,7 +46,7 @@ R = TypeVar("R")
 
 
 def disable_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes a method run in the dtype of its arguments, autocast or not.
+    """Decorates a method that runs in the dtype of its arguments, autocast or not.
 
     The method's first tensor argument tells which device's autocast to disable.
     """
@@ -61,7 +61,7 @@ def disable_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which matrix products of `x` run: autocast's, or its own."""
+    """Returns the dtype in which matrix products of `x` run: autocast's, or that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -71,7 +71,14 @@ class Float32Linear(nn.Linear):
 
     @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
-        """Maps features (*, C_in) to float32 features (*, C_out)."""
+        """Maps features linearly.
+
+        Arguments:
+            x: Features, with shape (*, C_in).
+
+        Returns:
+            Features in float32, with shape (*, C_out).
+        """
         return super().forward(x.to(self.weight.dtype))
 
 
@@ -80,7 +87,7 @@ class FeedForward(nn.Sequential):
 
     Arguments:
         first: The first layer.
-        last: The second.
+        last: The second layer.
         dropout: The dropout rate, or None.
     """
 
@@ -88,14 +95,22 @@ class FeedForward(nn.Sequential):
         super().__init__(first, nn.SiLU(), nn.Dropout(dropout or 0.0), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """last(dropout(silu(first(x))))."""
+        """Computes last(dropout(silu(first(x)))) for fields or tokens `x`."""
         first, _, dropout, last = self
         assert isinstance(dropout, nn.Dropout)
         return last(silu_dropout(first(x), dropout.p, self.training))
 
 
 def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...]:
-    """Expands one number, or checks one for each axis.
+    """Expands one number to all axes, or checks that there is one for each axis.
+
+    Arguments:
+        value: The number or numbers.
+        axes: The number of axes.
+        name: The name of the option, for messages.
+
+    Returns:
+        One number for each axis.
 
     Raises:
         ValueError: The number of values is not the number of axes.
@@ -107,7 +122,7 @@ def per_axis(value: int | Sequence[int], axes: int, name: str) -> tuple[int, ...
 
 
 def periodic_axes(periodic: bool | Sequence[bool], axes: int) -> tuple[bool, ...]:
-    """Expands the `periodic` option to one flag for each axis."""
+    """Expands the `periodic` option to one flag for each of the `axes` axes."""
     flags = (periodic,) * axes if isinstance(periodic, bool) else tuple(bool(p) for p in periodic)
     if len(flags) != axes:
         raise ValueError(f"periodic={list(flags)} should have one flag for each of {axes} axes")
@@ -115,7 +130,7 @@ def periodic_axes(periodic: bool | Sequence[bool], axes: int) -> tuple[bool, ...
 
 
 def prefers_channels_last(x: Tensor) -> bool:
-    """Whether fields (B, C, *S) go through convolutions and norms fastest with channels last.
+    """Returns whether convolutions of fields (B, C, *S) are fastest with channels last.
 
     Those with two axes do. With three, torch's 1×1×1 convolutions on a CPU do not take them.
     """
@@ -123,22 +138,25 @@ def prefers_channels_last(x: Tensor) -> bool:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Stores fields channels-last, if they prefer that."""
+    """Stores fields (B, C, *S) channels-last if that is fastest."""
     return x.contiguous(memory_format=torch.channels_last) if prefers_channels_last(x) else x
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether fields (B, C, *S) have two axes and are stored channels-last."""
+    """Returns whether fields (B, C, *S) have two axes and are stored channels-last."""
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def patchify(x: Tensor, patch: Sequence[int], last: bool | None = None) -> Tensor:
-    """Moves patches to channels: (B, C, *S) to (B, C·prod(patch), *S/patch), channel outermost.
+    """Moves patches to channels, the field's own channels outermost.
 
     Arguments:
-        x: Fields.
+        x: Fields, with shape (B, C, *S).
         patch: The patch's size along each axis.
-        last: Whether the result is stored channels-last; by default as fields prefer it.
+        last: Whether the result is stored channels-last; by default where that is fastest.
+
+    Returns:
+        Fields, with shape (B, C·prod(patch), *S/patch).
 
     Raises:
         ValueError: An axis is not a multiple of the patch.
@@ -159,7 +177,16 @@ def patchify(x: Tensor, patch: Sequence[int], last: bool | None = None) -> Tenso
 
 
 def unpatchify(x: Tensor, patch: Sequence[int], last: bool | None = None) -> Tensor:
-    """Undoes `patchify`: (B, C·prod(patch), *S) to (B, C, *S·patch)."""
+    """Moves channels to patches; undoes `patchify`.
+
+    Arguments:
+        x: Fields, with shape (B, C·prod(patch), *S).
+        patch: The patch's size along each axis.
+        last: Whether the result is stored channels-last; by default where that is fastest.
+
+    Returns:
+        Fields, with shape (B, C, *S·patch).
+    """
     if all(p == 1 for p in patch):
         return x
     B, _, *S = x.shape
@@ -180,7 +207,7 @@ class Patchify(nn.Module):
         self.patch = tuple(patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *S) to (B, C·prod(patch), *S/patch)."""
+        """Maps fields (B, C, *S) to (B, C·prod(patch), *S/patch)."""
         return patchify(x, self.patch)
 
 
@@ -188,12 +215,12 @@ class Unpatchify(Patchify):
     """Depth to space; see `unpatchify`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C·prod(patch), *S) to (B, C, *S·patch)."""
+        """Maps fields (B, C·prod(patch), *S) to (B, C, *S·patch)."""
         return unpatchify(x, self.patch)
 
 
 class Upsample(nn.Module):
-    """Repeats each point along each axis: nearest upsampling, for any number of axes.
+    """Nearest upsampling, for any number of axes.
 
     Arguments:
         factor: The number of copies along each axis.
@@ -204,7 +231,7 @@ class Upsample(nn.Module):
         self.factor = tuple(factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *S) to (B, C, *S·factor)."""
+        """Maps fields (B, C, *S) to (B, C, *S·factor)."""
         last = prefers_channels_last(x)
         x = x.movedim(1, -1) if last else x
         grid = slice(1, -1) if last else slice(2, None)
@@ -273,7 +300,14 @@ def _interior(x: Tensor, pad: Sequence[int]) -> Tensor:
 
 
 def pad_circular(x: Tensor, pad: Sequence[int]) -> Tensor:
-    """Pads each spatial axis on both sides by `pad` wrapped points; keeps the memory format.
+    """Pads both sides of spatial axes with wrapped points; keeps the memory format.
+
+    Arguments:
+        x: Fields, with shape (B, C, *S).
+        pad: The number of points on each side of each axis.
+
+    Returns:
+        Fields, with shape (B, C, *(S + 2 pad)).
 
     Raises:
         ValueError: An axis is shorter than its halo.
@@ -318,19 +352,19 @@ class _Convolution:
 
 
 class Conv1d(_Convolution, nn.Conv1d):
-    """One axis."""
+    """Convolution along one axis."""
 
 
 class Conv2d(_Convolution, nn.Conv2d):
-    """Two axes."""
+    """Convolution along two axes."""
 
 
 class Conv3d(_Convolution, nn.Conv3d):
-    """Three axes."""
+    """Convolution along three axes."""
 
 
 class Conv4d(nn.Module):
-    """Four axes, time first, for which torch has no convolution: factored in space then time.
+    """Convolution along four axes, time first, factored in space then time.
 
     The three axes of space are convolved frame by frame, then each point's frames, where the kernel
     or the stride along time is not 1.
@@ -346,7 +380,7 @@ class Conv4d(nn.Module):
         self.time = time
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, L, *S) to (B, C_out, L/stride, *S/stride)."""
+        """Maps fields (B, C_in, L, *S) to (B, C_out, L/stride, *S/stride)."""
         B = len(x)
         x = self.space(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (B, -1))
         if self.time is None:
@@ -381,6 +415,9 @@ def convolution(
         identity_init: Whether to start near the identity: 1e-2 times the default weight, plus one
             at the kernel's centre from input channel o mod C_in to output channel o.
         gain: A factor of the initial weight.
+
+    Returns:
+        The convolution.
 
     Raises:
         ValueError: There is no such convolution or a kernel size is even.
@@ -447,12 +484,19 @@ class ChannelNorm(nn.Module):
 
     @disable_autocast
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises (B, C, *S) over C."""
+        """Normalises fields (B, C, *S) over C."""
         return channel_norm(x, self.epsilon)
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """Makes a normalisation without affine parameters: `layer` (over channels) or `group`.
+    """Makes a normalisation without affine parameters.
+
+    Arguments:
+        name: `layer` (over channels) or `group`.
+        channels: The number C of channels.
+
+    Returns:
+        The normalisation.
 
     Raises:
         ValueError: The name is unknown.

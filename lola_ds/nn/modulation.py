@@ -38,16 +38,19 @@ class AdaZero(nn.Sequential):
 
     @disable_autocast
     def forward(self, mod: Tensor) -> Tensor:
-        """(B, D) to (B, outputs)."""
+        """Maps modulation vectors (B, D) to outputs (B, outputs)."""
         return super().forward(mod)
 
 
 def make_modulation(features: int, shape: Sequence[int]) -> nn.Module | nn.Parameter:
-    """Makes what scales and shifts come from.
+    """Makes the module or the parameter that scales and shifts come from.
 
     Arguments:
         features: The number D of features of the vector; with 0, the modulation is a parameter.
         shape: The number n of scales and shifts and the number C of channels, then ones.
+
+    Returns:
+        An `AdaZero`, or a parameter where D = 0.
     """
     if features:
         return AdaZero(features, shape[0] * shape[1])
@@ -55,12 +58,15 @@ def make_modulation(features: int, shape: Sequence[int]) -> nn.Module | nn.Param
 
 
 def modulation(source: nn.Module | nn.Parameter, mod: Tensor | None, n: int) -> Sequence[Tensor]:
-    """The n scales and shifts, each with shape (B, C), or (1, C) where they are parameters.
+    """Computes scales and shifts.
 
     Arguments:
         source: What `make_modulation` made.
         mod: Modulation vector, with shape (B, D), or None when D = 0.
         n: The number of scales and shifts.
+
+    Returns:
+        The n scales and shifts, each with shape (B, C), or (1, C) where they are parameters.
     """
     if isinstance(source, nn.Parameter):
         return source.reshape(n, 1, -1).unbind(0)

@@ -40,9 +40,9 @@ class SequenceGroup:
 
     Arguments:
         size: The number n of ranks.
-        rank: This one's place among them.
-        name: Torch's name of their process group. Collectives on tensors without storage need no
-            process group, only this.
+        rank: The rank of this process in the group.
+        name: Torch's name of the process group. Collectives on tensors without storage need the
+            name only.
     """
 
     size: int = 1
@@ -50,7 +50,7 @@ class SequenceGroup:
     name: str = ""
 
     def split(self, x: Tensor) -> Tensor:
-        """This rank's tokens: (B, T, ...) to (B, T/n, ...).
+        """Splits tokens (B, T, ...) and returns those of this rank, (B, T/n, ...).
 
         Raises:
             ValueError: The number n does not divide T.
@@ -73,11 +73,11 @@ class SequenceGroup:
             )
 
     def gather(self, x: Tensor) -> Tensor:
-        """All tokens: (B, T/n, ...) to (B, T, ...)."""
+        """Gathers tokens (B, T/n, ...) of all ranks, (B, T, ...)."""
         return x if self.size == 1 else _Gather.apply(x, self)
 
     def to_heads(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """All tokens of this rank's heads: each (B, T/n, h, d) to (B, T, h/n, d), in one go."""
+        """Exchanges tokens of all heads, (B, T/n, h, d), for all tokens of some, (B, T, h/n, d)."""
         if self.size == 1:
             return tensors
         x = torch.stack(tensors).unflatten(3, (self.size, -1))
@@ -85,7 +85,7 @@ class SequenceGroup:
         return y.movedim(0, 2).flatten(2, 3).unbind(0)
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """This rank's tokens of all heads: (B, T, h/n, d) to (B, T/n, h, d)."""
+        """Exchanges all tokens of some heads, (B, T, h/n, d), for tokens of all, (B, T/n, h, d)."""
         if self.size == 1:
             return x
         y = _AllToAll.apply(x.unflatten(1, (self.size, -1)).movedim(1, 0), self)
@@ -93,7 +93,7 @@ class SequenceGroup:
 
 
 def parallelize_sequence(network: nn.Module, group: SequenceGroup) -> None:
-    """Makes the transformers within a network work on their rank's tokens.
+    """Makes the transformers within a network work on the tokens of their rank.
 
     Raises:
         ValueError: It has no transformer, or n does not divide the heads of one.
@@ -173,10 +173,13 @@ def _all_to_all(x: Tensor, group: SequenceGroup) -> Tensor:
 
 
 def new_sequence_group(size: int) -> SequenceGroup:
-    """This rank's group of `size` neighbours, which a node holds. Collective.
+    """Makes groups of `size` neighbouring ranks of a node; a collective call.
 
     Arguments:
         size: The number n of ranks of a group, which divides that of all ranks.
+
+    Returns:
+        The group of this rank.
     """
     if size == 1:
         return SequenceGroup()

@@ -51,7 +51,14 @@ __all__ = ["ModulatedBlock", "UNet", "unit_coordinates"]
 
 
 def unit_coordinates(x: Tensor) -> Tensor:
-    """Coordinates in [-1, 1] of the points of fields (B, C, *S), with shape (B, N, *S)."""
+    """Computes coordinates in [-1, 1] of the points of fields.
+
+    Arguments:
+        x: Fields, with shape (B, C, *S).
+
+    Returns:
+        Coordinates, with shape (B, N, *S).
+    """
     S = x.shape[2:]
     axes = [torch.linspace(-1, 1, s, dtype=x.dtype, device=x.device) for s in S]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -104,7 +111,15 @@ class ModulatedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, mod: Tensor | None = None) -> Tensor:
-        """Transforms (B, C, *S), modulated by (B, D)."""
+        """Transforms fields.
+
+        Arguments:
+            x: Fields, with shape (B, C, *S).
+            mod: Modulation vectors, with shape (B, D), or None when D = 0.
+
+        Returns:
+            Fields, with shape (B, C, *S).
+        """
         return checkpoint_block(self.policy, self._forward, x, mod)
 
     def _forward(self, x: Tensor, mod: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ A block with modulation :math:`a, b, c, d` maps tokens :math:`x` (and the skip i
 
 Shapes: B batch, T tokens, H hidden channels, D modulation features, N axes.
 
-The tokens may be divided among several ranks (`sequence.py`): then T is their number on this one.
+The tokens may be divided among several ranks (`sequence_parallel.py`): then T is their number on
+this one.
 
 Precision: under autocast, attention and feed-forward layers run in the lower precision; tokens,
 modulation, angles, embeddings, the input and the output projection stay in float32.
@@ -65,7 +66,7 @@ class ViTBlock(nn.Module):
         attention_heads: The number of heads.
         qk_norm: Whether queries and keys are normalised.
         value_residual: Whether the attention's values are mixed with those of the first block.
-        return_values: Whether it hands on its values.
+        return_values: Whether the block returns the values of its attention.
     """
 
     def __init__(
@@ -112,9 +113,8 @@ class ViTBlock(nn.Module):
             first_values: The attention's values in the first block, where values are residual.
 
         Returns:
-            Tokens, with shape (B, T, H), float32, and the attention's values in this block where
-            they are handed on: an output that nobody takes has a gradient, zeros, which would be
-            written and added.
+            Tokens, with shape (B, T, H), float32, and the attention's values in this block if they
+            are returned, else None: an unused output would get a gradient of zeros.
         """
         a, b, c, d = (scale.unsqueeze(1) for scale in modulation(self.ada_zero, mod, 4))
         y, z, x = modulate_branches(x, a, b, matmul_dtype(x))
