@@ -23,6 +23,8 @@ from lola_ds.data.index import Index, open_index
 from lola_ds.hashing import hash64
 from lola_ds.log import logger
 
+__all__ = ["EncodedTrajectory", "encode_split"]
+
 
 class EncodedTrajectory:
     """The latents of a trajectory, (T, C', *S'), encoded when a block of frames is read.

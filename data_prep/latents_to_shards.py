@@ -24,6 +24,8 @@ from data_prep.well_to_shards import SHARD_BYTES, shard_files
 from lola_ds.config import SPLITS
 from lola_ds.data.index import Index
 
+__all__ = ["LatentFile", "list_caches", "shard_latents"]
+
 AXES = "xyz"
 CODES = (0, 1, 2)  # of boundary conditions: wall, open, periodic
 

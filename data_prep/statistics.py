@@ -32,6 +32,14 @@ from data_prep.well import WellFile
 from lola_ds.data.statistics import Moments
 from lola_ds.fields import TRANSFORMS
 
+__all__ = [
+    "BITS",
+    "BLOCK_BYTES",
+    "FieldStatistics",
+    "Histogram",
+    "gather_statistics",
+]
+
 #: Leading bits of a float32 that tell the bins of a histogram apart.
 BITS = 18
 
@@ -47,7 +55,7 @@ class Histogram:
 
     @classmethod
     def empty(cls, channels: int) -> Histogram:
-        """The histogram of nothing, neutral in `merge`."""
+        """The histogram of no values, the identity of `merge`."""
         return cls(np.zeros((channels, 2**BITS), np.int64))
 
     @classmethod
@@ -100,7 +108,7 @@ def _quantile(counts: np.ndarray, level: float) -> float:
 
 @dataclass
 class FieldStatistics:
-    """What is gathered: moments and histograms of the same values, and how many were left out."""
+    """Moments and histograms of the same values, and how many were left out."""
 
     moments: Moments
     histogram: Histogram
@@ -108,7 +116,7 @@ class FieldStatistics:
 
     @classmethod
     def empty(cls, channels: int) -> FieldStatistics:
-        """Statistics of nothing, neutral in `merge`."""
+        """Statistics of no values, the identity of `merge`."""
         return cls(Moments.empty(channels), Histogram.empty(channels))
 
     @classmethod

@@ -24,6 +24,18 @@ import numpy as np
 
 from lola_ds.config import SPLITS
 
+__all__ = [
+    "BOUNDARY_CODES",
+    "SUFFIXES",
+    "WellFile",
+    "WellTrajectory",
+    "describe_grid",
+    "list_files",
+    "list_splits",
+    "open_hdf5",
+    "split_folder",
+]
+
 BOUNDARY_CODES = {"WALL": 0, "OPEN": 1, "PERIODIC": 2}
 SUFFIXES = (".hdf5", ".h5")
 

@@ -30,6 +30,16 @@ from lola_ds.data.publishing import acquire, first_missing, partial_folder, prun
 from lola_ds.data.writer import ShardWriter
 from lola_ds.log import logger
 
+__all__ = [
+    "SHARD_BYTES",
+    "SourceFile",
+    "check_files",
+    "fingerprint",
+    "shard_files",
+    "shard_split",
+    "trajectory_key",
+]
+
 SHARD_BYTES = 2_000_000_000
 WORKER_BYTES = 1_000_000_000  # a second worker process pays off from about this much input on
 

@@ -1,5 +1,7 @@
 """See `lola_ds/data/native`."""
 
+from typing import Any
+
 import numpy as np
 
 INTERFACE: int
@@ -19,7 +21,7 @@ def read_frames(
     shards: np.ndarray,
     offsets: np.ndarray,
     digests: np.ndarray,
-    unsure: np.ndarray,
+    unverified: np.ndarray,
     bounds: np.ndarray,
     rows: np.ndarray,
     out: np.ndarray,
@@ -28,4 +30,7 @@ def read_frames(
 def map_file(descriptor: int, size: int, /) -> int: ...
 def unmap_file(address: int, size: int, /) -> None: ...
 def release_file(address: int, size: int, /) -> None: ...
+def start_hash() -> bytearray: ...
+def update_hash(state: bytearray, data: Any, /) -> None: ...
+def digest_hash(state: bytearray, /) -> int: ...
 def sum_moments(size: int, x: np.ndarray, near: np.ndarray, sums: np.ndarray, /) -> None: ...

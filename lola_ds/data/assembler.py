@@ -1,10 +1,10 @@
-"""Batches from plans: threads read, augment and lay out the windows of each, some batches ahead.
+"""Reading of batches: threads read and augment windows, some batches ahead.
 
 Reading, hashing and copying release the GIL, so threads share one process, one set of open files
 and one memory. Each thread takes one run of a batch's samples and reads them straight into their
-places; what a sample is depends on (seed, epoch, window) alone, never on the thread that read it.
-Small batches are read several at a time, as a thread's few steps of Python hold up the training
-whenever they coincide with its own.
+rows; a sample depends on (seed, epoch, window) alone, never on the thread that read it. Small
+batches are read several at a time, as the threads' Python code competes with the training's for the
+GIL.
 
 Batch memory is laid out (B, L, C, *S), one contiguous run per frame as in the shards, and shown as
 (B, C, L, *S); it is used again once nothing refers to it. Half precision stays as it is stored
@@ -33,12 +33,14 @@ from lola_ds.data.sampler import Step
 from lola_ds.data.windows import ShardDataset
 from lola_ds.hashing import hash64
 
+__all__ = ["Assembler", "BatchRequest", "Pending"]
+
 SPARE_BUFFERS = 8
-SCRATCH_BYTES = 1 << 22  # of windows that are read before they are augmented
-GROUP, GROUP_BYTES = 8, 1 << 22  # batches read at a time, at most, and what they may come to
+SCRATCH_BYTES = 1 << 22  # windows that one thread reads before it augments them
+GROUP, GROUP_BYTES = 8, 1 << 22  # most batches, and most bytes, that are read at a time
 
 
-class Plan(NamedTuple):
+class BatchRequest(NamedTuple):
     """A micro-batch to read, part of global batch `step` (if any), whose last part it may be."""
 
     windows: np.ndarray
@@ -49,16 +51,16 @@ class Plan(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """Micro-batches that are being read, as one; `failed` collects windows that cannot be."""
+    """Micro-batches that are read together; `failed` collects unreadable windows."""
 
-    plans: list[Plan]
+    requests: list[BatchRequest]
     batch: Batch
     failed: list[int]
     jobs: list[Future]
 
 
 class _Buffers:
-    """Batch memory, leased until the last tensor on it goes."""
+    """Batch memory, leased until the last tensor that uses it is freed."""
 
     def __init__(self, dtype: str, pin_memory: bool) -> None:
         self.dtype, self.pin_memory = dtype, pin_memory
@@ -80,7 +82,7 @@ class _Buffers:
 
 
 class _Scratch(threading.local):
-    """A few windows' memory for each thread, used again and again: it stays in the cache."""
+    """Memory for a few windows per thread, reused so that it stays in the processor's cache."""
 
     memory: np.ndarray | None = None
 
@@ -93,7 +95,7 @@ class _Scratch(threading.local):
 
 
 class Assembler:
-    """Turns plans into batches, in order, some ahead.
+    """Turns requests into batches, in order, some ahead.
 
     Arguments:
         dataset: the windows.
@@ -130,15 +132,17 @@ class Assembler:
         self._threads = ThreadPoolExecutor(workers, "lola-reader") if workers else None
         self._workers = max(workers, 1)
 
-    def stream(self, plans: Iterator[Plan]) -> Iterator[tuple[Plan, Batch, list[int]]]:
-        """Yields each plan, its batch, and its windows that cannot be read.
+    def stream(
+        self, requests: Iterator[BatchRequest]
+    ) -> Iterator[tuple[BatchRequest, Batch, list[int]]]:
+        """Yields each request, its batch, and its windows that cannot be read.
 
         An error in a thread is raised here, at its batch.
         """
         pending: deque[Pending] = deque()
         try:
-            for first in plans:
-                group = [first, *itertools.islice(plans, self._with(len(first.windows)))]
+            for first in requests:
+                group = [first, *itertools.islice(requests, self._with(len(first.windows)))]
                 pending.append(self._start(group))
                 if len(pending) > self._ahead(len(first.windows) * len(group)):
                     yield from self._finish(pending.popleft())
@@ -148,7 +152,7 @@ class Assembler:
             wait([job for started in pending for job in started.jobs if not job.cancel()])
 
     def close(self) -> None:
-        """Ends the threads, after what they are reading now."""
+        """Ends the threads once they have finished their current reads."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
@@ -161,58 +165,58 @@ class Assembler:
         """Groups of `size` samples in flight beside the one awaited: two samples per thread."""
         return 1 + 2 * self._workers // size if self._threads else 0
 
-    def _start(self, plans: list[Plan]) -> Pending:
-        windows, seeds, weights = (np.concatenate(of) for of in list(zip(*plans))[:3])
-        plan, dataset, size = Plan(windows, seeds, weights), self.dataset, len(windows)
+    def _start(self, requests: list[BatchRequest]) -> Pending:
+        windows, seeds, weights = (np.concatenate(of) for of in list(zip(*requests))[:3])
+        request, dataset, size = BatchRequest(windows, seeds, weights), self.dataset, len(windows)
         memory, frames = self._buffers.lease((size, dataset.length, *dataset.shape))
         labels = np.zeros((size, dataset.labels.shape[1]), np.float32)
         batch = Batch(
             x=frames.transpose(1, 2),
             label=torch.from_numpy(labels),
-            seed=torch.from_numpy(plan.seeds),
-            weight=torch.from_numpy(plan.weights.astype(np.float32)),
-            window=torch.from_numpy(plan.windows),
+            seed=torch.from_numpy(request.seeds),
+            weight=torch.from_numpy(request.weights.astype(np.float32)),
+            window=torch.from_numpy(request.windows),
         )
         failed: list[int] = []
         if self._threads is None:
-            self._fill(batch, plan, memory, labels, slice(0, size), failed)
-            return Pending(plans, batch, failed, [])
+            self._fill(batch, request, memory, labels, slice(0, size), failed)
+            return Pending(requests, batch, failed, [])
         bounds = [size * k // self._workers for k in range(self._workers + 1)]
         jobs = [
-            self._threads.submit(self._fill, batch, plan, memory, labels, slice(a, b), failed)
+            self._threads.submit(self._fill, batch, request, memory, labels, slice(a, b), failed)
             for a, b in itertools.pairwise(bounds)
             if a < b
         ]
-        return Pending(plans, batch, failed, jobs)
+        return Pending(requests, batch, failed, jobs)
 
-    def _finish(self, pending: Pending) -> Iterator[tuple[Plan, Batch, list[int]]]:
+    def _finish(self, pending: Pending) -> Iterator[tuple[BatchRequest, Batch, list[int]]]:
         try:
             for job in pending.jobs:
                 job.result()
         except ShardError:
-            if len(pending.plans) == 1:
+            if len(pending.requests) == 1:
                 raise
-            for plan in pending.plans:  # alone, up to the one that cannot be read
-                yield from self._finish(self._start([plan]))
+            for request in pending.requests:  # one by one, up to the unreadable one
+                yield from self._finish(self._start([request]))
             return
         values, start = vars(pending.batch).values(), 0
-        for plan in pending.plans:
-            stop = start + len(plan.windows)
-            failed = [window for window in pending.failed if window in plan.windows]
-            yield plan, Batch(*(value[start:stop] for value in values)), failed
+        for request in pending.requests:
+            stop = start + len(request.windows)
+            failed = [window for window in pending.failed if window in request.windows]
+            yield request, Batch(*(value[start:stop] for value in values)), failed
             start = stop
 
     def _fill(
         self,
         batch: Batch,
-        plan: Plan,
+        request: BatchRequest,
         memory: np.ndarray,
         labels: np.ndarray,
         part: slice,
         failed: list[int],
     ) -> None:
-        """Reads the samples of `part` into their places; holding `batch` keeps its memory."""
-        windows, memory, labels = plan.windows[part], memory[part], labels[part]
+        """Reads the samples of `part` into the batch; the reference to `batch` keeps its memory."""
+        windows, memory, labels = request.windows[part], memory[part], labels[part]
         real = windows >= 0
         runs = [slice(0, len(windows))]
         if not real.all():
@@ -224,13 +228,13 @@ class Assembler:
             labels[run] = self.dataset.labels[trajectories]
             if self.augment:
                 self._augmented(
-                    windows[run], plan.seeds[part][run], memory[run], labels[run], failed
+                    windows[run], request.seeds[part][run], memory[run], labels[run], failed
                 )
             else:
                 self._read(windows[run], memory[run], failed)
 
     def _read(self, windows: np.ndarray, out: np.ndarray, failed: list[int]) -> None:
-        """Reads windows; one that cannot be is zero and joins `failed`, if that is tolerated."""
+        """Reads windows; if tolerant, unreadable ones are zeroed and appended to `failed`."""
         try:
             self.dataset.read_windows(windows, out)
         except ShardError as error:

@@ -26,6 +26,24 @@ import numpy as np
 
 from lola_ds.data.native import XXH3
 
+__all__ = [
+    "FIELDS_SUFFIX",
+    "INDEX",
+    "META_SUFFIX",
+    "SCHEMA",
+    "STORED",
+    "TAR_END",
+    "ShardError",
+    "channel_names",
+    "checksum",
+    "decode_frames",
+    "dump_json",
+    "encode_frames",
+    "npy_header",
+    "tar_header",
+    "tar_padding",
+]
+
 SCHEMA = 1
 INDEX = "index.npz"
 FIELDS_SUFFIX = ".fields.npy"

@@ -27,6 +27,8 @@ import numpy as np
 from lola_ds.atomic_io import write_atomic
 from lola_ds.data.format import INDEX, SCHEMA, STORED, ShardError, channel_names, dump_json
 
+__all__ = ["Index", "open_index", "share_common"]
+
 
 @dataclass(frozen=True)
 class Index:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lola_ds.data.assembler import Assembler, Plan
+from lola_ds.data.assembler import Assembler, BatchRequest
 from lola_ds.data.batch import Batch
 from lola_ds.data.sampler import ElasticSampler, Step
 from lola_ds.data.windows import ShardDataset
 from lola_ds.distributed import gather_objects
 from lola_ds.hashing import sample_seeds
+
+__all__ = ["Loader", "build_loader", "evaluation_batches"]
 
 
 class Loader:
@@ -29,20 +31,20 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         failed: list[int] = []  # of this rank in the current step
-        for plan, batch, found in self._assembler.stream(self._plans()):
-            assert plan.step is not None
+        for request, batch, found in self._assembler.stream(self._requests()):
+            assert request.step is not None
             failed += found
             if failed or self.sampler.quarantine:
-                self._drop(plan, plan.step, batch, failed)
-            if plan.last:
+                self._drop(request, request.step, batch, failed)
+            if request.last:
                 if self._assembler.tolerant:
                     self.sampler.exclude(self._agree(failed))
                     failed = []
-                self.sampler.advance(plan.step)
+                self.sampler.advance(request.step)
             yield batch
-            del batch  # so that its memory takes what is read next
+            del batch  # so that its memory can be reused
 
-    def _plans(self) -> Iterator[Plan]:
+    def _requests(self) -> Iterator[BatchRequest]:
         """Micro-batches from the sampler's state on."""
         for step in self.sampler.steps():
             seeds = sample_seeds(self.seed, step.epoch, step.draws)
@@ -50,16 +52,16 @@ class Loader:
             for start in range(0, len(step.windows), self.micro_batch):
                 part = slice(start, start + self.micro_batch)
                 last = part.stop == len(step.windows)
-                yield Plan(step.windows[part], seeds[part], weights[part], step, last)
+                yield BatchRequest(step.windows[part], seeds[part], weights[part], step, last)
 
-    def _drop(self, plan: Plan, step: Step, batch: Batch, failed: Sequence[int]) -> None:
-        """Makes padding of windows that fail now or are in quarantine since the plan was made.
+    def _drop(self, request: BatchRequest, step: Step, batch: Batch, failed: Sequence[int]) -> None:
+        """Makes padding of windows that fail now or are in quarantine since the request was made.
 
         The other weights follow from the quarantine, which all ranks share, and so agree on all of
         them; in the step in which a window fails first, its share of the mean is lost.
         """
-        dropped = np.isin(plan.windows, [*self.sampler.quarantine, *failed])
-        kept = torch.from_numpy(~dropped & (plan.windows >= 0))
+        dropped = np.isin(request.windows, [*self.sampler.quarantine, *failed])
+        kept = torch.from_numpy(~dropped & (request.windows >= 0))
         batch.x[~kept] = 0
         batch.label[~kept] = 0
         batch.window[~kept] = -1
@@ -128,7 +130,7 @@ def build_loader(
         ShardError: when iterating: bytes are not those that were written.
     """
     if sampler.n != len(dataset):
-        raise ValueError(f"the sampler orders {sampler.n} windows, the dataset has {len(dataset)}")
+        raise ValueError(f"the sampler is for {sampler.n} windows, the dataset has {len(dataset)}")
     part = sampler.global_batch // sampler.world_size
     if micro_batch is None:
         micro_batch = part
@@ -182,14 +184,14 @@ def evaluation_batches(
     seeds = sample_seeds(seed, 0, padded)
     assembler = Assembler(dataset, (), workers, pin_memory=False)
 
-    def plans() -> Iterator[Plan]:
+    def requests() -> Iterator[BatchRequest]:
         for table in range(batches):
             start = table * batch_size * world_size
             mine = slice(start + rank, start + batch_size * world_size, world_size)
-            yield Plan(padded[mine], seeds[mine], weights[mine])
+            yield BatchRequest(padded[mine], seeds[mine], weights[mine])
 
     try:
-        for _, batch, _ in assembler.stream(plans()):
+        for _, batch, _ in assembler.stream(requests()):
             yield batch
     finally:
         assembler.close()

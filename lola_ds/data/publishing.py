@@ -1,10 +1,10 @@
-"""A split as it grows and as it appears: its hidden folder, locks, and the rename at the end.
+"""How a split is written and published: its hidden folder, locks, and the final rename.
 
 Everything is written to a hidden folder beside the split, `.<split>.partial`, and the split appears
 by one rename once it is complete:
 
     .train.partial/shards/<dataset>-train-<stream>-<number>.tar     complete shards
-    .train.partial/state/…                                          what they hold, locks
+    .train.partial/state/…                                         their records, locks
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from lola_ds.atomic_io import move_into_place
 from lola_ds.data.format import INDEX
 from lola_ds.data.index import Index, open_index, share_common
 from lola_ds.data.statistics import Moments
+
+__all__ = ["acquire", "first_missing", "merge_records", "partial_folder", "prune", "publish"]
 
 LOCK_SECONDS = 10.0  # how long to wait for a killed writer's lock
 
@@ -56,7 +58,7 @@ def publish(folder: str | Path, streams: Sequence[str]) -> Index:
             records.append({"name": name, **record})
     if not records:
         raise ValueError(f"{folder}: no trajectories to write")
-    for left in (partial / "shards").glob(".*"):  # an index that was being written at a kill
+    for left in (partial / "shards").glob(".*"):  # an index whose writing was interrupted
         left.unlink()
     merge_records(partial / "shards", records).save(partial / "shards" / INDEX)
     move_into_place(partial / "shards", folder)

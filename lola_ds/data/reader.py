@@ -31,8 +31,10 @@ from lola_ds.data.native import (
     unmap_file,
 )
 
+__all__ = ["FrameReader", "OpenFile"]
+
 OPEN_FILES = 128  # shards kept open at once
-MAPPED_BYTES = 1 << 32  # copied before the pages they came from leave this process's memory
+MAPPED_BYTES = 1 << 32  # bytes copied before the mapped pages are dropped from this process
 
 
 class OpenFile:
@@ -60,11 +62,11 @@ class OpenFile:
             os.close(self.descriptor)
 
     def release(self) -> None:
-        """Takes what was read of it out of this process's memory, which would grow and grow."""
+        """Drops the pages that were read from this process's memory, which would grow otherwise."""
         release_file(self.address, self.size)
 
     def stamp(self) -> int:
-        """A 64-bit hash of what tells that the file is the same and was not written to."""
+        """A 64-bit hash that changes when the file is replaced or written to."""
         try:
             found = os.fstat(self.descriptor)
         except OSError as error:
@@ -86,8 +88,8 @@ class FrameReader:
         self._frame_bytes = index.frame_bytes
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = Lock()
-        self._copied = 0  # bytes since the last release
-        self._verified = np.zeros(len(index.checksums), np.int64)  # stamp under which it was right
+        self._copied = 0  # bytes copied since the last release
+        self._verified = np.zeros(len(index.checksums), np.int64)  # stamp at the check
 
     def __reduce__(self) -> tuple:
         return FrameReader, (self.index, self.verify_reads)
@@ -129,7 +131,7 @@ class FrameReader:
             raise self._error(int(frames[ended.frame]), _describe(ended))
         if any(file.stamp() != table[shard, 3] for shard, file in files.items()):
             for row, frame, digest in zip(reads.rows[reads.bounds[:-1]], frames, digests):
-                if checksum(out[row]) != digest:  # what was trusted changed meanwhile
+                if checksum(out[row]) != digest:  # the file changed during the read
                     raise self._error(int(frame), "checksum mismatch")
         self._verified[frames] = before
         self._copied += len(frames) * self._frame_bytes
@@ -137,7 +139,7 @@ class FrameReader:
             self.release()
 
     def release(self) -> None:
-        """Has this process keep no pages of shards; the system may, and reads stay as quick."""
+        """Drops all pages of shards from this process's memory; they stay in the page cache."""
         self._copied = 0
         with self._lock:
             files = list(self._files.values())
@@ -168,7 +170,7 @@ class FrameReader:
 
 
 def _describe(ended: Outcome) -> str:
-    """What to say of a frame that could not be read."""
+    """Describes why a frame could not be read."""
     if ended.problem is Problem.FAILED:
         return os.strerror(ended.error)
     if ended.problem is Problem.ENDED:

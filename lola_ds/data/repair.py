@@ -35,6 +35,8 @@ from lola_ds.data.publishing import merge_records
 from lola_ds.data.statistics import Moments, frame_moments, nonfinite_places
 from lola_ds.data.writer import copy_blocks
 
+__all__ = ["read_npy_header", "repair_index"]
+
 
 def repair_index(
     folder: str | Path, progress: Callable[[int], object] = lambda count: None

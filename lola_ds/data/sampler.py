@@ -1,4 +1,4 @@
-"""One global order of windows, cut in global batches, dealt to any number of ranks.
+"""One global order of windows, cut into global batches and divided among any number of ranks.
 
 Seed and epoch fix the order of an epoch's draws (see `lola_ds.data.shuffle`). Global batch k is its
 entries k G, …, k G + G - 1 (G the global batch size), padded with -1 at the end of the epoch. Rank
@@ -18,8 +18,10 @@ import numpy as np
 from lola_ds.data.format import ShardError, checksum, dump_json
 from lola_ds.data.shuffle import FullShuffle, Order
 
-BACKGROUND = 1 << 20  # from so many draws on, the next epoch's order is computed in the background
-MAX_QUARANTINE = 64  # more windows than this fail when storage does, not a few frames
+__all__ = ["ElasticSampler", "Step"]
+
+BACKGROUND = 1 << 20  # from this many draws on, the next order is computed in the background
+MAX_QUARANTINE = 64  # more unreadable windows mean that storage has failed
 
 
 class Step(NamedTuple):
@@ -222,7 +224,7 @@ class ElasticSampler:
 
 
 def _digest(order: Order) -> str:
-    """Tells orders apart; empty for a full shuffle, which n and seed fix."""
+    """Returns a hash of what fixes an order; empty for a full shuffle, fixed by n and seed."""
     if isinstance(order, FullShuffle):
         return ""
     return f"{checksum(dump_json([order.draws, dict(order.identity())])):016x}"

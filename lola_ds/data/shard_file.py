@@ -1,4 +1,4 @@
-"""One tar of a split while it grows: written in sequence, synced, read back, then named.
+"""A shard being written: appended to, synced, read back, then renamed.
 
 Frames are read back by a second thread while later ones are written: it forces what is there to the
 disk, makes the system forget it, and compares what comes back with the checksums.
@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 from lola_ds.atomic_io import move_into_place
 from lola_ds.data.format import TAR_END, ShardError, checksum
 
+__all__ = ["GrowingShard"]
+
 READ_BACK = 64_000_000  # bytes that are forced to the disk and read back at a time
 PIECE = 131_072  # bytes of one read: in sequence, they come to lie in large pieces of memory
 PAGE = 65_536  # a multiple of any page size
 
 
 class _Frame(NamedTuple):
-    """A frame that was written, and what to call it when it differs."""
+    """A frame that was written, and its name in error messages."""
 
     offset: int
     size: int
@@ -80,7 +82,7 @@ class GrowingShard:
             self._check(self.size // PAGE * PAGE)  # whole pages: they are not written to again
 
     def complete(self, path: Path) -> None:
-        """Ends the tar, makes it last, and names it once every frame was read back.
+        """Ends the tar, forces it to the disk, and renames it once every frame was read back.
 
         Raises:
             ShardError: a frame comes back from the disk other than it was written.
@@ -93,7 +95,7 @@ class GrowingShard:
         move_into_place(self.path, path)
 
     def discard(self) -> None:
-        """Ends without a shard."""
+        """Deletes the unfinished shard."""
         self._close()
         self.path.unlink(missing_ok=True)
 

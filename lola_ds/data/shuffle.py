@@ -1,4 +1,4 @@
-"""Orders of windows: what an epoch visits, and in which sequence.
+"""Shuffling: which windows an epoch visits, and in which order.
 
 An order maps an epoch to its *draws*: integers whose remainder by the number of windows is the
 window, and whose quotient counts how often the epoch has drawn it before (0 unless a mixture
@@ -22,11 +22,13 @@ import numpy as np
 from lola_ds.data.windows import ShardDataset
 from lola_ds.hashing import hash64, permutation, permutation_within, sample_seeds
 
-ROUNDS = 64  # attempts at separating neighbours; each leaves a small fraction
+__all__ = ["BlockShuffle", "FullShuffle", "Mixture", "Order", "apportion", "make_order"]
+
+ROUNDS = 64  # most attempts at separating neighbours; each leaves a small fraction
 
 
 class Order(Protocol):
-    """What a sampler follows.
+    """The order in which a sampler visits windows.
 
     Attributes:
         draws: number of draws in every epoch.
@@ -44,7 +46,7 @@ class Order(Protocol):
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """What fixes the order beside the number of draws; kept in states, compared on resuming."""
+        """What fixes the order besides the number of draws; saved, and compared on resuming."""
         ...
 
 
@@ -69,7 +71,7 @@ class FullShuffle:
 class BlockShuffle:
     """Every window once an epoch, in blocks of shards that fit a byte budget.
 
-    Each epoch deals the shards anew to as few blocks as fit the budget (one shard, where that is
+    Each epoch divides the shards anew among as few blocks as fit the budget (one shard, if that is
     larger) and visits the blocks in random order, so that a block's bytes are read from the file
     system once and then from memory. A block is shuffled uniformly; neighbours of one trajectory,
     more frequent than in a full shuffle because a block has fewer trajectories, are then separated
@@ -142,7 +144,7 @@ class BlockShuffle:
             bad = np.flatnonzero(which[1:] == which[:-1]) + 1
             if len(bad) <= allowed:
                 break
-            # Which of them, and with whom, is decided by a hash of places.
+            # Which windows are exchanged, and with which, follows from a hash of their positions.
             key = hash64(self.seed, epoch, attempt)
             bad = bad[permutation(len(bad), key, 0)[allowed:]]
             block = groups[bad]
@@ -219,7 +221,7 @@ class Mixture:
 
 
 def _earlier(values: np.ndarray) -> np.ndarray:
-    """How often each value occurred before its place, (n,)."""
+    """Counts how often each value occurred earlier, (n,)."""
     places = np.argsort(values, kind="stable")
     ordered = values[places]
     run = np.searchsorted(ordered, ordered, side="left")
@@ -244,7 +246,7 @@ def make_order(
     shuffle_bytes: int | None = None,
     weights: Sequence[float] = (),
 ) -> Order:
-    """The order for a dataset: a full shuffle, unless told otherwise.
+    """Returns the order for a dataset: by default, a full shuffle.
 
     Arguments:
         dataset: the windows.

@@ -21,6 +21,8 @@ from lola_ds.data.format import decode_frames
 from lola_ds.data.native import sum_moments
 from lola_ds.fields import TRANSFORMS
 
+__all__ = ["Moments", "frame_moments", "nonfinite_places"]
+
 
 @dataclass
 class Moments:
@@ -42,7 +44,7 @@ class Moments:
 
     @classmethod
     def empty(cls, channels: int) -> Moments:
-        """Moments of nothing, neutral in `merge`."""
+        """Moments of no values, the identity of `merge`."""
         zeros = np.zeros(channels)
         return cls(zeros, zeros, zeros, zeros + np.inf, zeros - np.inf, zeros)
 

@@ -19,6 +19,8 @@ import torch
 
 from lola_ds.data.format import decode_frames
 
+__all__ = ["stream_windows"]
+
 
 def stream_windows(
     urls: str | Sequence[str | Path],

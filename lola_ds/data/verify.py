@@ -22,6 +22,8 @@ from lola_ds.data.format import (
 from lola_ds.data.index import Index, open_index
 from lola_ds.data.repair import read_npy_header
 
+__all__ = ["Report", "verify_split"]
+
 SHOWN = 5  # problems spelt out in an error
 
 

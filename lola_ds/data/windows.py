@@ -21,6 +21,8 @@ from lola_ds.data.format import STORED, decode_frames
 from lola_ds.data.index import Index, open_index
 from lola_ds.data.reader import FrameReader
 
+__all__ = ["ShardDataset"]
+
 RELEASED_BYTES = 1 << 24  # of a trajectory that are in memory twice, in the mapped shard, too
 
 

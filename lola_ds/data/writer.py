@@ -44,6 +44,8 @@ from lola_ds.data.shard_file import GrowingShard
 from lola_ds.data.statistics import Moments, frame_moments, nonfinite_places
 from lola_ds.fields import TRANSFORMS
 
+__all__ = ["Frames", "ShardWriter", "copy_blocks"]
+
 COPY_BYTES = 8_000_000  # frames read, hashed and written at a time, to stay in the shared cache
 
 

@@ -1,4 +1,4 @@
-"""The compiled part: what takes too long in Python, without the interpreter's lock.
+"""The compiled part: what takes too long in Python, run without the interpreter's lock.
 
 `plan_reads.c` finds the frames of a call, `frames.c` reads them, `xxh3.c` hashes them, `mapping.c`
 maps their files into memory, and `moments.c` computes statistics. `module.c` is the module
@@ -17,6 +17,19 @@ try:
     import _lola_ds
 except ImportError:
     raise ImportError("_lola_ds, the compiled part of lola_ds, is missing: `make setup`") from None
+
+__all__ = [
+    "XXH3",
+    "Outcome",
+    "Problem",
+    "Reads",
+    "map_file",
+    "plan_reads",
+    "read_frames",
+    "release_file",
+    "sum_moments",
+    "unmap_file",
+]
 
 _INTERFACE = 4  # as in module.c
 
@@ -50,12 +63,12 @@ class Outcome(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Different frames in their order, n of them, and the m rows they become.
+    """A plan of reads: n different frames in ascending order, and the m rows they are read into.
 
     Attributes:
         frames: rows of the index's tables of frames, (n,) int64.
         shards, offsets: where each lies: a shard's number and a byte offset, (n,) int64.
-        bounds, rows: frame i becomes the rows `rows[bounds[i]:bounds[i + 1]]`, at least one; (n+1,)
+        bounds, rows: frame i is read into `rows[bounds[i]:bounds[i + 1]]`, at least one row; (n+1,)
             and (m,) int64.
     """
 
@@ -69,16 +82,17 @@ class Reads(NamedTuple):
 def plan_reads(
     size: int, frames: np.ndarray, rows: np.ndarray, first: np.ndarray, segments: np.ndarray
 ) -> Reads:
-    """What has to be read, each frame once.
+    """Plans to read frame `frames[i]` into row `rows[i]`, each different frame once.
 
     Arguments:
-        size: bytes of a frame.
-        frames, rows: which frame each row becomes, (m,) int64, at least one.
-        first: each segment's first frame, (M,) int64, from 0 on.
-        segments: the index's table of segments, (M, 5) int64.
+        size: The bytes of a frame.
+        frames: The frames, with shape (m,), int64, at least one.
+        rows: The rows, with shape (m,), int64.
+        first: The first frame of each segment, from 0 on, with shape (M,), int64.
+        segments: The index's table of segments, with shape (M, 5), int64.
 
     Raises:
-        ValueError: the tables do not fit each other.
+        ValueError: The tables do not fit each other.
     """
     table = np.empty((5, len(frames) + 1), np.int64)
     count = _lola_ds.arrange(size, frames, rows, first, segments, table)
@@ -97,14 +111,14 @@ def read_frames(
     rows: np.ndarray,
     out: np.ndarray,
 ) -> Outcome:
-    """Reads n different frames, in their order, each into one row of `out` or several.
+    """Reads n different frames, each into one row of `out` or several.
 
     Arguments:
-        size: bytes of a frame.
-        files: of each shard, the descriptor, the address by `map_file`, the size, and a number that
-            is not for here, (S, 4) int64; arbitrary for shards that are not among `shards`.
+        size: The bytes of a frame.
+        files: Descriptor, address (of `map_file`), size and stamp (not used) of each shard's file,
+            with shape (S, 4), int64; arbitrary for shards that are not among `shards`.
         shards, offsets: where each lies, (n,) int64; see `Reads`.
-        digests: their xxh3_64, (n,) uint64.
+        digests: their XXH3-64, (n,) uint64.
         unverified: which are to be compared with them, (n,) bool.
         bounds, rows: which rows of `out` each becomes, (n+1,) and (m,) int64; see `Reads`.
         out: where to, C-contiguous rows of `size` bytes.
@@ -142,32 +156,32 @@ class XXH3:
 
 
 def map_file(descriptor: int, size: int) -> int:
-    """Maps a file of `size` bytes; returns its address for `read_frames`, 0 if it has none."""
+    """Maps a file of `size` bytes; returns its address, 0 if it cannot be mapped."""
     return _lola_ds.map_file(descriptor, size) if size else 0
 
 
 def unmap_file(address: int, size: int) -> None:
-    """Undoes `map_file`; nothing may be reading there."""
+    """Undoes `map_file`; no thread may be reading the file."""
     if address:
         _lola_ds.unmap_file(address, size)
 
 
 def release_file(address: int, size: int) -> None:
-    """Takes a mapped file's pages out of this process's memory; they stay in the system's."""
+    """Drops a mapped file's pages from this process's memory; they stay in the page cache."""
     if address:
         _lola_ds.release_file(address, size)
 
 
 def sum_moments(x: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Sums over x (T, C, N) float32, C-contiguous, in float64; the same bits on any processor.
+    """Computes sums over channels in float64, with the same bits on every processor.
 
     Arguments:
-        x: values.
-        near: a value near the mean of each channel, (C,) float64.
+        x: The values, with shape (T, C, N), float32, C-contiguous.
+        near: A value near the mean of each channel, with shape (C,), float64.
 
     Returns:
-        (4, C): sums of deviations from `near` and of their squares, the least and the largest value
-        (of those that are not NaN).
+        The sums of deviations from `near` and of their squares, and the smallest and largest values
+        that are not NaN, with shape (4, C).
     """
     sums = np.tile((0.0, 0.0, np.inf, -np.inf), (x.shape[1], 1))
     _lola_ds.sum_moments(x.shape[2], x, near, sums)
