@@ -1,8 +1,8 @@
-r"""Training objectives: what turns a batch into a scalar loss.
+r"""Training objectives, which map a batch to a scalar loss.
 
 Each objective is a module that holds a model and maps a `Batch` to ``(loss, scalars)``. Losses are
 computed sample by sample and averaged with the batch's weights, :math:`\ell = \frac{1}{B} \sum_i
-w_i \, \ell_i`, so that padding counts for nothing. All randomness but dropout comes from each
+w_i \, \ell_i`, so that padding does not count. All randomness but dropout comes from each
 sample's own seed.
 
 Shapes: B batch, C channels, L frames, *S spatial axes, D label features.
@@ -57,7 +57,7 @@ Scalars = dict[str, Tensor]
 
 
 class BatchLike(Protocol):
-    """What objectives read of a batch.
+    """The part of a batch that objectives read.
 
     Attributes:
         x: Standardised windows, with shape (B, C, L, *S).

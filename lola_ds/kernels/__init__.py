@@ -1,9 +1,9 @@
-"""Fused operations: Triton where it runs and wins, plain torch elsewhere.
+"""Fused operations: Triton where it runs and is faster, torch elsewhere.
 
 Each function here takes what its namesake in `reference` takes and gives the same values, with
 gradients, up to the rounding of the dtype. `dispatch` chooses; the kernels' files import Triton and
 are opened only when it is chosen. Every kernel is a torch operator (`lola_ds::…`), so compiled
-graphs, activation checkpointing and every ZeRO stage take it as they take torch's own.
+graphs, activation checkpointing and every ZeRO stage treat it as one of torch.
 
 | function | where |
 |---|---|

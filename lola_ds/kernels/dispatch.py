@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _log = logging.getLogger("lola_ds.kernels")
 _state = {"mode": "auto"}
 _twice = {"wanted": False}
-_said: set[tuple[object, ...]] = set()
+_logged: set[tuple[object, ...]] = set()
 
 
 def set_kernel_mode(mode: str) -> None:
@@ -52,7 +52,7 @@ def set_kernel_mode(mode: str) -> None:
         except ImportError as error:
             raise ValueError("kernels=triton needs the package triton; kernels=auto") from error
     _state["mode"] = mode
-    _said.clear()
+    _logged.clear()
 
 
 def get_kernel_mode() -> str:
@@ -102,7 +102,7 @@ def _decide(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -
         refusal = f"tensors lie on {device} and Triton's interpreter (TRITON_INTERPRET=1) is off"
     if refusal is not None and mode == "triton":
         raise ValueError(f"kernels=triton, but {kernel} cannot run: {refusal}; choose kernels=auto")
-    _say(kernel, device, dtype, refusal)
+    _log_choice(kernel, device, dtype, refusal)
     return refusal is None
 
 
@@ -110,11 +110,11 @@ def _decide(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -
 setattr(_decide, "_dynamo_marked_constant", True)  # noqa: B010
 
 
-def _say(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> None:
+def _log_choice(kernel: str, device: str, dtype: torch.dtype, refusal: str | None) -> None:
     choice = (kernel, device, dtype, refusal)
-    if choice in _said:
+    if choice in _logged:
         return
-    _said.add(choice)
+    _logged.add(choice)
     where = f"{str(dtype).removeprefix('torch.')} on {device}"
     taken = "triton" if refusal is None else f"torch ({refusal})"
     _log.debug("%s, %s: %s", kernel, where, taken)

@@ -6,8 +6,8 @@ four words w; each two of them two numbers by Box and Muller's method,
 .. math:: z = \sqrt{-2 \log u} \, (\cos 2 \pi v, \sin 2 \pi v) \qquad u = 2^{-32} (w + 1/2)
     \qquad v = 2^{-32} w' .
 
-What a sample draws depends on its seed alone. It is not a choice of the dispatcher's: noise is the
-same whichever kernels run. Bytes an element: 4.
+What a sample draws depends on its seed alone. The dispatcher has no choice here: noise
+is the same whichever kernels run. Bytes an element: 4.
 
 References:
     | Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011)

@@ -142,7 +142,7 @@ class Denoiser(nn.Module):
         | https://arxiv.org/abs/2206.00364
     """
 
-    backbone: Any  # a ConditionedNetwork, or what is called like one
+    backbone: Any  # a ConditionedNetwork, or a module with the same signature
 
     def __init__(self, backbone: nn.Module, schedule: Schedule) -> None:
         super().__init__()

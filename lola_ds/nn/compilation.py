@@ -41,10 +41,10 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
     compiled too.
 
     Returns:
-        The kinds of blocks it has, which ZeRO-3 must gather as a whole.
+        The types of its blocks, which ZeRO-3 must gather as a whole.
 
     Raises:
-        ValueError: The network has none, or the compiler is switched off.
+        ValueError: The network has no blocks, or the compiler is switched off.
     """
     _check_compiler()
     kinds = [kind for kind in BLOCK_METHODS if any(type(m) is kind for m in network.modules())]
@@ -67,8 +67,8 @@ def compile_blocks(network: nn.Module) -> list[type[nn.Module]]:
 def compile_network(network: nn.Module) -> None:
     """Compiles a network for inference in place.
 
-    Its blocks on a GPU, whose launches one CUDA graph can hold; on a CPU all of it as one graph, a
-    tenth quicker there.
+    On a GPU its blocks are compiled, whose launches one CUDA graph can hold; on a CPU the network
+    is one graph, which is a tenth quicker there.
 
     Raises:
         ValueError: The compiler is switched off, or a GPU's network has no blocks.

@@ -105,7 +105,7 @@ class ResidualBlock(nn.Module):
 
 
 class _DCNet(nn.Module):
-    """What the encoder and the decoder share: options and the residual blocks of levels.
+    """Base class of the encoder and the decoder: options and the residual blocks of levels.
 
     Arguments:
         in_channels: The number C_in of input channels.

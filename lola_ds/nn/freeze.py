@@ -1,4 +1,4 @@
-"""Freezing: parameters that training leaves as they are."""
+"""Freezing of parameters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-r"""Networks made ready for inference, in place: what training cannot have.
+r"""Preparation of networks for inference, in place, by changes that training does not allow.
 
 - Weights are stored in the dtype in which they are multiplied (`cast_weights`).
 - The modulation of all blocks of a transformer is computed at once (`fuse_modulations`): sixteen
-  times three products of a few rows are launches that a GPU has nothing to do in.
+  times three products of a few rows would take longer to launch than to compute on a GPU.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Stores the weights of matrix products and convolutions in blocks as they are multiplied.
+    """Casts the weights of matrix products and convolutions in blocks.
 
-    For inference under autocast of that dtype: values are those of casting at every call, which no
-    longer happens. Modulation, embeddings and projections at the ends keep their float32 weights.
+    It is for inference under autocast of that dtype: results are the same as with casts at every
+    call. Modulation, embeddings and projections at the ends keep their float32 weights.
     """
     for block in network.modules():
         if type(block) in BLOCK_METHODS:
@@ -62,7 +62,7 @@ class FusedModulation(nn.Module):
 def fuse_modulations(network: nn.Module) -> None:
     """Gives every transformer of a network whose blocks are modulated one layer for all of them.
 
-    Values change by the rounding of sums. Parameters get other names: states are loaded before.
+    Results change by the rounding of sums. Parameters are renamed, so states are loaded before.
     """
     for module in network.modules():
         if isinstance(module, ViT):

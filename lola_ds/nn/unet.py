@@ -1,7 +1,8 @@
 r"""UNet for fields with one to four axes, modulated by a vector.
 
 The fields descend levels of coarser grids and more channels, and ascend them again; at each level,
-what descended is concatenated to what ascends. A residual block with modulation :math:`a, b, c` is
+the descending fields are concatenated to the ascending ones. A residual block with modulation
+:math:`a, b, c` is
 
 .. math::
     y & = (1 + a) \, \mathrm{Norm}(x) + b \\
@@ -9,7 +10,8 @@ what descended is concatenated to what ascends. A residual block with modulation
     x' & = \frac{x + c \, y}{\sqrt{1 + c^2}}
 
 where the attention over all positions is optional. The first convolution also reads the coordinates
-of the points, in [-1, 1] along each axis, so that a network of local kernels knows where it is.
+of the points, in [-1, 1] along each axis, so that a network of local kernels can depend on the
+position.
 
 Shapes: B batch, C channels, *S axes, of which there are N (`spatial`), D modulation features. With
 four axes, convolutions are factored in space, then time.
