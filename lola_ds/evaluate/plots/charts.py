@@ -16,9 +16,6 @@ __all__ = ["Chart", "Curve", "layout_chart"]
 WIDTH, HEIGHT = 640, 300
 FRAME = LEFT, RIGHT, TOP, BOTTOM = 62, 628, 12, 256
 
-COLOURS = 8
-"""The number of curve colours of a page, its style's variables --c0 to --c7."""
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -29,7 +26,7 @@ class Curve:
         x: The abscissas.
         y: The ordinates. Points that are not finite, or not positive on a logarithmic axis, are
             left out.
-        colour: The number of the colour.
+        colour: The number of the colour; the page has eight, --c0 to --c7, which repeat.
         dashed: Whether the curve is dashed, as those of baselines are.
     """
 
@@ -41,32 +38,13 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A point of a curve: its position in pixels, and its values as text."""
-
-    left: str
-    top: str
-    text: str
-
-
-@dataclass(frozen=True)
-class ChartCurve:
-    """A curve in pixels."""
-
-    label: str
-    colour: int
-    dashed: bool
-    points: list[Point]
-
-
-@dataclass(frozen=True)
 class Chart:
-    """A chart in pixels; ticks are pairs of a label and a position."""
+    """A chart in pixels: curves with points (left, top, text), and ticks (text, position)."""
 
     title: str
     xlabel: str
     ylabel: str
-    curves: list[ChartCurve]
+    curves: list[tuple[Curve, list[tuple[str, str, str]]]]
     x_ticks: list[tuple[str, float]]
     y_ticks: list[tuple[str, float]]
     width: int = WIDTH
@@ -77,27 +55,14 @@ class Chart:
 def layout_chart(
     title: str, curves: Sequence[Curve], xlabel: str, ylabel: str, log_y: bool = False
 ) -> Chart | None:
-    """Lays out a chart; returns None if there is nothing to draw.
-
-    Arguments:
-        title: The title.
-        curves: The curves.
-        xlabel: The label of the horizontal axis.
-        ylabel: The label of the vertical axis.
-        log_y: Whether the vertical axis is logarithmic.
-    """
+    """Lays out a chart, see `report.parts.line_chart`; returns None without anything to draw."""
     drawn = [(curve, points) for curve in curves if (points := _points(curve, log_y))]
     if not drawn:
         return None
     x_axis = _Axis([x for _, points in drawn for x, _ in points], LEFT, RIGHT, False)
     y_axis = _Axis([y for _, points in drawn for _, y in points], BOTTOM, TOP, log_y)
     placed = [
-        ChartCurve(
-            curve.label,
-            curve.colour % COLOURS,
-            curve.dashed,
-            [Point(f"{x_axis(x):.1f}", f"{y_axis(y):.1f}", f"{y:.4g} at {x:g}") for x, y in points],
-        )
+        (curve, [(f"{x_axis(x):.1f}", f"{y_axis(y):.1f}", f"{y:.4g} at {x:g}") for x, y in points])
         for curve, points in drawn
     ]
     return Chart(title, xlabel, ylabel, placed, x_axis.ticks(), y_axis.ticks())
