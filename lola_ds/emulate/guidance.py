@@ -1,6 +1,6 @@
 r"""Guidance: sampling windows that agree with observations of their frames.
 
-An instrument sees states through an operator, with noise: :math:`y = A(x) + \eta`, :math:`\eta \sim
+Observations are made by an operator, with noise: :math:`y = A(x) + \eta`, :math:`\eta \sim
 \mathcal{N}(0, s^2 I)`. Guidance turns the mean :math:`\mathbb{E}[x \mid x_t]` of a denoiser into an
 approximation of :math:`\mathbb{E}[x \mid x_t, y]`,
 
@@ -79,7 +79,7 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Subsample:
-    """Sees every `every`-th cell along each axis: to (N, C, *ceil(S / every))."""
+    """Observes every `every`-th cell along each axis: to (N, C, *ceil(S / every))."""
 
     every: int = 8
 
@@ -93,7 +93,7 @@ class Subsample:
 
 @dataclass(frozen=True)
 class Downscale:
-    """Sees means over blocks of `factor` cells along each axis: to (N, C, *(S / factor)).
+    """Observes means over blocks of `factor` cells along each axis: to (N, C, *(S / factor)).
 
     Raises:
         ValueError: An axis is not a multiple of `factor`.
@@ -118,7 +118,7 @@ class Downscale:
 
 @dataclass(frozen=True)
 class Stripe:
-    """Sees the cells within `width` of the domain's boundary: to (N, C, cells)."""
+    """Observes the cells within `width` of the domain's boundary: to (N, C, cells)."""
 
     width: int = 2
 
@@ -144,8 +144,8 @@ class Guidance:
     """Options of guided sampling.
 
     Arguments:
-        operator: What the instrument sees of a state: one of `OPERATORS`, or any callable.
-        std: The standard deviation s of its noise, in the units of what it sees.
+        operator: The observation operator: one of `OPERATORS`, or any callable.
+        std: The standard deviation s of the noise, in the units of the measurements.
         method: `mmps` or `sda`.
         units: What the operator is given: `standardised` states, or `physical` ones.
         solver: The solver of `mmps`: `gmres`, or `cg`, for which the covariance should be
@@ -280,8 +280,8 @@ class Guide:
     """Guides the windows of a rollout.
 
     Arguments:
-        guidance: The method and the instrument.
-        observations: What it saw, of the same trajectory for all windows of a batch or one for
+        guidance: The method and the operator.
+        observations: The observations, of the same trajectory for all windows of a batch or one for
             each; then all of the same frames.
         decode: Maps what the model sees, states (N, C', *S'), to states (N, C, *S) in the
             guidance's units, differentiably; None for a model of such states.

@@ -79,7 +79,7 @@ def masked_silu(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
 
     Arguments:
         x: Any shape.
-        seed: One integer, on the device of `x`, so that no one waits for it.
+        seed: One integer, on the device of `x`, so that the processor does not wait for it.
         threshold: The rate of dropout in multiples of 2^-16.
 
     Returns:

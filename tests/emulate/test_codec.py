@@ -1,4 +1,4 @@
-"""States to and from what a model sees, however many at a time."""
+"""Encoding and decoding of states, in batches of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CUDA graph needs of sampling: no waiting for the device, no copies to or from it."""
+"""Sampling as a CUDA graph: it neither waits for the device nor copies to or from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Devices(TorchDispatchMode):
 
 
 class Network(nn.Module):
-    """Stands where a network does; it indexes nothing, which torch built without CUDA cannot."""
+    """A network without indexing, which torch built without CUDA cannot do on fake tensors."""
 
     def forward(self, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
         return (x * conditions["mask"]).tanh() + time.view(-1, 1, 1, 1).tanh()
@@ -51,7 +51,7 @@ def make_window(device: str) -> tuple[Denoiser, list[Tensor]]:
 
 
 def test_sampling_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensors that only say they are on a GPU, whose values nobody can ask for."""
+    """On fake tensors of a GPU, which have no values."""
     simple: Any = make_window("cpu")[0]
     plan = ABSampler(simple, order=3, steps=4, silent=True).plan()
     monkeypatch.setattr(ABSampler, "plan", lambda self: plan)
@@ -76,7 +76,7 @@ def test_without_a_gpu_the_function_is_called_as_it_is() -> None:
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_sampling_is_the_same(sampler: str, labelled: bool, device: str) -> None:
-    """At calls with equal options, and with others; on a GPU, those of `ab` are graphs."""
+    """At calls with equal and with different options; on a GPU, `ab` runs as a graph."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("CUDA graphs need a GPU")
     denoiser = make_denoiser(

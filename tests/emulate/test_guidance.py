@@ -31,7 +31,7 @@ C, L, S = 2, 2, 4
 
 
 def as_matrix(guidance: Guidance, frames: list[int]) -> Tensor:
-    """What the instrument does to a window (C, L, S), with shape (D, C L S)."""
+    """The operator on a window (C, L, S) as a matrix, with shape (D, C L S)."""
     eye = torch.eye(C * L * S, dtype=torch.float64).view(-1, C, L, S)
     return torch.stack([guidance.operator(eye[:, :, k]).flatten(1) for k in frames], 1).flatten(1).T
 

@@ -1,4 +1,4 @@
-"""Which side runs, what is said about it, and what a network gives on either."""
+"""The choice between torch and Triton, its log, and the outputs of a network with either."""
 
 from __future__ import annotations
 

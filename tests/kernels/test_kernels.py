@@ -192,7 +192,7 @@ def test_modulate(dtype: torch.dtype, B: int, T: int, H: int, shared: bool) -> N
 
 @pytest.mark.parametrize(("dtype", "T", "H"), [(F32, 7, 96), (BF16, 70, 200), (F16, 3, 2048)])
 def test_fork_modulated(dtype: torch.dtype, T: int, H: int) -> None:
-    """The three gradients that meet are added before they are rounded."""
+    """The three gradients are added before they are rounded."""
     inputs = [3 * draw(2, T, H) + 1, draw(2, 1, H), draw(2, 1, H)]
     compare(
         lambda *x: norm.modulate_branches(*x, dtype),
@@ -301,7 +301,7 @@ def operators() -> Iterator[tuple[str, tuple]]:
 
 
 def test_operators_give_new_tensors_of_the_shapes_they_say() -> None:
-    """What a custom operator of torch sees to at every call; see `kernels/operator.py`."""
+    """What a custom operator of torch checks at every call; see `kernels/operator.py`."""
     for name, arguments in operators():
         overload = getattr(torch.ops.lola_ds, name).default
         utils = ("test_schema", "test_faketensor", "test_autograd_registration")

@@ -1,4 +1,4 @@
-"""Second derivatives: where they are wanted, what has none steps aside."""
+"""Second derivatives: where they are needed, operations without them are not used."""
 
 from __future__ import annotations
 

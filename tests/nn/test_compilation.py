@@ -63,7 +63,7 @@ def test_copies_run_their_own_parameters() -> None:
 
 @pytest.mark.usefixtures("traced_only")
 def test_what_cannot_be_one_graph_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks, and blocks that the compiler leaves alone, are not passed over in silence."""
+    """Graph breaks, and blocks that the compiler skips, raise errors."""
     network = ViT(2, 2, 0, 4, 16, 1, 1, spatial=2, checkpointing="selective")
     compile_blocks(network)
     monkeypatch.setattr("lola_ds.nn.vit.modulate_branches", torch._dynamo.disable(lambda x, *_: x))

@@ -1,4 +1,4 @@
-"""Tokens divided among ranks: transformers and their gradients are what they are on one."""
+"""Tokens divided among ranks: outputs and gradients of transformers equal those on one rank."""
 
 from __future__ import annotations
 
