@@ -10,7 +10,9 @@ from typing import Any
 from lola_ds.cli.common import make_parser, parse_arguments
 from lola_ds.config import DEVICES, SPLITS, parse_overrides, setting
 
-HELP = """Encodes shards of fields into shards of latents with a trained autoencoder.
+HELP = """Encodes shards of fields into shards of latents.
+
+The autoencoder is a trained one.
 
 Writes OUT/<physics>/<split> for every physics of the autoencoder's dataset, whole or not at all;
 the same command again goes on where it stopped. repeat=N adds N-1 passes over the training split

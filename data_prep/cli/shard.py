@@ -11,7 +11,7 @@ from lola_ds.cli.common import make_parser, parse_arguments
 from lola_ds.config import SPLITS, parse_overrides, setting
 
 HELP = """
-Turn The Well's HDF5 files, or lola's latent caches, into shards with an index.
+Turns The Well's HDF5 or lola's latent caches into shards.
 
   dataset=NAME   a configuration (euler_periodic) or a folder name of the source
   source=WELL    root of the HDF5 files: WELL/<folder>/data/{train,valid,test}/*.hdf5

@@ -11,7 +11,9 @@ from lola_ds.cli.common import make_parser, parse_arguments
 from lola_ds.config import SPLITS, parse_overrides, setting
 
 HELP = """
-Field statistics of a dataset's training split, after the transform of its configuration.
+Computes the field statistics of a dataset's training split.
+
+The fields are transformed as in the configuration first.
 
 Mean, standard deviation, extremes and quantiles of every channel, in one pass over The Well's HDF5,
 in parallel over files. Prints a table, and writes a dataset configuration with the statistics in

@@ -10,7 +10,7 @@ from lola_ds.cli.common import make_parser, parse_arguments
 from lola_ds.config import parse_overrides, setting
 
 HELP = """\
-Solve small flows from random initial states and write The Well's HDF5.
+Solves small flows from random states, writes The Well's HDF5.
 
 Files go to OUT/<dataset>/data/{train,valid,test}, one per combination of parameters, as The Well's
 own do. The same command again keeps the files that are complete and makes the others. The default

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lola_ds.cli.common import fail, make_parser, parse_arguments
 
-HELP = """Shows the end of a run's log: of its first rank, of another one, or of its last job.
+HELP = """Shows the end of a run's log: of a rank or of its last job.
 
 examples:
   lola-ds logs runs/ae                  the first rank: progress, losses, errors

@@ -8,7 +8,7 @@ from pathlib import Path
 from lola_ds.cli.common import make_parser, parse_arguments
 from lola_ds.log import logger
 
-HELP = """Lists the runs below folders: state, progress, samples per second, time left, last error.
+HELP = """Lists the runs below folders: state, progress, speed, last error.
 
 Reads the run folders and, where there is a Slurm, its queue.
 

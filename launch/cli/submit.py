@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lola_ds.cli.common import make_parser, parse_arguments
 
-HELP = """Submits a training, a sweep or a pipeline to Slurm, or runs it here.
+HELP = """Submits a training, sweep or pipeline to Slurm, or runs it here.
 
 Takes the overrides of `lola-ds train`, and those of cluster, compute and pipeline. A job saves and
 stops before its time limit and is requeued until the training is complete; after the loss of a

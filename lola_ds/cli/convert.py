@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lola_ds.cli.common import fail, make_parser, parse_arguments
 
-HELP = """Converts a checkpoint to plain weights: OUT/model.safetensors and OUT/config.yaml.
+HELP = """Converts a checkpoint to plain weights.
+
+Writes OUT/model.safetensors and OUT/config.yaml.
 
 The folder is all that `load_model`, `load_emulator`, `lola-ds encode` and `lola-ds eval` need;
 emulators of latents carry their autoencoder along in OUT/autoencoder.

@@ -13,7 +13,7 @@ from lola_ds.cli.common import make_parser, parse_arguments, run_command
 from lola_ds.config import DEVICES, parse_overrides, setting
 
 HELP = """\
-Evaluates a trained model on a split: tables, figures, an animation, a short table here.
+Evaluates a trained model on a split: tables, figures, animation.
 
 An emulator (task surrogate or diffusion) is rolled out from known frames of each trajectory and
 compared with the truth, with persistence (the last known state, repeated), with the climatology

@@ -10,7 +10,7 @@ from lola_ds.cli.common import make_parser, parse_arguments, split_paths
 from lola_ds.config import parse_overrides, setting
 
 HELP = """
-Show what a split of shards holds: a table, and a picture of one trajectory.
+Shows what a split of shards holds: a table and a picture.
 
   lola-ds inspect SHARDS/<dataset>/<split> [trajectory=0] [out=picture.png]
 

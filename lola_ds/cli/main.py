@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 
@@ -10,6 +11,12 @@ from lola_ds.cli.common import exit_at_once, fail, run_command
 
 GROUP = "lola_ds.commands"
 """The entry-point group of the commands: each names a module with `HELP` and `main(argv)`."""
+
+ORDER = (
+    *("synthesize", "stats", "shard", "verify", "inspect", "plan", "train", "encode", "convert"),
+    *("eval", "report", "submit", "runs", "logs"),
+)
+"""The commands of this package in the order of their use; metadata hold them by the alphabet."""
 
 _USAGE = """usage: lola-ds COMMAND [--flags] key=value ...
 
@@ -19,17 +26,27 @@ commands:
 {commands}
 
 examples:
-  lola-ds synthesize dataset=euler_periodic out=WELL resolution=64 trajectories=32
+  lola-ds synthesize dataset=euler_periodic out=WELL resolution=64
   lola-ds shard dataset=euler_periodic source=WELL out=SHARDS
   lola-ds train task=autoencoder dataset=euler_periodic data=SHARDS run=runs/ae
-  deepspeed --num_gpus 8 --module lola_ds.cli.train task=autoencoder data=SHARDS run=runs/ae
+  deepspeed --num_gpus 8 --module lola_ds.cli.train task=autoencoder \\
+      data=SHARDS run=runs/ae
 
-`lola-ds COMMAND --help` explains one command. LOLA_DEBUG=1 shows tracebacks of user errors."""
+`lola-ds COMMAND --help` explains one command.
+LOLA_DEBUG=1 shows tracebacks of user errors."""
 
 
 def find_commands() -> dict[str, EntryPoint]:
-    """The installed commands by name, those of this package first."""
-    return {command.name: command for command in entry_points(group=GROUP)}
+    """The installed commands by name: those of this package in `ORDER`, then those of others."""
+    found: dict[str, EntryPoint] = {}
+    for command in sorted(entry_points(group=GROUP), key=lambda c: (_is_foreign(c), c.name)):
+        found.setdefault(command.name, command)
+    names = [name for name in ORDER if name in found]
+    return {name: found[name] for name in (*names, *found)}
+
+
+def _is_foreign(command: EntryPoint) -> bool:
+    return command.dist is None or command.dist.name != "lola_ds"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _summary(command: EntryPoint) -> str:
     """A line of the usage: the command's name and the first line of its help."""
-    return f"  {command.name:<11} {command.load().HELP.strip().splitlines()[0]}"
+    try:
+        text = command.load().HELP.strip().splitlines()[0]
+    except Exception as error:  # such as a missing library: the other commands still work
+        text = f"broken: {type(error).__name__} in {command.value}"
+    return f"  {command.name:<11} {textwrap.shorten(text, 66, placeholder=' …')}"
 
 
 if __name__ == "__main__":

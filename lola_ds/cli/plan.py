@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lola_ds.cli.common import make_parser, parse_arguments
+from lola_ds.config import TASKS, compose, parse_overrides, setting
 
-HELP = """Estimates the memory and time of a training and recommends a setting.
+HELP = """Estimates a training's memory and time, recommends a setting.
 
 Needs no GPU and no data: the network is traced on tensors without storage. The overrides are those
 of `lola-ds train`; run= and data= may be left out. Memory is what torch's allocator, CUDA and NCCL
 take. Time is a roofline of the uncompiled kernels, so a compiled training is faster.
 
+keys, beside those of `lola-ds train`:
+  nodes=1            nodes of the recommendation
+  gpus=8             GPUs in each node (default: those of a usual node of the GPU)
+
 flags:
   --grid 512x512     points of the physical grid (default: those of the shards in data=)
   --gpu NAME         a100-40, a100-80, h100 (default), h200, l40s, rtx4090
   --network NAME     ndr400 (default), hdr200, edr100, ethernet100, ethernet25
-  --gpus N           GPUs of the recommendation (default: 8)
   --json             everything as one JSON object
 
 examples:
   lola-ds plan task=autoencoder dataset=euler_open --grid 512x512
-  lola-ds plan task=diffusion dataset=euler_open ae_run=runs/ae --grid 512x512 --gpus 16
+  lola-ds plan task=diffusion dataset=euler_open ae_run=runs/ae --grid 512x512 nodes=2 gpus=8
   lola-ds plan task=surrogate data=SHARDS train.batch_size=256 --gpu a100-40 --network hdr200
   lola-ds plan task=surrogate surrogate=vit_pixel sequence_parallel=4 --grid 512x512"""
+
+
+@dataclass
+class Options:
+    """The keys of the command beside those of a training."""
+
+    nodes: int = setting(1, least=1)
+    gpus: int | None = setting(None, least=1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,27 +48,28 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--grid", help="points of the physical grid, such as 512x512")
     parser.add_argument("--gpu", choices=list(GPUS), default="h100")
     parser.add_argument("--network", choices=list(NETWORKS), default="ndr400")
-    parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--json", action="store_true")
-    args, overrides = parse_arguments(parser, argv)
+    args, words = parse_arguments(parser, argv)
+    own = [word for word in words if word.partition("=")[0] in ("nodes", "gpus")]
+    options = parse_overrides(Options, own)
 
-    from lola_ds.config import TASKS, compose
     from lola_ds.estimate.report import make_report, report_text
     from lola_ds.estimate.search import make_search
     from lola_ds.estimate.trace import describe_frames
 
-    config = compose(["run=unused", "data=unused", *overrides])
-    sequence, per_node = config["sequence_parallel"], GPUS[args.gpu].per_node
-    if sequence > per_node or args.gpus % sequence:
+    config = compose(["run=unused", "data=unused", *(word for word in words if word not in own)])
+    sequence, gpu = config["sequence_parallel"], GPUS[args.gpu]
+    gpu = replace(gpu, per_node=options.gpus or gpu.per_node)
+    if gpu.per_node % sequence:
         raise ValueError(
-            f"sequence_parallel={sequence} GPUs of a node of {per_node} share a sample, out of "
-            f"--gpus {args.gpus}; choose a divisor of both"
+            f"sequence_parallel={sequence} does not divide gpus={gpu.per_node}; the GPUs that "
+            "share a sample are in one node"
         )
     shape, labels = describe_frames(config, _parse_grid(args.grid))
     group = TASKS[config["task"]]
-    search = make_search(config, shape, labels, GPUS[args.gpu], NETWORKS[args.network])
+    search = make_search(config, shape, labels, gpu, NETWORKS[args.network])
     steps = config["train"]["epochs"] * (config["train"]["epoch_size"] // search.batch_size)
-    report = make_report(search, steps, args.gpus, group)
+    report = make_report(search, steps, options.nodes * gpu.per_node, group)
     if args.json:
         print(json.dumps(report, indent=2))
     else:

@@ -13,7 +13,9 @@ from lola_ds.log import logger
 if TYPE_CHECKING:
     from lola_ds.distributed import Ranks
 
-HELP = """Trains an autoencoder, a surrogate or a diffusion model. The same command again resumes.
+HELP = """Trains an autoencoder, a surrogate or a diffusion model.
+
+The same command again resumes.
 
 SIGTERM, SIGUSR1 or SIGUSR2 to any rank: all finish their step, save and exit with status 75.
 
@@ -94,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         if told is error or os.environ.get("LOLA_DEBUG"):
             raise
         if isinstance(told, LostRankError):
-            fail(str(told), status=1)  # nobody's mistake: worth another attempt
+            fail(str(told), status=1)  # retryable
         raise told from error
     finally:
         leave_process_group()

@@ -8,7 +8,7 @@ from pathlib import Path
 from lola_ds.cli.common import make_parser, parse_arguments
 
 HELP = """
-Check shards: index against tar, every checksum, shapes, NaN; repair a lost index.
+Checks shards: index, checksums, shapes, NaN; repairs an index.
 
   lola-ds verify SHARDS/<dataset>/<split> [more folders]
 

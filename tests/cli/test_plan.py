@@ -50,11 +50,19 @@ def test_sharing_tokens_divides_activations_and_work(capsys: pytest.CaptureFixtu
 
 
 def test_report_for_people_ends_with_the_words_to_add(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["task=surrogate", *SMALL, "--grid", "64x64", "--gpus", "4"])
+    main(["task=surrogate", *SMALL, "--grid", "64x64", "gpus=4"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("network       surrogate, frames of 5×64×64")
     assert lines[-1].startswith("for 4 GPUs: deepspeed=zero")
     assert lines[-1].endswith("surrogate.checkpointing=none")
+
+
+def test_nodes_are_joined_by_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    (one,) = (row for row in plan(capsys, "--grid", "64x64")["scaling"] if row["world_size"] == 8)
+    report = plan(capsys, "--grid", "64x64", "nodes=2", "gpus=4", "--network", "ethernet25")
+    (two,) = (row for row in report["scaling"] if row["world_size"] == 8)
+    assert report["gpus"] == 8
+    assert two["seconds"] > one["seconds"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,8 @@ def test_report_for_people_ends_with_the_words_to_add(capsys: pytest.CaptureFixt
     [
         ([], "add --grid 512x512"),
         (["--grid", "64"], "axes x×y of dataset=euler_periodic"),
-        (["--grid", "64x64", "sequence_parallel=3"], "out of --gpus 8; choose a divisor of both"),
+        (["--grid", "64x64", "sequence_parallel=3"], "sequence_parallel=3 does not divide gpus=8"),
+        (["gpus=0"], "gpus=0 must be at least 1"),
         (["--grid", "64xwide"], "--grid 64xwide: expected points along each axis"),
     ],
 )
