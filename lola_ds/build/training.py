@@ -51,10 +51,7 @@ from lola_ds.train.stop import StopRequest
 from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
 from lola_ds.train.watchdog import Watchdog
-from lola_ds.train.zero import make_engine
-from lola_ds.train.zero.loss_scale import LossScale
-from lola_ds.train.zero.nvme_offload import Drive, drive_bytes, open_drive
-from lola_ds.train.zero.partitions import local_partitions, resident_partitions, torch_optimizer
+from lola_ds.train.zero import Drive, Engine, LossScale, drive_bytes, open_drive
 
 __all__ = ["build_training", "make_loader", "make_plan"]
 
@@ -110,16 +107,15 @@ def build_training(
     )
     if drive is not None:
         _check_room(drive, trained, config, ds_config, ranks)
-    whole = compile_blocks(objective) if config["compile"] else ()
-    engine = make_engine(objective, optimizer, ds_config, whole, drive)
-    partitions = local_partitions(engine, ranks.rank, ranks.world_size)
+    gathered = compile_blocks(objective) if config["compile"] else ()
+    engine = Engine(objective, optimizer, ds_config, gathered, drive)
+    partitions = engine.local_partitions()
     ema = Ema(partitions, make_profiles(config["ema"]), drive)
     readers = _readers(config, ranks)
     loader = make_loader(config, windows, readers)
     if reader is not None:
-        resident = resident_partitions(engine, ranks.rank, ranks.world_size)
         updates = state.get("updates", step)
-        restore_optimizer(torch_optimizer(engine), resident, reader, updates, drive)
+        restore_optimizer(engine.optimizer, engine.resident_partitions(), reader, updates, drive)
         restore_ema(ema, reader)
         loader.load_state_dict(state["loader"])
     return Trainer(

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lola_ds.data import Batch
-from lola_ds.train.zero.partitions import torch_optimizer
 
 _HISTORY = 64
 _ENOUGH = 16
@@ -70,41 +68,6 @@ class AnomalyDetector:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to decide alike."""
         return {"skipped": self.skipped, "norms": list(self._norms)}
-
-
-@contextmanager
-def update_left_out(engine: Any) -> Iterator[None]:
-    """Within, `engine.step()` clears gradients and counts, but its optimizer changes nothing."""
-    attributes = vars(torch_optimizer(engine))
-    attributes["step"] = lambda *_, **__: None  # hides the class's method
-    try:
-        yield
-    finally:
-        del attributes["step"]
-
-
-def squared_norm(engine: Any, world_size: int) -> Tensor:
-    """This rank's part of the averaged gradient's squared norm, float64; all parts add up to it.
-
-    To be called between the last `engine.backward` of a step and `engine.step`.
-    """
-    parts = 1
-    if engine.zero_optimization_stage() == 0:  # the same gradients on every rank
-        norms = _norms(p.grad for p in engine.module.parameters())
-        parts = world_size
-    elif engine.zero_use_cpu_optimizer():  # taken before the gradients left the device
-        norms = list(engine.optimizer.norm_for_param_grads.values())
-    else:
-        groups = engine.optimizer.averaged_gradients.values()
-        norms = _norms(gradient for group in groups for gradient in group or ())
-    if not norms:
-        return torch.zeros((), dtype=torch.float64, device=engine.device)
-    return torch.stack(norms).double().square().sum() / parts
-
-
-def _norms(gradients: Iterable[Tensor | None]) -> list[Tensor]:
-    some = [gradient for gradient in gradients if gradient is not None]
-    return list(torch._foreach_norm(some)) if some else []
 
 
 class AnomalyLocator:

@@ -20,7 +20,7 @@ from lola_ds.data import Batch
 from lola_ds.distributed import Ranks, first_difference, gather_objects, sum_over_ranks
 from lola_ds.hashing import hash64
 from lola_ds.log import logger
-from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator, squared_norm, update_left_out
+from lola_ds.train.anomaly import AnomalyDetector, AnomalyLocator
 from lola_ds.train.checkpoint.store import CheckpointStore
 from lola_ds.train.ema import Ema
 from lola_ds.train.numerics import seed_device
@@ -29,8 +29,7 @@ from lola_ds.train.stop import StopRequest
 from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
 from lola_ds.train.watchdog import Watchdog
-from lola_ds.train.zero.loss_scale import LossScale
-from lola_ds.train.zero.partitions import Partition, evaluated, torch_optimizer
+from lola_ds.train.zero import Engine, LossScale, Partition
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Trainer:
     """Takes an objective from its first (or last saved) step to its last.
 
     Arguments:
-        engine: DeepSpeed engine around the objective.
+        engine: the objective under DeepSpeed.
         ranks: this process among its peers.
         partitions: this rank's parts of the parameters.
         ema: their moving average.
@@ -85,7 +84,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        engine: Any,
+        engine: Engine,
         ranks: Ranks,
         partitions: Sequence[Partition],
         ema: Ema,
@@ -174,8 +173,7 @@ class Trainer:
             TrainingStoppedError: too many steps in a row had to be skipped.
         """
         rate = self.learning_rate(self.step)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+        self.engine.set_learning_rate(rate)
         watch, totals = self.watch, {}
         watch.locator.forget()
         for micro in range(self.plan.accumulation):
@@ -187,13 +185,14 @@ class Trainer:
             batch = self.prepare(batch)
             loss, scalars = self.engine(batch)
             watch.locator.see(batch, loss)
-            self.engine.backward(self.scale.multiply(self.engine, loss))
+            self.engine.backward(loss, self.scale.factor)
             _add(totals, {"loss": loss.detach(), **scalars})
             if micro < self.plan.accumulation - 1:
                 self.engine.step()
         values, norm = self._average(totals)
         self.store.wait_until_read()
-        self.scale.divide(self.engine)
+        if self.scale.factor is not None:
+            self.engine.unscale(self.scale.factor)
         numbers = {"train/learning_rate": rate, **self.scale.numbers()}
         if self.scale.overflowed(values["loss"], norm):
             self._leave_out()
@@ -215,17 +214,16 @@ class Trainer:
 
     def _leave_out(self) -> None:
         """Takes a step that changes no weights."""
-        with update_left_out(self.engine):
-            self.engine.step()
+        self.engine.skip_step()
         self.step += 1
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The losses over the validation batches, which have fixed noise and masks."""
-        self.engine.eval()
+        self.engine.train(False)
         totals: dict[str, Tensor] = {}
         weight = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        with evaluated(self.engine):
+        with self.engine.evaluated():
             for batch in self.valid:
                 self.watch.watchdog.wind()
                 batch = self.prepare(batch.to(self.ranks.device))
@@ -263,7 +261,7 @@ class Trainer:
             self.step,
             self.engine.module,
             self.partitions,
-            torch_optimizer(self.engine),
+            self.engine.optimizer,
             self.ema,
             state,
         )
@@ -276,7 +274,7 @@ class Trainer:
 
     def _average(self, totals: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
         """Means over micro-batches and ranks, and the gradient norm; agrees on what comes next."""
-        square = squared_norm(self.engine, self.ranks.world_size)
+        square = self.engine.squared_norm()
         flags = square.new_tensor([bool(self.stop), self.store.busy])
         (squares, stops, busy), sums = _sum_over_ranks(totals, square, *flags)
         self.stopping, self.writing = stops > 0, busy > 0

@@ -24,8 +24,7 @@ from lola_ds.estimate.pass_cost import Trace
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import Exponential
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero import join_process_group, make_engine
-from lola_ds.train.zero.partitions import local_partitions
+from lola_ds.train.zero import Engine, join_process_group
 
 BUCKET = 1_000_000  # no parameter is larger, as in real trainings
 SAMPLES = 3
@@ -67,9 +66,8 @@ def measure(task: str, stage: str, ranks: Ranks) -> int:
         optimizer = make_optimizer(
             objective.parameters(), config["optim"], on_cpu=uses_cpu_adam(ds_config)
         )
-        engine = make_engine(objective, optimizer, ds_config)
-        partitions = local_partitions(engine, ranks.rank, ranks.world_size)
-        ema = Ema(partitions, [Exponential(0.9)])
+        engine = Engine(objective, optimizer, ds_config)
+        ema = Ema(engine.local_partitions(), [Exponential(0.9)])
         for step in range(3):
             loss, _ = engine(make_batch(task, SAMPLES))
             engine.backward(loss)

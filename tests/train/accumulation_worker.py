@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from lola_ds.cli.common import exit_at_once
 from lola_ds.config import compose, fill_deepspeed, uses_cpu_adam
 from lola_ds.distributed import leave_process_group
-from lola_ds.train.anomaly import squared_norm
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero import join_process_group, make_engine
+from lola_ds.train.zero import Engine, join_process_group
 
 MICRO, STEPS = 4, 64
 
@@ -49,12 +48,12 @@ def main() -> None:
         optimizer = make_optimizer(
             module.parameters(), config["optim"], on_cpu=uses_cpu_adam(ds_config)
         )
-        engine = make_engine(module, optimizer, ds_config)
+        engine = Engine(module, optimizer, ds_config)
         for step, x in enumerate(data):
             engine.backward(engine(x))
             if step < STEPS - 1:
                 engine.step()
-        norm = squared_norm(engine, ranks.world_size).sqrt()
+        norm = engine.squared_norm().sqrt()
         print(name, abs(norm / expected - 1).item(), flush=True)
         engine.step()
     leave_process_group()

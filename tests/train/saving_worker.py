@@ -25,13 +25,7 @@ from lola_ds.train.checkpoint.training_state import load_weights, restore_ema, r
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero import join_process_group, make_engine
-from lola_ds.train.zero.partitions import (
-    Partition,
-    local_partitions,
-    resident_partitions,
-    torch_optimizer,
-)
+from lola_ds.train.zero import Engine, Partition, join_process_group
 
 WORDS = ["task=autoencoder", "run=r", "data=d", "precision=fp32"]
 WORDS += [f"train.batch_size={BATCH}", f"train.epoch_size={BATCH}"]
@@ -74,12 +68,11 @@ def main(words: Sequence[str]) -> None:
     if reader is not None:
         load_weights(objective, reader)
     optimizer = make_optimizer(objective.parameters(), config["optim"])
-    engine = make_engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
-    partitions = local_partitions(engine, ranks.rank, ranks.world_size)
-    ema, optimizer = Ema(partitions, [Exponential(0.9), PowerLaw(0.1)]), torch_optimizer(engine)
+    engine = Engine(objective, optimizer, fill_deepspeed(config, ranks.world_size))
+    partitions = engine.local_partitions()
+    ema, optimizer = Ema(partitions, [Exponential(0.9), PowerLaw(0.1)]), engine.optimizer
     if reader is not None:
-        resident = resident_partitions(engine, ranks.rank, ranks.world_size)
-        restore_optimizer(optimizer, resident, reader, reader.state["step"])
+        restore_optimizer(optimizer, engine.resident_partitions(), reader, reader.state["step"])
         restore_ema(ema, reader)
         step = check(reader, parts(partitions, optimizer, ema))
     else:

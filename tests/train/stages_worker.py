@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
@@ -28,14 +27,7 @@ from lola_ds.train.checkpoint.training_state import load_weights, restore_ema, r
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero import join_process_group, make_engine
-from lola_ds.train.zero.nvme_offload import open_drive
-from lola_ds.train.zero.partitions import (
-    evaluated,
-    local_partitions,
-    resident_partitions,
-    torch_optimizer,
-)
+from lola_ds.train.zero import Engine, join_process_group, open_drive
 
 BATCH = 12
 PROFILES = [Exponential(0.9), PowerLaw(0.1)]
@@ -87,21 +79,20 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         world_size=ranks.world_size,
         on_cpu=uses_cpu_adam(ds_config),
     )
-    engine = make_engine(objective, optimizer, ds_config, drive=drive)
-    partitions = local_partitions(engine, ranks.rank, ranks.world_size)
+    engine = Engine(objective, optimizer, ds_config, drive=drive)
+    partitions = engine.local_partitions()
     ema = Ema(partitions, PROFILES, drive)
     start = 0
     if reader:
         start = reader.state["step"]
-        resident = resident_partitions(engine, ranks.rank, ranks.world_size)
-        restore_optimizer(torch_optimizer(engine), resident, reader, start, drive)
+        restore_optimizer(engine.optimizer, engine.resident_partitions(), reader, start, drive)
         restore_ema(ema, reader)
     if ranks.rank == 0:
         save_config(config, folder / "config.yaml")
     losses, whole = [], whole_weights(engine)
     averages = [{name: weight.clone() for name, weight in whole.items()} for _ in PROFILES]
     for step in range(start, steps):
-        engine.optimizer.param_groups[0]["lr"] = 1e-2
+        engine.set_learning_rate(1e-2)
         loss, _ = engine(batch(step, ranks.rank, ranks.world_size))
         engine.backward(loss)
         store.wait_until_read()
@@ -117,19 +108,19 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
                 step + 1,
                 engine.module,
                 partitions,
-                torch_optimizer(engine),
+                engine.optimizer,
                 ema,
                 {"step": step + 1},
             )
     store.wait()
-    with evaluated(engine), torch.no_grad():
+    with engine.evaluated(), torch.no_grad():
         loss, _ = engine(batch(0, ranks.rank, ranks.world_size))
     results = {
         "losses": losses,
         "evaluated": average(loss, ranks),
         "apart": first_difference(engine.module),
     }
-    if engine.zero_optimization_stage() < 3:  # one rank's weights move by one bit
+    if engine.stage < 3:  # one rank's weights move by one bit
         bias = engine.module.model[2].bias.data
         if ranks.rank == ranks.world_size - 1:
             bias[0] = bias[0].nextafter(bias[0] + 1)
@@ -143,10 +134,10 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
             (folder / f"{name}.json").write_text(json.dumps(value))
 
 
-def whole_weights(engine: Any) -> dict[str, Tensor]:
+def whole_weights(engine: Engine) -> dict[str, Tensor]:
     """The float32 master weights, gathered by DeepSpeed. Collective."""
     named = list(engine.module.named_parameters())
-    if engine.zero_optimization_stage() == 0:
+    if engine.stage == 0:
         return {name: p.detach().clone() for name, p in named}
     return {name: safe_get_full_fp32_param(p).clone() for name, p in named}
 

@@ -1,10 +1,14 @@
-"""Loss scaling: gradients of float16 operations kept within the range of float16.
+"""Loss scaling, which keeps the gradients of float16 operations within the range of float16.
 
-float16 holds magnitudes from 6e-8 to 65504; gradients are often smaller. So the loss is multiplied
-by a scale s before the backward pass, and its gradients, float32 as the parameters are, are divided
-by s before they are clipped or used. s is a power of two, so neither changes a digit. It is halved
-by an overflow, whose step is left out, and doubled after 2000 steps without one (Micikevicius et
-al., 2018, https://arxiv.org/abs/1710.03740; the numbers are those of torch's GradScaler).
+float16 holds magnitudes from 6e-8 to 65504, and gradients are often smaller. The loss is therefore
+multiplied by a scale before the backward pass, and its float32 gradients are divided by the scale
+before they are clipped or used. The scale is a power of two, so neither rounds. An overflow halves
+it, and its step is skipped; 2000 steps in a row without one double it. The numbers are those of
+torch's GradScaler.
+
+References:
+    | Mixed Precision Training (Micikevicius et al., 2018)
+    | https://arxiv.org/abs/1710.03740
 """
 
 from __future__ import annotations
@@ -12,18 +16,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
+__all__ = ["LossScale"]
 
 _START, _PATIENCE = 2.0**16, 2000
 
 
 class LossScale:
-    """The scale of the loss; 1 for ever unless enabled.
+    """The scale of the loss; constantly 1 unless it is enabled.
 
     Arguments:
-        enabled: whether the network runs in float16.
-        state: the `state_dict` of an earlier scale.
+        enabled: Whether the network runs in float16.
+        state: The `state_dict` to resume from.
     """
 
     def __init__(self, enabled: bool, state: dict[str, Any] | None = None) -> None:
@@ -33,29 +36,19 @@ class LossScale:
         self.overflows = int(state.get("overflows", 0))
         self._calm = int(state.get("calm", 0))
 
-    def multiply(self, engine: Any, loss: Tensor) -> Tensor:
-        """The loss to call `engine.backward` with; ZeRO scales, and divides again, by itself."""
-        if not self.enabled:
-            return loss
-        if engine.zero_optimization_stage():
-            engine.optimizer.override_loss_scale(self.value)
-            return loss
-        return loss * self.value
-
-    def divide(self, engine: Any) -> None:
-        """Divides stage 0's gradients by the scale; to be called before `engine.step`."""
-        if self.enabled and engine.zero_optimization_stage() == 0:
-            gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, 1 / self.value)
+    @property
+    def factor(self) -> float | None:
+        """The factor of the loss (`Engine.backward`); None if the loss is not scaled."""
+        return self.value if self.enabled else None
 
     def overflowed(self, loss: float, norm: float) -> bool:
-        """Whether a step must be left out because its scale was too large; sets the next scale.
+        """Whether a step must be skipped because its scale was too large; sets the next scale.
 
-        A loss that is not finite, or a gradient at scale 1, is no overflow: it is the detector's.
+        A loss that is not finite, or such a gradient at scale 1, is an anomaly and no overflow.
 
         Arguments:
-            loss: of the step, not scaled.
-            norm: of its gradients.
+            loss: The loss of the step, not scaled.
+            norm: The norm of its gradients.
         """
         if not self.enabled or not math.isfinite(loss):
             return False
@@ -72,11 +65,11 @@ class LossScale:
         return True
 
     def numbers(self) -> dict[str, float]:
-        """What to record of it at every step."""
+        """Returns what to record at every step."""
         if not self.enabled:
             return {}
         return {"train/loss_scale": self.value, "train/overflows": self.overflows}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to scale alike."""
+        """Returns the state that a resumed run continues from."""
         return {"value": self.value, "overflows": self.overflows, "calm": self._calm}

@@ -11,14 +11,14 @@ world size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lola_ds.train.optim.owner_sharded import WholeTensorOptimizer
+
+__all__ = ["Partition", "find_partitions"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Partition:
     """This rank's part of one parameter.
 
     Attributes:
-        name: the parameter's name in the objective.
-        shape: the whole parameter's shape.
-        start: the first owned element, counted in the flattened parameter.
-        numel: the number of owned elements.
-        flat: the tensor that the optimizer steps; the key of its state.
-        offset: where the partition begins in `flat`, flattened.
+        name: The parameter's name in the objective.
+        shape: The whole parameter's shape.
+        start: The first owned element, counted in the flattened parameter.
+        numel: The number of owned elements.
+        flat: The tensor that the optimizer steps; the key of its state.
+        offset: Where the partition begins in `flat`, flattened.
     """
 
     name: str
@@ -51,56 +51,36 @@ class Partition:
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
-@contextmanager
-def evaluated(engine: Any) -> Iterator[None]:
-    """Within, the module holds the weights to evaluate, if they are not those trained at."""
-    if isinstance(engine.optimizer, WholeTensorOptimizer):
-        with engine.optimizer.evaluated():
-            yield
-    else:
-        yield
+def find_partitions(engine: Any, rank: int, world_size: int) -> list[Partition]:
+    """Returns the partitions of the trainable parameters that belong to a rank, in module order.
 
-
-def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside a DeepSpeed engine, whatever the stage."""
-    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
-
-
-def local_partitions(engine: Any, rank: int, world_size: int) -> list[Partition]:
-    """The partitions of the trainable parameters that `rank` owns, in the order of the module.
-
-    At stage 0 every rank holds everything; each then answers for an equal share of every parameter,
-    or for the parameters whose optimizer state it alone holds.
+    Arguments:
+        engine: DeepSpeed's engine.
+        rank: The rank; at stages 1 to 3 and for owner-sharded optimizers, this process's own.
+        world_size: The number of ranks that share replicated parameters.
     """
-    if isinstance(engine.optimizer, WholeTensorOptimizer):
-        find = _owned
-    else:
-        stage = engine.zero_optimization_stage()
-        find = {0: _replicated, 1: _grouped, 2: _grouped, 3: _sliced}[stage]
     named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
-    return list(find(engine, named, rank, world_size))
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if isinstance(optimizer, WholeTensorOptimizer):
+        found = _owned(optimizer, named)
+    elif stage == 0:
+        found = _replicated(named, rank, world_size)
+    elif stage == 3:
+        found = _sliced(optimizer, named, rank)
+    else:
+        found = _grouped(optimizer, named)
+    return list(found)
 
 
-def resident_partitions(engine: Any, rank: int, world_size: int) -> list[Partition]:
-    """The partitions whose optimizer state lies on `rank`: its own, or all that are replicated."""
-    whole = isinstance(engine.optimizer, WholeTensorOptimizer)
-    if engine.zero_optimization_stage() == 0 and not whole:
-        return local_partitions(engine, 0, 1)
-    return local_partitions(engine, rank, world_size)
-
-
-def _owned(
-    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
-) -> Iterator[Partition]:
-    leaves = {id(owned.parameter): owned.leaf for owned in engine.optimizer.owned}
+def _owned(optimizer: WholeTensorOptimizer, named: list[tuple[str, Any]]) -> Iterator[Partition]:
+    leaves = {id(owned.parameter): owned.leaf for owned in optimizer.owned}
     for name, parameter in named:
         if (leaf := leaves.get(id(parameter))) is not None:
             yield Partition(name, tuple(parameter.shape), 0, leaf.numel(), leaf, 0)
 
 
-def _replicated(
-    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
-) -> Iterator[Partition]:
+def _replicated(named: list[tuple[str, Any]], rank: int, world_size: int) -> Iterator[Partition]:
+    """Divides every parameter evenly among the ranks."""
     for name, parameter in named:
         size = parameter.numel()
         share = -(-size // world_size)
@@ -110,22 +90,20 @@ def _replicated(
             yield Partition(name, tuple(parameter.shape), start, numel, parameter, start)
 
 
-def _grouped(
-    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
-) -> Iterator[Partition]:
-    groups = engine.optimizer.single_partition_of_fp32_groups
+def _grouped(zero: Any, named: list[tuple[str, Any]]) -> Iterator[Partition]:
+    """The slices of flattened groups of stages 1 and 2."""
+    groups = zero.single_partition_of_fp32_groups
     for name, parameter in named:
-        mapping = parameter._hp_mapping  # None: all of this parameter lies on other ranks
-        if mapping is not None:
-            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-            flat = groups[mapping.param_group_index]
-            yield Partition(name, tuple(parameter.shape), here.start, here.numel, flat, there.start)
+        hp_mapping = parameter._hp_mapping  # None if all of the parameter lies on other ranks
+        if hp_mapping is not None:
+            local, master = hp_mapping.lp_fragment_address, hp_mapping.hp_fragment_address
+            flat = groups[hp_mapping.param_group_index]
+            shape = tuple(parameter.shape)
+            yield Partition(name, shape, local.start, local.numel, flat, master.start)
 
 
-def _sliced(
-    engine: Any, named: list[tuple[str, Any]], rank: int, world_size: int
-) -> Iterator[Partition]:
-    zero = engine.optimizer
+def _sliced(zero: Any, named: list[tuple[str, Any]], rank: int) -> Iterator[Partition]:
+    """The slices of each parameter of stage 3."""
     for name, parameter in named:
         group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
         share = parameter.ds_tensor.ds_numel  # equal on all ranks, padded on the last ones
