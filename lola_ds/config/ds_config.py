@@ -31,11 +31,14 @@ def split_batch(config: dict[str, Any], world_size: int) -> int:
 
 
 def read_deepspeed(name: str) -> dict[str, Any]:
-    """Reads a DeepSpeed JSON: a path, or the name of a file in `ds_configs/`.
+    """Reads a DeepSpeed JSON and writes out every key that it leaves out.
+
+    Arguments:
+        name: A path, or the name of a file in `ds_configs/`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not JSON.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or a key or value is wrong.
     """
     path = Path(name)
     if not path.is_absolute() and not path.is_file():
@@ -44,9 +47,10 @@ def read_deepspeed(name: str) -> dict[str, Any]:
         known = ", ".join(sorted(file.name for file in config_folder("ds_configs").glob("*.json")))
         raise FileNotFoundError(f"deepspeed.config={name} does not exist; known: {known}")
     try:
-        return json.loads(path.read_text())
+        given = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"deepspeed.config={name} is not valid JSON: {error}") from error
+    return complete_deepspeed(given, name)
 
 
 def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
@@ -66,9 +70,7 @@ def fill_deepspeed(config: dict[str, Any], world_size: int) -> dict[str, Any]:
         FileNotFoundError: no such file.
     """
     name = config["deepspeed"]["config"]
-    given, shards = read_deepspeed(name), config["sequence_parallel"]
-    sequence = {"sequence_parallel_size": given.pop("sequence_parallel_size", shards)}
-    filled = complete_deepspeed(given, name) | sequence
+    filled, shards = read_deepspeed(name), config["sequence_parallel"]
     stage = filled["zero_optimization"]["stage"]
     optimizer = config["optim"]["optimizer"]
     if stage and optimizer != "adamw":

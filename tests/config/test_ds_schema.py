@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lola_ds.config import compose, config_folder, fill_deepspeed
+from lola_ds.config import compose, config_folder, fill_deepspeed, read_deepspeed
 from lola_ds.config.ds_schema import complete_deepspeed
 
 NVME = {"device": "nvme"}
@@ -17,15 +17,24 @@ FILES = sorted(config_folder("ds_configs").glob("*.json"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_our_files_write_every_key_out(file: Any) -> None:
+def test_our_files_write_only_what_they_change(file: Path) -> None:
     given = json.loads(file.read_text())
-    assert complete_deepspeed(given, file.name) == given
+    assert set(given) == {"zero_optimization"}
+    zero = given["zero_optimization"]
+    defaults = complete_deepspeed({"zero_optimization": {"stage": zero["stage"]}}, "x.json")
+    for key in zero.keys() - {"stage"}:
+        assert defaults["zero_optimization"][key] != zero[key]
 
 
 @pytest.mark.parametrize("stage", range(4))
 def test_what_is_left_out_is_filled(stage: int) -> None:
     complete = complete_deepspeed({"zero_optimization": {"stage": stage}}, "x.json")
-    assert complete == json.loads((config_folder("ds_configs") / f"zero{stage}.json").read_text())
+    assert complete_deepspeed(complete, "x.json") == complete
+    assert complete == read_deepspeed(f"zero{stage}.json")
+    assert complete["train_batch_size"] == "auto"
+    assert complete["comms_logger"]["prof_all"] is True
+    assert ("offload_optimizer" in complete["zero_optimization"]) == (stage > 0)
+    assert ("offload_param" in complete["zero_optimization"]) == (stage == 3)
 
 
 def test_what_is_written_stays() -> None:
@@ -55,6 +64,8 @@ def test_what_is_written_stays() -> None:
         ({"optimizer": {"type": "Adam"}}, "optimizer is not used by this runtime: optim=…"),
         ({"activation_checkpointing": {}}, "activation_checkpointing is not used by this runtime"),
         ({"data_type": {}}, "data_type is unknown"),
+        ({"compile": {}}, "compile is not used by this runtime: use compile=true"),
+        ({"comms_logger": 1}, "comms_logger=1 should be an object"),
         (
             {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}},
             "zero_optimization.reduce_bucket_sise is unknown (did you mean reduce_bucket_size?)",
