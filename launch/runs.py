@@ -96,7 +96,7 @@ def table(runs: Sequence[Run], root: Path) -> str:
     columns = ["run", "state", "progress", "samples/s", "left", "attempts", "last error"]
     rows = pd.DataFrame([_row(run, root) for run in runs], columns=columns)
     widths = {name: rows[name].str.len().max() for name in columns}
-    aligned = {name: f"{{:<{width}}}".format for name, width in widths.items()}
+    aligned: Any = {name: f"{{:<{width}}}".format for name, width in widths.items()}
     return rows.to_string(index=False, justify="left", formatters=aligned)
 
 
