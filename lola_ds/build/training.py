@@ -43,7 +43,7 @@ from lola_ds.train.checkpoint.training_state import (
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import make_profiles
 from lola_ds.train.init_from import init_from
-from lola_ds.train.loop import Plan, Trainer, Watch
+from lola_ds.train.loop import Trainer, TrainingSchedule, Watch
 from lola_ds.train.numerics import choose_precision, set_numerics
 from lola_ds.train.optim import make_optimizer, make_schedule
 from lola_ds.train.profiling import Profiler, parse_window
@@ -51,9 +51,9 @@ from lola_ds.train.stop import StopRequest
 from lola_ds.train.throughput import Throughput
 from lola_ds.train.tracking import Tracker
 from lola_ds.train.watchdog import Watchdog
-from lola_ds.train.zero import Drive, Engine, LossScale, drive_bytes, open_drive
+from lola_ds.train.zero import Engine, LossScale, NvmeStore, nvme_bytes, open_nvme_store
 
-__all__ = ["build_training", "make_loader", "make_plan"]
+__all__ = ["build_training", "make_loader", "make_training_schedule"]
 
 CountFlops = Callable[[dict[str, Any], Sequence[int], int], float]
 """From a configuration, the shape of a frame and the size of labels to the FLOPs of a sample."""
@@ -84,8 +84,8 @@ def build_training(
     config["precision"] = choose_precision(config["precision"], ranks.device)
     objective = _make_objective(config, windows, ranks)
 
-    plan, drive = make_plan(config), open_drive(ds_config)
-    store = _open_store(config, plan, drive, ranks)
+    schedule, nvme = make_training_schedule(config), open_nvme_store(ds_config)
+    store = _open_store(config, schedule, nvme, ranks)
     reader = store.newest()
     state = reader.state if reader else {}
     step = state.get("step", 0)
@@ -93,7 +93,7 @@ def build_training(
         load_weights(objective, reader)
     elif config["fork"]["run"] is not None:
         _init_from(objective.model, config, ranks)
-    if step == 0 or step < plan.total_steps:
+    if step == 0 or step < schedule.total_steps:
         _write_run_folder(config, ds_config, ranks)
 
     trained = [p for p in objective.parameters() if p.requires_grad]
@@ -105,17 +105,17 @@ def build_training(
         world_size=ranks.world_size,
         on_cpu=uses_cpu_adam(ds_config),
     )
-    if drive is not None:
-        _check_room(drive, trained, config, ds_config, ranks)
+    if nvme is not None:
+        _check_room(nvme, trained, config, ds_config, ranks)
     gathered = compile_blocks(objective) if config["compile"] else ()
-    engine = Engine(objective, optimizer, ds_config, gathered, drive)
+    engine = Engine(objective, optimizer, ds_config, gathered, nvme)
     partitions = engine.local_partitions()
-    ema = Ema(partitions, make_profiles(config["ema"]), drive)
+    ema = Ema(partitions, make_profiles(config["ema"]), nvme)
     readers = _readers(config, ranks)
     loader = make_loader(config, windows, readers)
     if reader is not None:
         updates = state.get("updates", step)
-        restore_optimizer(engine.optimizer, engine.resident_partitions(), reader, updates, drive)
+        restore_optimizer(engine.optimizer, engine.resident_partitions(), reader, updates, nvme)
         restore_ema(ema, reader)
         loader.load_state_dict(state["loader"])
     return Trainer(
@@ -126,10 +126,10 @@ def build_training(
         loader=loader,
         valid=_validation(config, valid, readers),
         prepare=make_prepare(config),
-        learning_rate=make_schedule(config["optim"], plan.total_steps),
+        learning_rate=make_schedule(config["optim"], schedule.total_steps),
         store=store,
-        tracker=_make_tracker(config, plan, step, ranks),
-        plan=plan,
+        tracker=_make_tracker(config, schedule, step, ranks),
+        schedule=schedule,
         watch=_make_watch(config, windows, ranks, state.get("guard"), count_flops),
         scale=LossScale(config["precision"] == "fp16", state.get("scale")),
         step=step,
@@ -137,11 +137,11 @@ def build_training(
     )
 
 
-def make_plan(config: dict[str, Any]) -> Plan:
+def make_training_schedule(config: dict[str, Any]) -> TrainingSchedule:
     """Returns the lengths and intervals of a training in optimizer steps."""
     train = config["train"]
     epoch = train["epoch_size"] // train["batch_size"]
-    return Plan(
+    return TrainingSchedule(
         total_steps=train["epochs"] * epoch,
         epoch_steps=epoch,
         batch_size=train["batch_size"],
@@ -165,7 +165,7 @@ def _make_objective(config: dict[str, Any], windows: ShardDataset, ranks: Ranks)
 
 
 def _open_store(
-    config: dict[str, Any], plan: Plan, drive: Drive | None, ranks: Ranks
+    config: dict[str, Any], schedule: TrainingSchedule, nvme: NvmeStore | None, ranks: Ranks
 ) -> CheckpointStore:
     kept = config["ema"]["keep_every"]
     return CheckpointStore(
@@ -175,13 +175,13 @@ def _open_store(
         ranks.world_size,
         asynchronous=config["checkpoint"]["asynchronous"],
         best=config["checkpoint"]["best"],
-        thin=None if kept is None else kept * plan.epoch_steps,
-        drive=drive,
+        thin=None if kept is None else kept * schedule.epoch_steps,
+        nvme=nvme,
     )
 
 
 def _check_room(
-    drive: Drive,
+    nvme: NvmeStore,
     trained: Sequence[Tensor],
     config: dict[str, Any],
     ds_config: dict[str, Any],
@@ -189,8 +189,8 @@ def _check_room(
 ) -> None:
     """Refuses a drive too small for what the ranks of this machine put there."""
     size, averages = sum(p.numel() for p in trained), len(make_profiles(config["ema"]))
-    bytes_ = drive_bytes(size, ds_config["zero_optimization"], ranks.world_size, averages)
-    drive.check_room(bytes_ * gather_objects(socket.gethostname()).count(socket.gethostname()))
+    bytes_ = nvme_bytes(size, ds_config["zero_optimization"], ranks.world_size, averages)
+    nvme.check_room(bytes_ * gather_objects(socket.gethostname()).count(socket.gethostname()))
 
 
 def _init_from(model: nn.Module, config: dict[str, Any], ranks: Ranks) -> None:
@@ -281,9 +281,11 @@ def _make_watch(
     )
 
 
-def _make_tracker(config: dict[str, Any], plan: Plan, step: int, ranks: Ranks) -> Tracker:
-    total = plan.total_steps * plan.batch_size
-    done = step * plan.batch_size
+def _make_tracker(
+    config: dict[str, Any], schedule: TrainingSchedule, step: int, ranks: Ranks
+) -> Tracker:
+    total = schedule.total_steps * schedule.batch_size
+    done = step * schedule.batch_size
     return Tracker(Path(config["run"]), config, total, done, step, enabled=ranks.rank == 0)
 
 

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         from lola_ds.estimate.trace import count_flops
 
         trainer = build_training(config, ranks, stop, count_flops)
-        if trainer.step >= trainer.plan.total_steps:
+        if trainer.step >= trainer.schedule.total_steps:
             logger.info(f"{config['run']} is complete ({trainer.step} steps)")
         trainer.fit()
         if trainer.stopping:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         raise told from error
     finally:
         leave_process_group()
-    if trainer.stopping and trainer.step < trainer.plan.total_steps:
+    if trainer.stopping and trainer.step < trainer.schedule.total_steps:
         raise SystemExit(EXIT_STOPPED)
 
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from lola_ds.estimate.workload import Workload
 from lola_ds.hardware import GIB
-from lola_ds.train.zero.nvme_offload import drive_bytes
+from lola_ds.train.zero.nvme_offload import nvme_bytes
 
 __all__ = ["MemoryEstimate", "estimate_memory", "offloads"]
 
@@ -183,7 +183,7 @@ def _stage_3(states: _States) -> MemoryEstimate:
     optimizer = (4 + states.averages) * shard if offloads(zero, "optimizer") else 0
     offloaded = optimizer + (shard if offloads(zero, "param") else 0)
     host = offloaded + shard if optimizer else offloaded
-    nvme = drive_bytes(states.workload.parameters, zero, states.world_size, states.averages)
+    nvme = nvme_bytes(states.workload.parameters, zero, states.world_size, states.averages)
     if nvme:
         host = offloaded - nvme + 3 * min(shard, 3 * 4 * zero["sub_group_size"])
     return MemoryEstimate(

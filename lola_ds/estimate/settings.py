@@ -9,7 +9,7 @@ from typing import Any
 from lola_ds.estimate.memory import MemoryEstimate, estimate_memory, offloads
 from lola_ds.estimate.workload import Workload
 from lola_ds.hardware import GIB, Gpu
-from lola_ds.train.zero.nvme_offload import drive_bytes
+from lola_ds.train.zero.nvme_offload import nvme_bytes
 
 __all__ = ["Setting", "SettingSearch", "zero_comm_bytes"]
 
@@ -197,7 +197,7 @@ class SettingSearch:
         shard = 4 * parameters / world_size
         updated = 4 * parameters if zero["stage"] == 0 else shard
         touched = 7 * updated + 3 * self.averages * shard
-        if drive_bytes(parameters, zero, world_size, self.averages):
+        if nvme_bytes(parameters, zero, world_size, self.averages):
             return (7 + 2 * self.averages) * shard / NVME_BANDWIDTH
         if offloads(zero, "optimizer"):
             return (touched + 2 * shard) / HOST_BANDWIDTH

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lola_ds import kernels
 from lola_ds.train.ema_profiles import Profile
-from lola_ds.train.zero.nvme_offload import Drive
+from lola_ds.train.zero.nvme_offload import NvmeStore
 from lola_ds.train.zero.partitions import Partition
 
 __all__ = ["Ema"]
@@ -26,7 +26,7 @@ class Ema:
     Arguments:
         partitions: The partitions, whose current values are the first averages.
         profiles: The profile of each average.
-        drive: The drive to which the partitions are offloaded, if any; averages lie there, too.
+        nvme: The drive to which the partitions are offloaded, if any; averages lie there, too.
 
     Attributes:
         values: For each profile, a tensor of shape (numel,) for each partition.
@@ -36,13 +36,13 @@ class Ema:
         self,
         partitions: Sequence[Partition],
         profiles: Sequence[Profile],
-        drive: Drive | None = None,
+        nvme: NvmeStore | None = None,
     ) -> None:
         self.partitions = list(partitions)
         self.profiles = list(profiles)
-        self.drive = drive
+        self.nvme = nvme
         self._runs, sizes = _merge(self.partitions)
-        copy = torch.clone if drive is None else drive.keep
+        copy = torch.clone if nvme is None else nvme.keep
         self._averages = [[copy(r.master.float()) for r in self._runs] for _ in self.profiles]
         self.values: list[list[Tensor]] = [
             [value for run, parts in zip(averages, sizes) for value in run.split(parts)]
@@ -53,15 +53,15 @@ class Ema:
     def update(self, step: int) -> None:
         """Updates the averages with the weights after optimizer step `step`, counted from 1."""
         decays = [profile.decay(step) for profile in self.profiles]
-        if self.drive is None:
+        if self.nvme is None:
             kernels.ema(self._averages, [run.master for run in self._runs], decays)
             return
         steps = [(run.master, *values) for run, *values in zip(self._runs, *self._averages)]
         for tensors, following in zip(steps, [*steps[1:], ()]):
-            self.drive.fetch(following)
+            self.nvme.fetch(following)
             master, *values = tensors
             kernels.ema([[value] for value in values], [master], decays)
-            self.drive.release(tensors)
+            self.nvme.release(tensors)
 
 
 def _merge(partitions: Sequence[Partition]) -> tuple[list[Partition], list[list[int]]]:

@@ -33,8 +33,8 @@ from lola_ds.train.zero import Engine, LossScale, Partition
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How far to train and what to do on the way; all lengths in optimizer steps."""
+class TrainingSchedule:
+    """The lengths of a training and the intervals of saving and logging, in optimizer steps."""
 
     total_steps: int
     epoch_steps: int
@@ -74,7 +74,7 @@ class Trainer:
         learning_rate: optimizer step -> learning rate.
         store: where checkpoints go.
         tracker: where numbers go.
-        plan: lengths and intervals.
+        schedule: lengths and intervals.
         watch: what observes it.
         scale: of the loss, for float16.
         step: optimizer steps already done, skipped ones included.
@@ -94,7 +94,7 @@ class Trainer:
         learning_rate: Callable[[int], float],
         store: CheckpointStore,
         tracker: Tracker,
-        plan: Plan,
+        schedule: TrainingSchedule,
         watch: Watch,
         scale: LossScale,
         step: int = 0,
@@ -110,7 +110,7 @@ class Trainer:
         self.learning_rate = learning_rate
         self.store = store
         self.tracker = tracker
-        self.plan = plan
+        self.schedule = schedule
         self.watch = watch
         self.scale = scale
         self.step = step
@@ -119,7 +119,7 @@ class Trainer:
         self.writing = False
 
     def fit(self) -> None:
-        """Trains to the end of the plan, validating after every epoch and saving on the way.
+        """Trains to the end of the schedule, validating after every epoch and saving on the way.
 
         When any rank is asked to stop, all of them return early after the same step, saved, and
         `stopping` is true.
@@ -140,21 +140,21 @@ class Trainer:
         self.engine.train()
         batches = iter(self.loader)
         watch = self.watch
-        while self.step < self.plan.total_steps and not self.stopping:
+        while self.step < self.schedule.total_steps and not self.stopping:
             watch.watchdog.wind()
             watch.profiler.before(self.step)
-            with watch.throughput.step(self.plan.batch_size):
+            with watch.throughput.step(self.schedule.batch_size):
                 values = self.train_step(batches)
             watch.profiler.after(self.step - 1)
-            self.tracker.advance(self.plan.batch_size, values.get("train/loss"))
-            if self.step % self.plan.log_every == 0:
+            self.tracker.advance(self.schedule.batch_size, values.get("train/loss"))
+            if self.step % self.schedule.log_every == 0:
                 self.tracker.log(self.step, values | watch.throughput.lap())
             valid: dict[str, float] = {}
-            if self.step % self.plan.epoch_steps == 0:
+            if self.step % self.schedule.epoch_steps == 0:
                 valid = self.validate()
                 self.tracker.log(self.step, valid)
-            last = self.step == self.plan.total_steps
-            if last or self.stopping or self.step % self.plan.save_every == 0:
+            last = self.step == self.schedule.total_steps
+            if last or self.stopping or self.step % self.schedule.save_every == 0:
                 self.save(valid)
             else:
                 self.store.poll(self.writing)
@@ -176,18 +176,18 @@ class Trainer:
         self.engine.set_learning_rate(rate)
         watch, totals = self.watch, {}
         watch.locator.forget()
-        for micro in range(self.plan.accumulation):
+        for micro in range(self.schedule.accumulation):
             with watch.throughput.waiting():
                 batch = next(batches).to(self.ranks.device, non_blocking=True)
             # Dropout is the only thing that reads the device's own generator.
-            seed = hash64(self.plan.seed, self.step, micro, self.ranks.rank)
+            seed = hash64(self.schedule.seed, self.step, micro, self.ranks.rank)
             seed_device(self.ranks.device, seed)
             batch = self.prepare(batch)
             loss, scalars = self.engine(batch)
             watch.locator.see(batch, loss)
             self.engine.backward(loss, self.scale.factor)
             _add(totals, {"loss": loss.detach(), **scalars})
-            if micro < self.plan.accumulation - 1:
+            if micro < self.schedule.accumulation - 1:
                 self.engine.step()
         values, norm = self._average(totals)
         self.store.wait_until_read()
@@ -253,7 +253,7 @@ class Trainer:
                 "was not saved, the last checkpoint is intact; the same command resumes from it"
             )
         self.watch.watchdog.wind()
-        state = {"step": self.step, "samples": self.step * self.plan.batch_size}
+        state = {"step": self.step, "samples": self.step * self.schedule.batch_size}
         state |= {"updates": self.updates, "guard": self.watch.detector.state_dict()}
         state |= {"scale": self.scale.state_dict(), "loader": self.loader.state_dict()}
         state["valid"] = dict(valid)
@@ -278,7 +278,7 @@ class Trainer:
         flags = square.new_tensor([bool(self.stop), self.store.busy])
         (squares, stops, busy), sums = _sum_over_ranks(totals, square, *flags)
         self.stopping, self.writing = stops > 0, busy > 0
-        count = self.plan.accumulation * self.ranks.world_size
+        count = self.schedule.accumulation * self.ranks.world_size
         means = _flatten({name: [v / count for v in value] for name, value in sums.items()})
         return means, squares**0.5 / self.scale.value
 

@@ -27,7 +27,7 @@ from lola_ds.train.checkpoint.training_state import load_weights, restore_ema, r
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import Exponential, PowerLaw
 from lola_ds.train.optim import make_optimizer
-from lola_ds.train.zero import Engine, join_process_group, open_drive
+from lola_ds.train.zero import Engine, join_process_group, open_nvme_store
 
 BATCH = 12
 PROFILES = [Exponential(0.9), PowerLaw(0.1)]
@@ -67,8 +67,8 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
     torch.manual_seed(0)
     objective = Objective()
     ds_config = fill_deepspeed(config, ranks.world_size)
-    drive = open_drive(ds_config)
-    store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size, drive=drive)
+    nvme = open_nvme_store(ds_config)
+    store = CheckpointStore(folder / "checkpoints", 2, ranks.rank, ranks.world_size, nvme=nvme)
     reader = store.newest()
     if reader:
         load_weights(objective, reader)
@@ -79,13 +79,13 @@ def train(ranks: Ranks, folder: Path, words: list[str], steps: int, save_at: int
         world_size=ranks.world_size,
         on_cpu=uses_cpu_adam(ds_config),
     )
-    engine = Engine(objective, optimizer, ds_config, drive=drive)
+    engine = Engine(objective, optimizer, ds_config, nvme=nvme)
     partitions = engine.local_partitions()
-    ema = Ema(partitions, PROFILES, drive)
+    ema = Ema(partitions, PROFILES, nvme)
     start = 0
     if reader:
         start = reader.state["step"]
-        restore_optimizer(engine.optimizer, engine.resident_partitions(), reader, start, drive)
+        restore_optimizer(engine.optimizer, engine.resident_partitions(), reader, start, nvme)
         restore_ema(ema, reader)
     if ranks.rank == 0:
         save_config(config, folder / "config.yaml")

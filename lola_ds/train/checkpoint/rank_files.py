@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lola_ds.train.checkpoint.tensor_file import LazyTensors, Spec, as_bytes, write_tensors
 from lola_ds.train.checkpoint.training_state import Content
-from lola_ds.train.zero.nvme_offload import Drive
+from lola_ds.train.zero.nvme_offload import NvmeStore
 
 __all__ = ["HostCopies", "OffloadedTensors"]
 
@@ -72,11 +72,11 @@ class OffloadedTensors:
     """Writes offloaded tensors from their drive, one at a time in memory of the host.
 
     Arguments:
-        drive: The drive.
+        nvme: The drive.
     """
 
-    def __init__(self, drive: Drive) -> None:
-        self.drive = drive
+    def __init__(self, nvme: NvmeStore) -> None:
+        self.nvme = nvme
         self._read_all = Event()
         self._read_all.set()
 
@@ -98,14 +98,14 @@ class OffloadedTensors:
 
     def _lazy(self, content: Content) -> Content:
         tensors = {
-            key: tensor if self.drive.holds(tensor) else tensor.detach().cpu().clone()
+            key: tensor if self.nvme.holds(tensor) else tensor.detach().cpu().clone()
             for key, tensor in content.tensors.items()
         }
         shown: list[Tensor] = []
 
         def show(key: str) -> Tensor:
-            if shown and self.drive.holds(shown[-1]):
-                self.drive.put_away(shown.pop())
+            if shown and self.nvme.holds(shown[-1]):
+                self.nvme.put_away(shown.pop())
             shown.append(tensors[key])
             return tensors[key]
 

@@ -48,7 +48,7 @@ from lola_ds.train.checkpoint.format import (
 from lola_ds.train.checkpoint.rank_files import HostCopies, OffloadedTensors
 from lola_ds.train.checkpoint.training_state import rank_contents
 from lola_ds.train.ema import Ema
-from lola_ds.train.zero.nvme_offload import Drive
+from lola_ds.train.zero.nvme_offload import NvmeStore
 from lola_ds.train.zero.partitions import Partition
 
 __all__ = ["CheckpointStore", "SaveState"]
@@ -96,7 +96,7 @@ class CheckpointStore:
             which is kept too; None for none.
         thin: The averages of checkpoints at multiples of so many steps are kept for good in
             `RUN/averages`; None for none.
-        drive: Where the states lie, if they are offloaded to one.
+        nvme: Where the states lie, if they are offloaded to one.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CheckpointStore:
         asynchronous: bool = True,
         best: str | None = None,
         thin: int | None = None,
-        drive: Drive | None = None,
+        nvme: NvmeStore | None = None,
     ) -> None:
         self.folder = folder
         self.keep = keep
@@ -118,7 +118,7 @@ class CheckpointStore:
         self.asynchronous = asynchronous
         self.best = best
         self.thin = thin
-        self._files = HostCopies() if drive is None else OffloadedTensors(drive)
+        self._files = HostCopies() if nvme is None else OffloadedTensors(nvme)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._under_way: _Save | None = None
 

@@ -23,8 +23,8 @@ from lola_ds.train.checkpoint.format import (
 )
 from lola_ds.train.checkpoint.packing import pack
 from lola_ds.train.ema import Ema
-from lola_ds.train.optim import WholeTensorOptimizer
-from lola_ds.train.zero.nvme_offload import Drive
+from lola_ds.train.optim import OwnerShardedOptimizer
+from lola_ds.train.zero.nvme_offload import NvmeStore
 from lola_ds.train.zero.partitions import Partition
 
 __all__ = [
@@ -54,7 +54,7 @@ def restore_optimizer(
     partitions: Sequence[Partition],
     reader: CheckpointReader,
     step: int,
-    drive: Drive | None = None,
+    nvme: NvmeStore | None = None,
 ) -> None:
     """Sets the optimizer's state and step count from a checkpoint.
 
@@ -63,7 +63,7 @@ def restore_optimizer(
         partitions: the resident ones (`resident_partitions`).
         reader: the checkpoint.
         step: optimizer steps done.
-        drive: where its states shall lie, if they are offloaded to one.
+        nvme: where its states shall lie, if they are offloaded to one.
 
     Raises:
         CheckpointError: another optimizer wrote the checkpoint.
@@ -74,7 +74,7 @@ def restore_optimizer(
             f"{_optimizer_name(optimizer)}; go on with optim={reader.optimizer}, or start a new "
             "run from these weights with fork.run=…"
         )
-    if isinstance(optimizer, WholeTensorOptimizer):
+    if isinstance(optimizer, OwnerShardedOptimizer):
         for f in partitions:
             optimizer.load_state_tree(f.flat, reader.optimizer_state(f.name, f.flat.device))
         optimizer.steps = step
@@ -85,7 +85,7 @@ def restore_optimizer(
         state = optimizer.state[flat]
         state["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else "cpu")
         for kind in kinds:
-            state[kind] = torch.zeros_like(flat) if drive is None else drive.zeros_like(flat)
+            state[kind] = torch.zeros_like(flat) if nvme is None else nvme.zeros_like(flat)
     for partition in partitions:
         for kind in kinds:
             value = reader.read(kind, partition.name, partition.start, partition.numel)
@@ -137,7 +137,7 @@ def rank_contents(
     runs = {PARTITIONS: json.dumps({f.name: (f.shape, f.start, f.numel) for f in partitions})}
     tensors = {f"weight/{f.name}": f.master for f in partitions}
     states: dict[str, Any] = {}
-    if isinstance(optimizer, WholeTensorOptimizer):
+    if isinstance(optimizer, OwnerShardedOptimizer):
         for f in partitions:
             structure, parts = pack(optimizer.state_tree(f.flat))
             states[f.name] = structure, len(parts)
@@ -165,7 +165,7 @@ def rank_contents(
 
 
 def _optimizer_name(optimizer: torch.optim.Optimizer) -> str:
-    if isinstance(optimizer, WholeTensorOptimizer):
+    if isinstance(optimizer, OwnerShardedOptimizer):
         return optimizer.name
     return "adamw"  # torch's or DeepSpeed's: their states are the same
 

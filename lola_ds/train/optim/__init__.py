@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lola_ds.train.optim.owner_sharded import WholeTensorOptimizer
+from lola_ds.train.optim.owner_sharded import OwnerShardedOptimizer
 from lola_ds.train.optim.rules import adamw, make_rule
 from lola_ds.train.optim.schedules import SCHEDULES, make_schedule
 from lola_ds.train.zero.cpu_adam import deepspeed_cpu_adam
 
-__all__ = ["SCHEDULES", "WholeTensorOptimizer", "make_optimizer", "make_schedule"]
+__all__ = ["SCHEDULES", "OwnerShardedOptimizer", "make_optimizer", "make_schedule"]
 
 
 def make_optimizer(
@@ -43,6 +43,6 @@ def make_optimizer(
     name = config["optimizer"]
     if name == "adamw":
         return (deepspeed_cpu_adam if on_cpu else adamw)(config, parameters)
-    return WholeTensorOptimizer(
+    return OwnerShardedOptimizer(
         parameters, name, make_rule(config), seed=seed, rank=rank, world_size=world_size
     )

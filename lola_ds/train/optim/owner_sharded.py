@@ -42,7 +42,7 @@ class Owned:
         return self.optimizer.param_groups[0]["params"][0]
 
 
-class WholeTensorOptimizer(torch.optim.Optimizer):
+class OwnerShardedOptimizer(torch.optim.Optimizer):
     """Steps every parameter on the rank that owns it, then broadcasts.
 
     Needs whole parameters and averaged gradients on every rank: DeepSpeed's stage 0.

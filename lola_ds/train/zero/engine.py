@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lola_ds.train.optim.owner_sharded import WholeTensorOptimizer
+from lola_ds.train.optim.owner_sharded import OwnerShardedOptimizer
 from lola_ds.train.zero.extensions import import_deepspeed
-from lola_ds.train.zero.nvme_offload import Drive, move_to_drive, on_host
+from lola_ds.train.zero.nvme_offload import NvmeStore, move_to_nvme, on_host
 from lola_ds.train.zero.partitions import Partition, find_partitions
 
 __all__ = ["Engine"]
@@ -36,7 +36,7 @@ class Engine:
         ds_config: A complete DeepSpeed configuration.
         gathered: Classes of modules whose parameters ZeRO-3 gathers together before they run.
             Compiled modules need this, since nothing is gathered within a graph.
-        drive: Where the states are kept, if they are offloaded to NVMe (`open_drive`).
+        nvme: Where the states are kept, if they are offloaded to NVMe (`open_nvme_store`).
 
     Raises:
         ValueError: The drive is full.
@@ -48,7 +48,7 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         ds_config: dict[str, Any],
         gathered: Sequence[type[nn.Module]] = (),
-        drive: Drive | None = None,
+        nvme: NvmeStore | None = None,
     ) -> None:
         deepspeed = import_deepspeed()
         if gathered and ds_config["zero_optimization"]["stage"] == 3:
@@ -57,9 +57,9 @@ class Engine:
         engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=on_host(ds_config)
         )
-        if drive is not None:
+        if nvme is not None:
             weights = ds_config["zero_optimization"]["offload_param"]["device"] == "nvme"
-            move_to_drive(engine.optimizer, drive, weights=weights)
+            move_to_nvme(engine.optimizer, nvme, weights=weights)
         if _functional.linear is not _linear:
             _functional.linear = _flatten_rows(_functional.linear)
         self.module = objective
@@ -139,7 +139,7 @@ class Engine:
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Within, the module holds the weights to evaluate, if training uses others."""
-        if isinstance(self.optimizer, WholeTensorOptimizer):
+        if isinstance(self.optimizer, OwnerShardedOptimizer):
             with self.optimizer.evaluated():
                 yield
         else:

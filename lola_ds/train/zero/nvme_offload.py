@@ -54,7 +54,7 @@ class _Mapping:
         os.posix_fadvise(self.file, start, size, os.POSIX_FADV_WILLNEED)
 
 
-class Drive:
+class NvmeStore:
     """Tensors in files of one folder, which take host memory only while they are in use.
 
     Arguments:
@@ -180,7 +180,7 @@ def _let_go(places: Sequence[tuple[_Mapping, int, int]]) -> None:
         mapping.let_go(start, size)
 
 
-def open_drive(ds_config: Mapping[str, Any]) -> Drive | None:
+def open_nvme_store(ds_config: Mapping[str, Any]) -> NvmeStore | None:
     """The drive of a complete DeepSpeed configuration, if it offloads to one.
 
     Raises:
@@ -190,12 +190,12 @@ def open_drive(ds_config: Mapping[str, Any]) -> Drive | None:
     section = ds_config["zero_optimization"].get("offload_optimizer", {"device": "none"})
     if section["device"] != "nvme":
         return None
-    return Drive(
+    return NvmeStore(
         section["nvme_path"], ahead=section["pipeline_read"], behind=section["pipeline_write"]
     )
 
 
-def drive_bytes(parameters: int, zero: Mapping[str, Any], world_size: int, averages: int) -> int:
+def nvme_bytes(parameters: int, zero: Mapping[str, Any], world_size: int, averages: int) -> int:
     """What a rank keeps on a drive: masters, gradients, Adam's moments, averages, and weights.
 
     Arguments:
@@ -220,33 +220,33 @@ def on_host(ds_config: Mapping[str, Any]) -> dict[str, Any]:
     return {**ds_config, "zero_optimization": zero}
 
 
-def move_to_drive(zero: Any, drive: Drive, *, weights: bool) -> None:
+def move_to_nvme(zero: Any, nvme: NvmeStore, *, weights: bool) -> None:
     """Moves what a ZeRO-3 optimizer keeps in host memory to a drive.
 
     Arguments:
         zero: DeepSpeed's optimizer of stage 3, its states offloaded to the host.
-        drive: where to.
+        nvme: where to.
         weights: whether the weights that the ranks gather are moved, too.
     """
     flats = zero.fp32_partitioned_groups_flat
     # Two copies of the gradients to DeepSpeed: accumulated, and of the last micro-batch. The
     # second is made from the first when all are in, element by element; so they can be one.
-    gradients = drive.keep(zero.grad_partitions_flat_buffer)
+    gradients = nvme.keep(zero.grad_partitions_flat_buffer)
     partitions = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
     for key, part in partitions.items():
         partitions[key] = gradients.narrow(0, part.storage_offset(), part.numel())
     zero.grad_partitions_flat_buffer = gradients
     begin = 0
     for i, flat in enumerate(flats):
-        flat.data = drive.keep(flat.data)
+        flat.data = nvme.keep(flat.data)
         flat.grad = gradients.narrow(0, begin, flat.numel())
         begin += flat.numel()
         if weights:
-            zero.fp16_partitioned_groups_flat[i] = drive.keep(zero.fp16_partitioned_groups_flat[i])
+            zero.fp16_partitioned_groups_flat[i] = nvme.keep(zero.fp16_partitioned_groups_flat[i])
             zero._unflatten_partitioned_parameters(i)  # points the parameters' parts there
     if weights:
         zero.param_groups_fp16_flat_cpu_memory.clear()
-    turns = _Turns(flats, drive)
+    turns = _Turns(flats, nvme)
     zero.optimizer.register_step_pre_hook(turns.before)
     zero.optimizer.register_step_post_hook(turns.after)
 
@@ -256,11 +256,11 @@ class _Turns:
 
     Arguments:
         flats: the master weights of each sub-group, in the order of their steps.
-        drive: where they and their states lie.
+        nvme: where they and their states lie.
     """
 
-    def __init__(self, flats: Sequence[Tensor], drive: Drive) -> None:
-        self.drive = drive
+    def __init__(self, flats: Sequence[Tensor], nvme: NvmeStore) -> None:
+        self.nvme = nvme
         self.following = {id(flat): after for flat, after in zip(flats, [*flats[1:], None])}
         self.leading = {id(flat): before for flat, before in zip(flats, [None, *flats])}
 
@@ -268,7 +268,7 @@ class _Turns:
         """Reads the next sub-group ahead."""
         after = self.following[id(_stepped(optimizer))]
         if after is not None:
-            self.drive.fetch([after, *self._moments(optimizer, after)])
+            self.nvme.fetch([after, *self._moments(optimizer, after)])
 
     def after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Writes the moments, and the masters of the sub-group before.
@@ -279,15 +279,15 @@ class _Turns:
         flat, state = _stepped(optimizer), optimizer.state
         for key, value in state[flat].items():  # made by the optimizer, in memory, at its first
             alike = isinstance(value, Tensor) and value.shape == flat.shape
-            if alike and not self.drive.holds(value):
-                state[flat][key] = self.drive.keep(value)
+            if alike and not self.nvme.holds(value):
+                state[flat][key] = self.nvme.keep(value)
         before = self.leading[id(flat)]
         masters = [] if before is None else [before]
-        self.drive.release([*self._moments(optimizer, flat), *masters])
+        self.nvme.release([*self._moments(optimizer, flat), *masters])
 
     def _moments(self, optimizer: torch.optim.Optimizer, flat: Tensor) -> list[Tensor]:
         state = optimizer.state.get(flat, {}).values()
-        return [v for v in state if isinstance(v, Tensor) and self.drive.holds(v)]
+        return [v for v in state if isinstance(v, Tensor) and self.nvme.holds(v)]
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> Tensor:

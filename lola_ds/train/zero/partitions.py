@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lola_ds.train.optim.owner_sharded import WholeTensorOptimizer
+from lola_ds.train.optim.owner_sharded import OwnerShardedOptimizer
 
 __all__ = ["Partition", "find_partitions"]
 
@@ -61,7 +61,7 @@ def find_partitions(engine: Any, rank: int, world_size: int) -> list[Partition]:
     """
     named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    if isinstance(optimizer, WholeTensorOptimizer):
+    if isinstance(optimizer, OwnerShardedOptimizer):
         found = _owned(optimizer, named)
     elif stage == 0:
         found = _replicated(named, rank, world_size)
@@ -72,7 +72,7 @@ def find_partitions(engine: Any, rank: int, world_size: int) -> list[Partition]:
     return list(found)
 
 
-def _owned(optimizer: WholeTensorOptimizer, named: list[tuple[str, Any]]) -> Iterator[Partition]:
+def _owned(optimizer: OwnerShardedOptimizer, named: list[tuple[str, Any]]) -> Iterator[Partition]:
     leaves = {id(owned.parameter): owned.leaf for owned in optimizer.owned}
     for name, parameter in named:
         if (leaf := leaves.get(id(parameter))) is not None:

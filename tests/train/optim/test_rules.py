@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lola_ds.config import OPTIMIZERS, compose_group
-from lola_ds.train.optim import WholeTensorOptimizer, make_optimizer
+from lola_ds.train.optim import OwnerShardedOptimizer, make_optimizer
 
 WHOLE = [name for name in OPTIMIZERS if name != "adamw"]
 SIDE = 12
@@ -62,7 +62,7 @@ def test_a_flat_parameter_is_not_preconditioned() -> None:
     flat, whole = nn.Parameter(torch.ones(24)), nn.Parameter(torch.ones(4, 6))
     for p, sides in ((flat, []), (whole, [4, 6])):
         optimizer = make("soap", [p])
-        assert isinstance(optimizer, WholeTensorOptimizer)
+        assert isinstance(optimizer, OwnerShardedOptimizer)
         p.grad = torch.randn_like(p)
         optimizer.step()
         tree = optimizer.state_tree(optimizer.owned[0].leaf)["tensor"][0]

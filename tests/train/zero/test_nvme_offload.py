@@ -15,7 +15,7 @@ from lola_ds.train.checkpoint.tensor_file import TensorFile
 from lola_ds.train.checkpoint.training_state import Content
 from lola_ds.train.ema import Ema
 from lola_ds.train.ema_profiles import Exponential, PowerLaw
-from lola_ds.train.zero.nvme_offload import GIB, Drive, drive_bytes, on_host, open_drive
+from lola_ds.train.zero.nvme_offload import GIB, NvmeStore, nvme_bytes, on_host, open_nvme_store
 from lola_ds.train.zero.partitions import Partition
 
 MANY = 1 << 24  # 64 MiB
@@ -28,25 +28,25 @@ def mapped() -> int:
     return int(line) // 1024
 
 
-@pytest.mark.parametrize("put_away", [Drive.put_away, lambda drive, x: drive.release([x])])
+@pytest.mark.parametrize("put_away", [NvmeStore.put_away, lambda nvme, x: nvme.release([x])])
 def test_memory_is_taken_while_in_use_only(
-    put_away: Callable[[Drive, Tensor], None], tmp_path: Path
+    put_away: Callable[[NvmeStore, Tensor], None], tmp_path: Path
 ) -> None:
-    drive, x = Drive(tmp_path), torch.rand(MANY)
-    kept, before = drive.keep(x), mapped()
-    assert drive.holds(kept[3:])
-    assert not drive.holds(x)
-    drive.fetch([kept])
+    nvme, x = NvmeStore(tmp_path), torch.rand(MANY)
+    kept, before = nvme.keep(x), mapped()
+    assert nvme.holds(kept[3:])
+    assert not nvme.holds(x)
+    nvme.fetch([kept])
     assert torch.equal(kept, x)
     kept.add_(1)
     assert 60 < mapped() - before < 72
-    put_away(drive, kept)
-    drive.settle()
+    put_away(nvme, kept)
+    nvme.settle()
     assert mapped() - before < 8
     assert torch.equal(kept, x + 1)
     half = kept[MANY // 2 :]
-    put_away(drive, half)
-    drive.settle()
+    put_away(nvme, half)
+    nvme.settle()
     assert 28 < mapped() - before < 40
     assert torch.equal(half, x[MANY // 2 :] + 1)
     assert not list(tmp_path.iterdir())
@@ -54,20 +54,20 @@ def test_memory_is_taken_while_in_use_only(
 
 def test_folder_must_be_there_and_have_room(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"deepspeed.nvme_path=.*none is no folder"):
-        Drive(tmp_path / "none")
-    drive = Drive(tmp_path)
-    drive.check_room(1)
+        NvmeStore(tmp_path / "none")
+    nvme = NvmeStore(tmp_path)
+    nvme.check_room(1)
     with pytest.raises(ValueError, match=r"GiB free, but the states .* take 1048576.0 GiB; free"):
-        drive.check_room(2**20 * GIB)
+        nvme.check_room(2**20 * GIB)
     with pytest.raises(ValueError, match=r"GiB free, but the states of this machine's ranks take"):
-        drive.zeros_like(torch.empty(1).expand(2**46))
+        nvme.zeros_like(torch.empty(1).expand(2**46))
 
 
 def test_sections_say_what_lies_where() -> None:
     zero = {"stage": 3, "offload_optimizer": NVME, "offload_param": {"device": "cpu"}}
-    assert drive_bytes(10, zero, 4, averages=2) == 10 * 6
-    assert drive_bytes(10, zero | {"offload_param": NVME}, 4, averages=2) == 10 * 7
-    assert drive_bytes(10, {"stage": 0}, 4, averages=2) == 0
+    assert nvme_bytes(10, zero, 4, averages=2) == 10 * 6
+    assert nvme_bytes(10, zero | {"offload_param": NVME}, 4, averages=2) == 10 * 7
+    assert nvme_bytes(10, {"stage": 0}, 4, averages=2) == 0
     given = on_host({"a": 1, "zero_optimization": zero})
     assert given["a"] == 1
     assert given["zero_optimization"] == {
@@ -75,19 +75,19 @@ def test_sections_say_what_lies_where() -> None:
         "offload_optimizer": {"device": "cpu", "pin_memory": False},
         "offload_param": {"device": "cpu"},
     }
-    assert open_drive(given) is None
+    assert open_nvme_store(given) is None
 
 
 def test_averages_on_a_drive_are_those_in_memory(tmp_path: Path) -> None:
-    drive, profiles = Drive(tmp_path, behind=False), [Exponential(0.9), PowerLaw(0.1)]
+    nvme, profiles = NvmeStore(tmp_path, behind=False), [Exponential(0.9), PowerLaw(0.1)]
     flats = [torch.rand(1000), torch.rand(300)]
     places = [(0, 0, 600), (0, 600, 400), (1, 0, 250)]  # the second ends with padding
 
     def partitions(tensors: list[Tensor]) -> list[Partition]:
         return [Partition(f"p{a}", (n,), 0, n, tensors[i], a) for i, a, n in places]
 
-    kept = [drive.keep(flat) for flat in flats]
-    here, there = Ema(partitions(flats), profiles), Ema(partitions(kept), profiles, drive)
+    kept = [nvme.keep(flat) for flat in flats]
+    here, there = Ema(partitions(flats), profiles), Ema(partitions(kept), profiles, nvme)
     for step in range(1, 4):
         for flat, other in zip(flats, kept):
             other.copy_(flat.mul_(1.1))
@@ -96,14 +96,14 @@ def test_averages_on_a_drive_are_those_in_memory(tmp_path: Path) -> None:
     for some, others in zip(here.values, there.values):
         for value, other in zip(some, others):
             assert torch.equal(value, other)
-            assert drive.holds(other)
+            assert nvme.holds(other)
 
 
 def test_checkpoint_is_written_from_the_drive(tmp_path: Path) -> None:
     """All of it, with a part of it in memory; what is not there is copied before `save` returns."""
-    drive = Drive(tmp_path)
-    kept, here = drive.keep(torch.rand(MANY)), torch.ones(3)
-    store = CheckpointStore(tmp_path / "checkpoints", drive=drive)
+    nvme = NvmeStore(tmp_path)
+    kept, here = nvme.keep(torch.rand(MANY)), torch.ones(3)
+    store = CheckpointStore(tmp_path / "checkpoints", nvme=nvme)
     parts = {f"weight/{i}": part for i, part in enumerate(kept.split(MANY // 16))}
     write = store._files.begin(tmp_path, {"x": Content({**parts, "buffer/b": here}, {})})
     here.zero_()
