@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lola_ds.data import ShardDataset
 from lola_ds.emulate.emulator import Emulator
+from lola_ds.emulate.options import SamplingOptions
 from lola_ds.evaluate import Forecast, Processes, Resources, evaluate, join_processes
 
 FIELDS = 3
@@ -20,14 +21,16 @@ UNITS = 9  # of three trajectories
 
 
 def count_forecasts(emulator: Emulator) -> list[int]:
-    """The seeds of all forecasts that the emulator makes from now on."""
+    """Returns a list to which the seeds of all later forecasts of the emulator are appended."""
     seeds: list[int] = []
     stream = emulator.stream
 
-    def counting(x0: Tensor, label: Tensor, **options: Any) -> Iterator[Tensor]:
-        if options["steps"] == FORECAST.steps:  # no warm-up
-            seeds.extend(options["seeds"])
-        return stream(x0, label, **options)
+    def counting(
+        x0: Tensor, label: Tensor, options: SamplingOptions, *args: Any, **execution: Any
+    ) -> Iterator[Tensor]:
+        if options.steps == FORECAST.steps:  # not a warm-up
+            seeds.extend(execution["seeds"])
+        return stream(x0, label, options, *args, **execution)
 
     emulator.stream = counting
     return seeds
