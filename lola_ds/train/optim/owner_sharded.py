@@ -175,9 +175,9 @@ def cost(shape: Sequence[int]) -> float:
 
 
 def share(costs: Sequence[float], world_size: int) -> list[int]:
-    """The rank of each item: the dearest first, each to the rank with least so far.
+    """Assigns items to ranks: the most costly item first, each to the least loaded rank.
 
-    The dearest rank then has at most 4/3 of the least possible (Graham, 1969).
+    The most loaded rank then has at most 4/3 of the least possible load (Graham, 1969).
     """
     load, owners = [0.0] * world_size, [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda i: -costs[i]):
