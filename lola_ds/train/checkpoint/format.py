@@ -28,7 +28,7 @@ from lola_ds.train.checkpoint.tensor_file import LazyTensors, Spec, TensorFile
 
 PARTITIONS, OPTIMIZER, STATES, AVERAGES = "fragments", "optimizer", "states", "averages"
 AVERAGES_FILE = "averages"
-"""How the names of files begin that hold moving averages."""
+"""The prefix of the names of files that hold moving averages."""
 
 
 class CheckpointError(ValueError):
@@ -37,7 +37,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class _Run:
-    """A contiguous run of one flattened tensor and the file that holds it."""
+    """A contiguous part of a flattened tensor and the file that holds it."""
 
     start: int
     numel: int
@@ -98,7 +98,7 @@ class CheckpointReader:
 
     @property
     def moments(self) -> list[str]:
-        """The kinds that are states of the optimizer."""
+        """The kinds that are optimizer states."""
         return sorted({kind for kind, _ in self._runs} - {"weight", *self.averages})
 
     def verify(self, files: Sequence[str] | None = None) -> None:
@@ -116,10 +116,19 @@ class CheckpointReader:
                 raise CheckpointError(f"{path} is damaged: its size or checksum has changed")
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> Tensor:
-        """The elements `[start, start + numel)` of a flattened tensor: float32, shape (numel,).
+        """Reads a part of a flattened tensor.
+
+        Arguments:
+            kind: `weight`, or the kind of an average or optimizer state.
+            name: The name of the parameter.
+            start: The first element.
+            numel: The number of elements; by default, all that follow.
+
+        Returns:
+            The elements in float32, with shape (numel,).
 
         Raises:
-            CheckpointError: not all of them were saved.
+            CheckpointError: Not all of them were saved.
         """
         numel = math.prod(self.shapes[name]) - start if numel is None else numel
         out = torch.empty(numel)
@@ -137,15 +146,15 @@ class CheckpointReader:
         return out
 
     def tensors(self, kind: str) -> LazyTensors:
-        """Every parameter of `kind` in its shape, read when asked for."""
+        """Returns the tensors of a kind, in the shapes of their parameters, read one at a time."""
         specs = {name: Spec(torch.float32, shape) for name, shape in self.shapes.items()}
         return LazyTensors(specs, lambda name: self.read(kind, name).view(self.shapes[name]))
 
     def optimizer_state(self, name: str, device: torch.device) -> Any:
-        """What an optimizer of whole tensors remembered of one parameter, as it was.
+        """Reads the state that an owner-sharded optimizer keeps of a parameter.
 
         Raises:
-            CheckpointError: nothing was saved of it.
+            CheckpointError: No state was saved.
         """
         if name not in self._states:
             raise CheckpointError(f"{self.folder} holds no optimizer state of {name}")
@@ -154,23 +163,28 @@ class CheckpointReader:
         return unpack(structure, tensors)
 
     def buffers(self) -> LazyTensors:
-        """The persistent buffers, which the first rank saved."""
+        """Returns the persistent buffers, which the first rank saved."""
         specs = {name: file.specs[f"buffer/{name}"] for name, file in self._buffers.items()}
         return LazyTensors(specs, lambda name: self._buffers[name].read(f"buffer/{name}"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
+    """Lists the complete checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step_*")) if folder.is_dir() else []
 
 
 def explain_mismatch(
     source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuses weights whose names or shapes differ from the model's.
+    """Checks that names and shapes of weights are the model's.
+
+    Arguments:
+        source: The origin of the weights, for messages.
+        found: The shapes of the weights by name.
+        expected: The shapes of the model's tensors by name.
 
     Raises:
-        CheckpointError: gives the first difference of each kind.
+        CheckpointError: A name or a shape differs.
     """
     faults = []
     if missing := sorted(set(expected) - set(found)):
@@ -192,7 +206,7 @@ def explain_mismatch(
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """Size and XXH3-64 of a file."""
+    """Returns the size and the XXH3-64 of a file."""
     from lola_ds.data.native import XXH3  # converted models have no checksums to verify
 
     hasher = XXH3()

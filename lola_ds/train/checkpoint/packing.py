@@ -1,4 +1,4 @@
-"""Optimizer state as plain tensors and JSON, for files that hold no code.
+"""Optimizer states as tensors and JSON, for files that hold no code.
 
 `pack` takes a tree of dictionaries, lists, tuples, sets, tensors and scalars apart; `unpack` puts
 the same tree together: types, dtypes and shapes are kept.
@@ -11,15 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
+__all__ = ["pack", "unpack"]
+
 
 def pack(tree: Any) -> tuple[Any, list[Tensor]]:
-    """Takes a tree apart.
+    """Splits a tree into its structure and its tensors.
+
+    Arguments:
+        tree: Dictionaries, lists, tuples, sets, tensors and scalars.
 
     Returns:
         A structure that `json` writes without loss, and the tensors in the order it numbers them.
 
     Raises:
-        TypeError: the tree holds something else, such as a function.
+        TypeError: The tree holds something else, such as a function.
     """
     tensors: list[Tensor] = []
 
@@ -40,7 +45,12 @@ def pack(tree: Any) -> tuple[Any, list[Tensor]]:
 
 
 def unpack(structure: Any, tensors: Sequence[Tensor]) -> Any:
-    """Puts together what `pack` took apart."""
+    """Restores the tree that `pack` split.
+
+    Arguments:
+        structure: The structure.
+        tensors: The tensors, in the order in which the structure numbers them.
+    """
     if not isinstance(structure, dict):
         return structure
     ((name, value),) = structure.items()

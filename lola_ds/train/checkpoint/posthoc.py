@@ -1,4 +1,4 @@
-"""Power-law averages of any width, made after the training from those that were kept.
+"""Reconstruction of power-law averages of any width from those that a training kept.
 
 An average of exponent gamma_i after t_i steps weighs the weights of step tau by its profile
 
@@ -13,8 +13,9 @@ wanted profile p, in the sense of least squares, solve A x = b with the inner pr
 where r = (t_i / t_j)^gamma_j if t_i < t_j, else (t_j / t_i)^gamma_i.
 
 References:
-    Karras et al., Analyzing and improving the training dynamics of diffusion models, 2024,
-    section 3.2 and appendix C.
+    | Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2024),
+    | section 3.2 and appendix C
+    | https://arxiv.org/abs/2312.02696
 """
 
 from __future__ import annotations
@@ -24,21 +25,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+__all__ = ["Snapshot", "combine"]
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A power-law average: its exponent, after so many optimizer steps."""
+    """A power-law average of exponent `gamma` after a number of optimizer steps."""
 
     gamma: float
     steps: int
 
 
 def combine(snapshots: Sequence[Snapshot], wanted: Snapshot) -> tuple[np.ndarray, float]:
-    """The combination of averages that comes nearest to another.
+    """Returns the combination of averages that is nearest to another average.
 
     Arguments:
-        snapshots: the averages that there are, all different.
-        wanted: the one to approximate.
+        snapshots: The averages to combine, all different.
+        wanted: The average to approximate.
 
     Returns:
         The weight of each snapshot, and the distance of the profiles: the root of the integral of

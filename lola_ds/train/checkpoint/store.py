@@ -215,13 +215,16 @@ class CheckpointStore:
             raise
 
     def newest(self) -> CheckpointReader | None:
-        """The newest checkpoint that verifies, or None. Collective; ranks share the reading.
+        """Opens the newest checkpoint that is not damaged. Collective; ranks share the reading.
 
-        A damaged one is skipped with a message that names the file. What earlier attempts left
-        unfinished is removed.
+        Damaged ones are skipped with a warning that names the file. Unfinished saves of earlier
+        attempts are removed.
+
+        Returns:
+            The checkpoint, or None if the run has none.
 
         Raises:
-            CheckpointError: there are checkpoints, all of them damaged.
+            CheckpointError: All checkpoints are damaged.
         """
         self._gather(self._sweep if self.rank == 0 else lambda: None)
         folders = list_checkpoints(self.folder)
@@ -240,7 +243,7 @@ class CheckpointStore:
         return None
 
     def _check(self, folder: Path) -> tuple[CheckpointReader | None, str]:
-        """Opens a checkpoint and verifies this rank's share of its files; or says what is wrong."""
+        """Opens a checkpoint and verifies this rank's share of its files, or returns the fault."""
         try:
             reader = CheckpointReader(folder)
             reader.verify(sorted(reader.manifest["files"])[self.rank :: self.world_size])
@@ -249,7 +252,7 @@ class CheckpointStore:
         return reader, ""
 
     def _publish(self, save: _Save, files: dict[str, Any]) -> None:
-        """Completes what all ranks have written, makes it visible and removes what is old."""
+        """Completes a checkpoint, gives it its name and removes old ones."""
         _write_json(save.staging / "state.json", save.progress)
         files = {**files, "state.json": digest(save.staging / "state.json")}
         manifest = {"world_size": self.world_size, "files": files}
@@ -268,7 +271,7 @@ class CheckpointStore:
             write_atomic(path, text)
 
     def _find_best(self) -> Path | None:
-        """The checkpoint with the smallest finite value of the chosen number, if any has one."""
+        """The checkpoint with the smallest finite value of `best`, if any has one."""
         scores = {folder: self._score(folder) for folder in list_checkpoints(self.folder)}
         best = min(scores, key=scores.__getitem__, default=None)
         return best if best is not None and math.isfinite(scores[best]) else None
@@ -283,7 +286,7 @@ class CheckpointStore:
     def _prune(self, newest: Path, best: Path | None) -> None:
         """Removes all but the newest and the best.
 
-        What lies after the newest is damaged, or training would have gone on from there.
+        Checkpoints after the newest are damaged: otherwise, training would have resumed there.
         """
         folders = list_checkpoints(self.folder)
         until = folders.index(newest) + 1
@@ -298,7 +301,7 @@ class CheckpointStore:
             shutil.rmtree(doomed)
 
     def _sweep(self) -> None:
-        """Removes what killed attempts left behind."""
+        """Removes unfinished folders of killed attempts."""
         for folder in (self.folder, self.folder.parent / "averages"):
             for pattern in (".step_*.partial", ".step_*.old"):
                 for left in folder.glob(pattern):
@@ -336,7 +339,7 @@ def _keep_averages(checkpoint: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name, or copies it where files have but one."""
+    """Links a file, or copies it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Safetensors files in memory bounded by the tensor at hand.
+"""Safetensors files, written and read one tensor at a time.
 
 The format [1]_: the length of a JSON header in eight bytes; the header, name -> dtype, shape and
 range of bytes; the bytes. The `safetensors` library maps a whole file into memory and gathers all
@@ -6,7 +6,8 @@ tensors before it writes them. Here a file is written tensor after tensor, hashe
 read run by run.
 
 References:
-    .. [1] Safetensors, https://huggingface.co/docs/safetensors
+    .. [1] Safetensors
+       https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+__all__ = ["LazyTensors", "Spec", "TensorFile", "as_bytes", "same_bits", "write_tensors"]
 
 _NAMES = {
     torch.float64: "F64",
@@ -57,16 +60,16 @@ class Spec:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Spec:
-        """That of a tensor."""
+        """Returns the spec of a tensor."""
         return cls(tensor.dtype, tuple(tensor.shape))
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Named tensors, each of which is made when it is asked for.
+    """Tensors by name, each of which is read when it is accessed.
 
     Arguments:
-        specs: their types and shapes.
-        read: makes the one with this name.
+        specs: The types and shapes by name.
+        read: Returns the tensor of a name.
     """
 
     def __init__(self, specs: Mapping[str, Spec], read: Callable[[str], Tensor]) -> None:
@@ -75,7 +78,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
     @classmethod
     def wrap(cls, tensors: Mapping[str, Tensor]) -> LazyTensors:
-        """Tensors that may be there already."""
+        """Returns tensors as `LazyTensors`."""
         if isinstance(tensors, cls):
             return tensors
         return cls({name: Spec.of(t) for name, t in tensors.items()}, tensors.__getitem__)
@@ -93,12 +96,12 @@ class LazyTensors(Mapping[str, Tensor]):
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Writes a safetensors file, forced to the disk.
+    """Writes a safetensors file and flushes it to the disk.
 
     Arguments:
-        path: the file, which is replaced if it exists.
-        tensors: asked for one at a time if they are `LazyTensors`.
-        metadata: texts for the header.
+        path: The file, which is overwritten if it exists.
+        tensors: The tensors by name, accessed one at a time.
+        metadata: The metadata of the header.
 
     Returns:
         Size and XXH3-64 of the file, as `digest`.
@@ -161,14 +164,23 @@ class TensorFile:
         self._begins = {n: 8 + length + e["data_offsets"][0] for n, e in header.items()}
 
     def read(self, name: str) -> Tensor:
-        """A tensor in its shape."""
+        """Reads a tensor."""
         spec = self.specs[name]
         out = torch.empty(spec.numel, dtype=spec.dtype)
         self.read_run(name, 0, out)
         return out.view(spec.shape)
 
     def read_run(self, name: str, start: int, out: Tensor) -> None:
-        """Fills `out` (n,) with the elements `[start, start + n)` of a flattened tensor."""
+        """Reads a part of a flattened tensor.
+
+        Arguments:
+            name: The name of the tensor.
+            start: The first element.
+            out: The memory to fill, with shape (n,) and the tensor's dtype.
+
+        Raises:
+            ValueError: The dtypes differ, or the file ends early.
+        """
         spec = self.specs[name]
         if out.dtype != spec.dtype:
             raise ValueError(f"{self.path} holds {name} in {spec.dtype}, not {out.dtype}")
@@ -182,17 +194,17 @@ class TensorFile:
                 rest = rest[count:]
 
     def tensors(self) -> LazyTensors:
-        """All of them."""
+        """Returns all tensors, read one at a time."""
         return LazyTensors(self.specs, self.read)
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors are equal in type, shape and every bit; NaN equals itself."""
+    """Returns whether two tensors have the same dtype, shape and bits; NaN equals itself."""
     return Spec.of(one) == Spec.of(two) and torch.equal(as_bytes(one), as_bytes(two))
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, flat; not copied if it is contiguous."""
+    """Returns the bytes of a tensor, flat; not copied if it is contiguous."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The state of a training, into the files of a checkpoint and back."""
+"""The state of a training: what a checkpoint holds of it, and how it is restored."""
 
 from __future__ import annotations
 
@@ -37,10 +37,15 @@ __all__ = [
 
 
 def load_weights(module: nn.Module, reader: CheckpointReader, kind: str = "weight") -> None:
-    """Copies parameters and buffers into `module`, strictly.
+    """Copies parameters and buffers into a module.
+
+    Arguments:
+        module: The objective.
+        reader: The checkpoint.
+        kind: `weight`, or the kind of an average.
 
     Raises:
-        CheckpointError: names and shapes differ: the checkpoint is of another architecture.
+        CheckpointError: The checkpoint is of another architecture.
     """
     expected = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
     explain_mismatch(str(reader.folder), reader.shapes, expected)
@@ -59,14 +64,14 @@ def restore_optimizer(
     """Sets the optimizer's state and step count from a checkpoint.
 
     Arguments:
-        optimizer: the torch optimizer of the engine.
-        partitions: the resident ones (`resident_partitions`).
-        reader: the checkpoint.
-        step: optimizer steps done.
-        nvme: where its states shall lie, if they are offloaded to one.
+        optimizer: The torch optimizer of the engine.
+        partitions: The partitions whose state lies on this rank (`resident_partitions`).
+        reader: The checkpoint.
+        step: The number of optimizer steps done.
+        nvme: The store of offloaded states, if any.
 
     Raises:
-        CheckpointError: another optimizer wrote the checkpoint.
+        CheckpointError: The checkpoint is of another optimizer.
     """
     if reader.optimizer != _optimizer_name(optimizer):
         raise CheckpointError(
@@ -97,7 +102,7 @@ def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
     """Sets this rank's part of the averages from a checkpoint.
 
     Raises:
-        CheckpointError: it does not hold one of them.
+        CheckpointError: An average is not in the checkpoint.
     """
     for profile, values in zip(ema.profiles, ema.values):
         if profile.kind not in reader.averages:
@@ -112,7 +117,7 @@ def restore_ema(ema: Ema, reader: CheckpointReader) -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """What goes into one file: live tensors, and texts for its header."""
+    """The content of a file: tensors, which are not copied, and the metadata of its header."""
 
     tensors: Mapping[str, Tensor]
     metadata: dict[str, str]
@@ -125,14 +130,14 @@ def rank_contents(
     ema: Ema,
     rank: int,
 ) -> dict[str, Content]:
-    """The files of one rank by name; nothing is copied.
+    """Returns the contents of a rank's files by name.
 
     Arguments:
-        module: the objective.
-        partitions: this rank's.
-        optimizer: the torch optimizer of the engine.
-        ema: the averages of the same partitions.
-        rank: this rank; the first one also answers for the buffers.
+        module: The objective.
+        partitions: This rank's partitions.
+        optimizer: The torch optimizer of the engine.
+        ema: The averages of the same partitions.
+        rank: This rank. The first one also saves the buffers.
     """
     runs = {PARTITIONS: json.dumps({f.name: (f.shape, f.start, f.numel) for f in partitions})}
     tensors = {f"weight/{f.name}": f.master for f in partitions}
